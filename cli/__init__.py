@@ -1,0 +1,1 @@
+"""The `vmae` command: one file per verb."""

@@ -1,0 +1,93 @@
+"""The `vmae` command: verbs are loaded only when they are called, so that help stays fast.
+
+Every verb lives in a file of its own under `vmae.cli` and is listed in `VERBS` with its one-line help;
+the file is imported when the verb runs or its own `--help` is asked for. No verb's module imports torch,
+Ray, MLflow or Streamlit at module level.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from vmae import __version__
+
+# verb -> (module, attribute, help line). The order here is the order in `vmae --help`.
+VERBS: dict[str, tuple[str, str, str]] = {}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a verb's module only when that verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = VERBS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute, _ = entry
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            from vmae.core.errors import nearest
+
+            known = tuple(VERBS)
+            raise click.UsageError(
+                f"expected one of {', '.join(known)}; got '{args[0]}'{nearest(args[0], known)}"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # The help lines stand in VERBS, so that listing the verbs imports none of them.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmae")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Pre-train, fine-tune, compare and look at video masked autoencoders."""
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Entry point: errors a user can cause become one line and exit code 2 (130 for Ctrl-C)."""
+    argv = sys.argv[1:] if argv is None else argv
+    # --debug works wherever it stands on the line.
+    debug = "--debug" in argv or os.environ.get("VMAE_DEBUG") == "1"
+    argv = [a for a in argv if a != "--debug"]
+    try:
+        code = main.main(args=argv, prog_name="vmae", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as e:
+        if debug:
+            raise
+        e.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as e:
+        from vmae.core.errors import VmaeError
+
+        if debug or not isinstance(e, VmaeError):
+            raise
+        click.echo(f"vmae: error: {e}", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Runs of the method: configuration, tracking, sweeps and their results."""

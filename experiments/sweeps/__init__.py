@@ -1,0 +1,1 @@
+"""Named sweeps: one readable definition each."""
