@@ -1,0 +1,1 @@
+"""Self-attention over packed q, k, v: packed in, packed gradient out."""

@@ -1,0 +1,1 @@
+"""Decoder input: visible tokens, then mask tokens, each with its position."""

@@ -1,0 +1,1 @@
+"""Masked patch loss: target statistics, gather and loss without materialised labels."""
