@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DIGEST := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(DIGEST)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-slow lint clean
 
 install: $(STAMP)
 
@@ -23,8 +23,15 @@ $(STAMP):
 demo: install
 	$(BIN)/vmae sweep masking_ratio --demo
 
+# Two processes, one thread each: on two cores that is faster than one process with two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# What takes longer than a minute each: CI runs it after `make test`.
+test-slow: install
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,471 @@
+"""The only writer to MLflow: every run is written through a `Tracker`, which survives the store being away.
+
+What a run reports is appended to a file beside its checkpoints first (the spool) and sent from there by a
+background thread. So training never waits for the store and never stops for it; what could not be sent when
+the process ends stays in the spool, and the next attempt (or `vmae runs sync`) sends it. Sending again what
+was already sent changes nothing: a run is found again by its key, metrics carry the time they were made, and
+steps the store already has are passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmae import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "vmae"
+KEY_TAG = "vmae.key"
+KIND_TAG = "vmae.kind"
+SPOOL_NAME = "tracking.jsonl"
+log = logging.getLogger("vmae.tracking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where runs are recorded.
+
+    `uri` is an MLflow tracking URI; `runs_dir` the project's run directory (checkpoints, sweeps, and by
+    default the SQLite file and artifacts too).
+    """
+
+    uri: str
+    runs_dir: Path
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The database file, or None where the store is a server."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+
+def default_runs_dir() -> Path:
+    """`$VMAE_RUNS`, or `./runs`."""
+    return Path(os.environ.get("VMAE_RUNS") or "runs").resolve()
+
+
+def store_at(runs_dir: Path | str | None = None) -> Store:
+    """The store of a run directory: `$MLFLOW_TRACKING_URI` where it is set, else SQLite in the directory."""
+    directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{directory / 'mlflow.db'}"
+    return Store(uri=uri, runs_dir=directory)
+
+
+def create_store(store: Store) -> None:
+    """Make the database and the experiment where they are missing; safe to call from several processes."""
+    store.runs_dir.mkdir(parents=True, exist_ok=True)
+    client = _client(store.uri)
+    with _locked(store.runs_dir / ".store.lock"):
+        _experiment_id(store, client)
+
+
+@functools.lru_cache(maxsize=8)
+def _client(uri: str) -> MlflowClient:
+    """A client of the store, its database migrated.
+
+    Making a client of a fresh SQLite file migrates it, and two processes that do so at once corrupt it: so
+    a client is made under a file lock.
+    """
+    # A store that is away must answer soon: the spool is what waits, not the caller.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / ".store.lock"):
+        return MlflowClient(uri)
+
+
+def _experiment_id(store: Store, client: MlflowClient) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    location = str(store.runs_dir / "artifacts") if store.sqlite_path else None
+    # Without this tag MLflow's own UI opens in its GenAI mode.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
+
+
+def environment_tags() -> dict[str, str]:
+    """Tags that say what made a run: versions, host, command line and git commit (where there is one)."""
+    from importlib.metadata import version
+
+    tags = {
+        "vmae.version": __version__,
+        "vmae.torch": version("torch"),
+        "vmae.python": sys.version.split()[0],
+        "vmae.host": os.uname().nodename,
+        "vmae.command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:4000],
+        "mlflow.user": os.environ.get("USER", "unknown"),
+    }
+    commit = _git_commit()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+class Tracker:
+    """One run in the store.
+
+    Args:
+        store: where to write.
+        run_dir: the run's own directory; the spool lives there.
+        name: shown name.
+        key: identity of the run across attempts: opening a tracker with a known key continues that run, so
+            a retried or resumed trial is one run in MLflow.
+        kind: `pretrain`, `finetune`, `probe`, `evaluate`, `trial` or `sweep`.
+        parent_key: key of the parent run (a sweep's), if any.
+        params: flat parameters, written once when the run is made.
+        tags: further tags.
+
+    The tracker starts its thread at once; call `finish` (or use it as a context manager).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_dir: Path | str,
+        *,
+        name: str,
+        key: str,
+        kind: str,
+        parent_key: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.store = store
+        self.run_dir = Path(run_dir)
+        self.key = key
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.spool = self.run_dir / SPOOL_NAME
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._deadline = float("inf")
+        self.seconds = 0.0  # what the caller's thread spent here, for perf/tracking_share
+        _end_with_newline(self.spool)
+        self._append(
+            {
+                "event": "start",
+                "name": name,
+                "key": key,
+                "kind": kind,
+                "parent_key": parent_key,
+                "params": {k: _param(v) for k, v in (params or {}).items()},
+                "tags": {**environment_tags(), **(tags or {})},
+            }
+        )
+        self._sender = _Sender(store, self.spool)
+        self._thread = threading.Thread(target=self._loop, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step (an integer that grows; steps the store already has are passed over)."""
+        values = {k: float(v) for k, v in metrics.items()}
+        self._append({"event": "metrics", "values": values, "step": int(step)})
+
+    def log_image(self, image: np.ndarray, key: str, step: int) -> None:
+        """Record a picture, uint8 `[H, W, 3]`, shown by MLflow with a step slider under `key`."""
+        from PIL import Image
+
+        folder = self.run_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
+        Image.fromarray(image).save(path)
+        self._append({"event": "image", "path": str(path), "key": key, "step": int(step)})
+
+    def log_artifact(self, path: Path | str, folder: str = "") -> None:
+        """Copy a file into the run's artifacts, under `folder`."""
+        self._append({"event": "artifact", "path": str(path), "folder": folder})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a later value replaces an earlier one."""
+        self._append({"event": "tags", "tags": {k: str(v) for k, v in tags.items()}})
+
+    def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> bool:
+        """End the run with an MLflow status (`FINISHED`, `FAILED`, `KILLED`) and send what is left.
+
+        Returns:
+            Whether everything reached the store; if not, a warning names the spool and what to type.
+        """
+        self._append({"event": "finish", "status": status})
+        self._deadline = time.monotonic() + timeout_s
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(timeout_s + 1)
+        if self._thread.is_alive() or self._sender.pending():
+            log.warning(
+                "the tracking store %s did not take everything: the rest of run %s waits in %s; "
+                "`vmae runs sync` sends it",
+                self.store.uri,
+                self.key,
+                self.spool,
+            )
+            return False
+        return True
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def _append(self, event: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        event["time_ms"] = int(time.time() * 1000)
+        line = json.dumps(event) + "\n"
+        with self._lock, open(self.spool, "a") as f:
+            f.write(line)
+        self._wake.set()
+        self.seconds += time.perf_counter() - start
+
+    def _loop(self) -> None:
+        delay = 1.0
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            stopping = self._stop.is_set()
+            try:
+                self._sender.send()
+            except Exception as e:
+                # Whatever the store's client raises, the run goes on and the spool keeps the events.
+                log.warning("tracking store %s is away (%s): trying again", self.store.uri, _first_line(e))
+                delay = min(60.0, delay * 2)
+                self._wake.set()
+                if stopping:
+                    delay = 1.0
+                    if time.monotonic() + delay > self._deadline:
+                        return
+                    time.sleep(delay)
+            else:
+                delay = 1.0
+                if stopping:
+                    return
+            # Events are gathered for a moment, so that a chatty run costs few round trips.
+            self._stop.wait(delay)
+            if self._stop.is_set():
+                self._wake.set()
+
+
+class _Sender:
+    """Sends a spool's events in order and remembers how far it came (a byte offset beside the spool)."""
+
+    def __init__(self, store: Store, spool: Path) -> None:
+        self.store = store
+        self.spool = spool
+        self.offset_path = spool.with_suffix(".offset")
+        self.run_id: str | None = None
+        self._known_steps: dict[str, int] = {}
+        self._known_images: set[str] = set()
+
+    def pending(self) -> bool:
+        return self.spool.stat().st_size > self._offset()
+
+    def _offset(self) -> int:
+        try:
+            return int(self.offset_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def send(self) -> None:
+        """Send all complete lines past the offset.
+
+        One process at a time sends a spool. What another process sent meanwhile is passed over because the
+        offset is read under the lock.
+        """
+        with _locked(self.spool.with_suffix(".lock")):
+            offset = self._offset()
+            with open(self.spool, "rb") as f:
+                if self.run_id is None:
+                    self._connect(json.loads(f.readline()))
+                f.seek(offset)
+                data = f.read()
+            complete = data[: data.rfind(b"\n") + 1]
+            batch: list[tuple[dict[str, Any], int]] = []
+            for raw in complete.splitlines(keepends=True):
+                offset += len(raw)
+                try:
+                    event = json.loads(raw)
+                except json.JSONDecodeError:
+                    continue  # the half-written last line of a process that was killed
+                batch.append((event, offset))
+            self._send_events(batch)
+
+    def _send_events(self, events: list[tuple[dict[str, Any], int]]) -> None:
+        from mlflow.entities import Metric
+
+        client = _client(self.store.uri)
+        assert self.run_id is not None
+        run_id = self.run_id
+        metrics: list[Metric] = []
+
+        def flush() -> None:
+            for start in range(0, len(metrics), 1000):
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+            metrics.clear()
+
+        for event, end in events:
+            kind = event["event"]
+            if kind == "metrics":
+                for key, value in event["values"].items():
+                    if event["step"] > self._known_steps.get(key, -1):
+                        metrics.append(Metric(key, value, event["time_ms"], event["step"]))
+                continue
+            flush()
+            if kind == "start":
+                self._set_tags(event["tags"])
+                client.update_run(self.run_id, status="RUNNING")
+            elif kind == "tags":
+                self._set_tags(event["tags"])
+            elif kind == "artifact" and Path(event["path"]).exists():
+                client.log_artifact(self.run_id, event["path"], event["folder"] or None)
+            elif kind == "image":
+                self._send_image(event)
+            elif kind == "finish":
+                client.set_terminated(self.run_id, status=event["status"], end_time=event["time_ms"])
+            self._remember(end)
+        flush()
+        if events:
+            self._remember(events[-1][1])
+
+    def _remember(self, offset: int) -> None:
+        tmp = self.offset_path.with_suffix(".tmp")
+        tmp.write_text(str(offset))
+        tmp.replace(self.offset_path)
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        client = _client(self.store.uri)
+        assert self.run_id is not None
+        client.log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def _send_image(self, event: Mapping[str, Any]) -> None:
+        mark = f"{event['key'].replace('/', '#')}+step+{event['step']}+"
+        if mark in self._known_images or not Path(event["path"]).exists():
+            return
+        import numpy as np
+        from PIL import Image
+
+        client = _client(self.store.uri)
+        assert self.run_id is not None
+        picture = np.asarray(Image.open(event["path"]))
+        client.log_image(self.run_id, picture, key=event["key"], step=event["step"])
+        self._known_images.add(mark)
+
+    def _connect(self, start: Mapping[str, Any]) -> None:
+        """Find the run by its key or make it; learn what the store already has of it."""
+        from mlflow.entities import Param
+
+        client = _client(self.store.uri)
+        if self.store.sqlite_path:
+            create_store(self.store)
+        experiment = _experiment_id(self.store, client)
+        run_id = find_run(client, experiment, start["key"])
+        if run_id is None:
+            tags = {**start["tags"], KEY_TAG: start["key"], KIND_TAG: start["kind"]}
+            if start["parent_key"]:
+                parent = find_run(client, experiment, start["parent_key"])
+                if parent is not None:
+                    tags["mlflow.parentRunId"] = parent
+            run = client.create_run(experiment, start["time_ms"], tags, start["name"])
+            run_id = str(run.info.run_id)
+            params = [Param(k, v) for k, v in start["params"].items()]
+            for first in range(0, len(params), 100):
+                client.log_batch(run_id, params=params[first : first + 100])
+        else:
+            for key in client.get_run(run_id).data.metrics:
+                history = client.get_metric_history(run_id, key)
+                self._known_steps[key] = max(m.step for m in history)
+            for item in client.list_artifacts(run_id, "images"):
+                name = Path(item.path).name
+                self._known_images.add(name.partition("timestamp+")[0])
+        self.run_id = run_id
+
+
+def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The id of the run with this key, or None."""
+    quoted = key.replace("'", "")
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{quoted}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def sync(runs_dir: Path) -> list[tuple[Path, str]]:
+    """Send everything that waits in spools under a run directory.
+
+    Returns:
+        (spool, outcome) for each spool that had something to send; outcome is `sent` or the store's error.
+    """
+    store = store_at(runs_dir)
+    outcomes: list[tuple[Path, str]] = []
+    for spool in sorted(store.runs_dir.rglob(SPOOL_NAME)):
+        sender = _Sender(store, spool)
+        if not sender.pending():
+            continue
+        try:
+            sender.send()
+            outcomes.append((spool, "sent"))
+        except Exception as e:
+            outcomes.append((spool, _first_line(e)))
+    return outcomes
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_newline(path: Path) -> None:
+    """A process killed while writing leaves half a line: end it, so that the next event stands alone."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as f:
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                f.write(b"\n")
+
+
+def _param(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:6000]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

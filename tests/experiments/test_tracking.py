@@ -1,0 +1,115 @@
+"""Runs reach the store, also when it was away; an attempt that is repeated counts once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmae.experiments import tracking
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at, sync
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = store_at(tmp_path / "runs")
+    create_store(store)
+    return store
+
+
+def _open(store: Store, key: str = "k1", parent: str | None = None) -> Tracker:
+    run_dir = store.runs_dir / key
+    return Tracker(
+        store, run_dir, name=key, key=key, kind="pretrain", parent_key=parent, params={"mask.ratio": 0.9}
+    )
+
+
+def _history(store: Store, key: str, metric: str) -> list[tuple[int, float]]:
+    client = tracking._client(store.uri)
+    run = tracking.find_run(client, tracking._experiment_id(store, client), key)
+    assert run is not None
+    return sorted((m.step, m.value) for m in client.get_metric_history(run, metric))
+
+
+def test_a_run_is_written_with_params_metrics_tags_pictures_and_parent(store: Store) -> None:
+    with _open(store, "sweep"):
+        pass
+    with _open(store, parent="sweep") as tracker:
+        for step in range(50):
+            tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
+        tracker.log_image(np.zeros((8, 8, 3), np.uint8), "reconstruction", 1)
+        tracker.set_tags({"vmae.sweep": "s"})
+    client = tracking._client(store.uri)
+    experiment = tracking._experiment_id(store, client)
+    run = client.get_run(tracking.find_run(client, experiment, "k1"))
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"mask.ratio": "0.9"}
+    assert run.data.tags["vmae.sweep"] == "s"
+    assert run.data.tags["mlflow.parentRunId"] == tracking.find_run(client, experiment, "sweep")
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 2  # png and its small webp
+    assert [s for s, _ in _history(store, "k1", "train/loss")] == list(range(50))
+
+
+def test_a_resumed_run_is_one_run_and_counts_each_step_once(store: Store) -> None:
+    with _open(store) as tracker:
+        for step in range(10):
+            tracker.log_metrics({"train/loss": float(step)}, step)
+    # The second attempt starts from a checkpoint at step 6 and repeats what came after it.
+    with _open(store) as tracker:
+        for step in range(6, 15):
+            tracker.log_metrics({"train/loss": float(step)}, step)
+    assert _history(store, "k1", "train/loss") == [(s, float(s)) for s in range(15)]
+    client = tracking._client(store.uri)
+    assert len(client.search_runs([tracking._experiment_id(store, client)])) == 1
+
+
+def test_what_a_dead_server_missed_is_sent_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    away = Store(uri=f"http://127.0.0.1:{port}", runs_dir=store.runs_dir)
+    tracker = _open(away)
+    tracker.log_metrics({"train/loss": 0.5}, 3)
+    assert tracker.finish(timeout_s=3.0) is False
+    assert "vmae runs sync" in caplog.text
+    assert [outcome for _, outcome in sync(store.runs_dir)] == ["sent"]
+    assert _history(store, "k1", "train/loss") == [(3, 0.5)]
+    assert sync(store.runs_dir) == []
+
+
+def test_half_a_line_left_by_a_killed_process_is_passed_over(store: Store) -> None:
+    tracker = _open(store)
+    tracker.log_metrics({"a": 1.0}, 1)
+    tracker.finish()
+    with open(tracker.spool, "a") as f:
+        f.write(json.dumps({"event": "metrics", "values": {"a": 2.0}})[:20])
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 3.0}, 3)
+    assert _history(store, "k1", "a") == [(1, 1.0), (3, 3.0)]
+
+
+def _write_many(store: Store, index: int) -> None:
+    with _open(store, f"w{index}") as tracker:
+        for step in range(100):
+            tracker.log_metrics({"a": float(step), "b": float(-step)}, step)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_on_a_fresh_store_at_once_lose_nothing(tmp_path: Path, count: int) -> None:
+    store = store_at(tmp_path / "runs")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write_many, args=(store, i)) for i in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i in range(count):
+        assert [s for s, _ in _history(store, f"w{i}", "a")] == list(range(100))
+        assert len(_history(store, f"w{i}", "b")) == 100
