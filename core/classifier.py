@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vmae.core.errors import InputError
 from vmae.core.grid import TokenGrid
-from vmae.core.layers import LAYER_NORM_EPS, init_weights
+from vmae.core.layers import init_weights
 from vmae.core.videomae import Encoder, EncoderConfig, VideoMAE, all_indices
 
 POOLS = ("mean", "first")
@@ -55,7 +55,7 @@ class VideoClassifier(nn.Module):
         self.num_classes = num_classes
         mean = config.pool == "mean"
         self.encoder = Encoder(config, final_norm=not mean)
-        self.fc_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS) if mean else nn.Identity()
+        self.fc_norm = nn.LayerNorm(config.embed_dim, eps=config.head_norm_eps) if mean else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.embed_dim, num_classes)
         init_weights(self.head)

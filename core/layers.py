@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from vmae.kernels import fused_attention
 
-LAYER_NORM_EPS = 1e-6
-
 
 def sincos_angles(positions: np.ndarray, dim: int) -> np.ndarray:
     """Fixed position embedding of (possibly fractional) flat positions [N]: float64 [N, dim].
@@ -97,11 +95,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_hidden: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_hidden: int, *, norm_eps: float, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, mlp_hidden)
         self.drop_path = DropPath(drop_path)
 

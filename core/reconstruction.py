@@ -147,7 +147,7 @@ def estimate_statistics(mean: Tensor, std: Tensor, mask: TokenMask, grid: TokenG
     """Statistics of masked patches, two of [B, N_mask, 1, C], from those of visible ones [B, N_vis, 1, C].
 
     Inverse-distance weighting with power 4 over all visible tokens, distance in tokens along t, h and w: near
-    neighbours decide, and a place without near ones gets a blend. Our own design, stated wherever it is shown.
+    neighbours decide, and a place without near ones gets a blend. Our own design; the labels say so.
     """
     seen = _coordinates(mask.visible, grid)  # [B, N_vis, 3]
     hidden = _coordinates(mask.masked, grid)  # [B, N_mask, 3]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.grid import TokenGrid
-from vmae.core.layers import LAYER_NORM_EPS, Block, gather_pos, init_weights, run_blocks, sincos_pos_embed
+from vmae.core.layers import Block, gather_pos, init_weights, run_blocks, sincos_pos_embed
 from vmae.core.masking import TokenMask
 from vmae.kernels import assemble_decoder_tokens, gather_patches, masked_patch_loss
 
@@ -71,6 +71,10 @@ class EncoderConfig:
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     """Per channel, of pixels in [0, 1], subtracted before embedding; None for no normalisation."""
     std: tuple[float, ...] | None = IMAGENET_STD
+    norm_eps: float = 1e-6
+    """Of the layer norms in blocks and of the encoder's last; Hugging Face checkpoints carry 1e-12."""
+    head_norm_eps: float = 1e-6
+    """Of the norm before the head (decoder.norm, fc_norm); Hugging Face hard-wires 1e-5."""
     checkpoint_activations: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
     pos_grid: tuple[int, int, int] | None = None
@@ -87,8 +91,9 @@ class EncoderConfig:
         for name in ("embed_dim", "depth", "num_heads"):
             _positive(name, getattr(self, name))
         _divisible("embed_dim", self.embed_dim, "num_heads", self.num_heads)
-        if not self.mlp_ratio > 0:
-            raise InputError(f"expected mlp_ratio above 0, got {self.mlp_ratio!r}")
+        for name in ("mlp_ratio", "norm_eps", "head_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"expected {name} above 0, got {getattr(self, name)!r}")
         if not 0 <= self.drop_path < 1:
             raise InputError(f"expected drop_path in [0, 1), got {self.drop_path!r}")
         if (self.mean is None) != (self.std is None):
@@ -102,6 +107,11 @@ class EncoderConfig:
                 raise InputError(f"expected std above 0, got {values}")
         if self.pos_grid is not None and (len(self.pos_grid) != 3 or min(self.pos_grid) < 1):
             raise InputError(f"expected pos_grid (t, h, w), got {self.pos_grid}")
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the encoder's MLPs."""
+        return round(self.embed_dim * self.mlp_ratio)
 
     @property
     def grid(self) -> TokenGrid:
@@ -159,6 +169,13 @@ class VideoMAEConfig(EncoderConfig):
     """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]."""
     loss: str = "mse"
     """One of mse, l1, smooth_l1."""
+    encoder_norm: bool = True
+    """Whether the encoder ends in a norm, as published; Hugging Face's default leaves it out."""
+
+    @property
+    def decoder_mlp_dim(self) -> int:
+        """Hidden width of the decoder's MLPs."""
+        return round(self.decoder_embed_dim * self.mlp_ratio)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,10 +229,10 @@ class Encoder(nn.Module):
         c = self.config = config
         self.patch_embed = PatchEmbed(c)
         self.blocks = nn.ModuleList(
-            Block(c.embed_dim, c.num_heads, round(c.embed_dim * c.mlp_ratio), rate)
+            Block(c.embed_dim, c.num_heads, c.mlp_dim, norm_eps=c.norm_eps, drop_path=rate)
             for rate in drop_path_rates(c.drop_path, c.depth)
         )
-        self.norm = nn.LayerNorm(c.embed_dim, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps) if final_norm else nn.Identity()
         self.register_buffer("pos_embed", config_pos_embed(c, c.embed_dim), persistent=False)
         self.blocks.apply(init_weights)
 
@@ -238,10 +255,10 @@ class Decoder(nn.Module):
         c = self.config = config
         d = c.decoder_embed_dim
         self.blocks = nn.ModuleList(
-            Block(d, c.decoder_num_heads, round(d * c.mlp_ratio), rate)
+            Block(d, c.decoder_num_heads, c.decoder_mlp_dim, norm_eps=c.norm_eps, drop_path=rate)
             for rate in drop_path_rates(c.drop_path, c.decoder_depth)
         )
-        self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(d, eps=c.head_norm_eps)
         self.head = nn.Linear(d, c.grid.patch_dim)
         self.apply(init_weights)
 
@@ -268,7 +285,7 @@ class VideoMAE(nn.Module):
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, final_norm=config.encoder_norm)
         self.encoder_to_decoder = nn.Linear(config.embed_dim, config.decoder_embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
         self.decoder = Decoder(config)
