@@ -228,7 +228,8 @@ def linear_probe(train: Features, test: Features, config: ProbeConfig, num_class
         x, train.labels, torch.ones(1, len(x)), settings=[(lr, wd)], config=config, classes=num_classes
     )
     logits = ((test.x.float() - mean) / std) @ weight[0] + bias[0]
-    return _result("linear", logits, test, num_classes, float(accuracy[best]), {"lr": lr, "weight_decay": wd})
+    chosen = {"lr": lr, "weight_decay": wd}
+    return _result("linear", logits, test, selection=float(accuracy[best]), chosen=chosen)
 
 
 def _standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
