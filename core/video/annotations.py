@@ -1,0 +1,158 @@
+"""Lists of videos: every annotation format the official code bases read, with exact errors.
+
+| format | line | from |
+|---|---|---|
+| `label` | `path label` | V1 pre-training and fine-tuning, V2 fine-tuning on videos |
+| `start_total` | `path start total` (`path 0 -1`: the whole video) | V2 pre-training; unlabelled |
+| `total_label` | `frame_dir total label` | V2 fine-tuning on raw frames |
+
+No header is needed. Separators are spaces, tabs or one comma; the path is everything before the numbers, so
+it may hold spaces and any letters.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmae.core.errors import InputError
+
+AnnotationFormat = Literal["auto", "label", "start_total", "total_label"]
+VIDEO_SUFFIXES = (
+    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
+    ".gif", ".npy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One line of a list. `label` is -1 where there is none.
+
+    `start` and `num_frames` choose a stretch of the frames; `num_frames` None means to the end.
+    """
+
+    path: str
+    label: int
+    start: int = 0
+    num_frames: int | None = None
+
+
+def read_annotations(
+    csv: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    format: AnnotationFormat = "auto",
+) -> list[Sample]:
+    """Read a list of videos.
+
+    Args:
+        csv: the list; see the module's table.
+        data_root: folder that relative paths start from (default: the folder of the list).
+        format: `auto` takes two columns as `path label`, and three as `path start total` where the path ends
+            like a video or the last number is -1; three columns after a folder could mean two things and
+            must be named.
+
+    Returns:
+        One `Sample` per non-empty line, in the order of the file, paths made absolute or joined to the root.
+
+    Raises:
+        InputError: no such file, an empty file, or a line that does not fit (with its number).
+    """
+    csv = Path(csv)
+    try:
+        text = csv.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{csv}: expected a list of videos, found no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{csv}: expected a list of videos, got a folder") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{csv}: expected a readable UTF-8 list of videos, got {e}") from None
+    root = Path(data_root) if data_root else csv.parent
+    samples = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        if number == 1 and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line.strip(), re.IGNORECASE):
+            continue
+        sample = _parse(line.strip(), format, f"{csv}:{number}")
+        samples.append(_rooted(sample, root))
+    if not samples:
+        raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
+    return samples
+
+
+def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
+    """Write `path label` lines (`path start total` for unlabelled stretches), atomically."""
+    csv = Path(csv)
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for s in samples:
+        if "\n" in s.path or "\r" in s.path:
+            raise InputError(f"{csv}: a path with a line break cannot be listed: {s.path!r}")
+        if s.start == 0 and s.num_frames is None:
+            lines.append(f"{s.path} {s.label}\n")
+        elif s.label < 0:
+            lines.append(f"{s.path} {s.start} {-1 if s.num_frames is None else s.num_frames}\n")
+        elif s.start == 0:
+            lines.append(f"{s.path} {s.num_frames} {s.label}\n")
+        else:
+            raise InputError(f"{csv}: no format holds a label and a start frame: {s}")
+    temporary = csv.with_name(f".{csv.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, csv)
+
+
+def num_classes(samples: list[Sample]) -> int:
+    """One more than the largest label; 0 where no sample has a label."""
+    return max((s.label for s in samples), default=-1) + 1
+
+
+_ONE = re.compile(r"^(?P<path>.*?\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<a>[+-]?\d+)$")
+_TWO = re.compile(
+    r"^(?P<path>.*?\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<a>[+-]?\d+)(?:[ \t]+|[ \t]*,[ \t]*)(?P<b>[+-]?\d+)$"
+)
+
+
+def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
+    one, two = _ONE.match(line), _TWO.match(line)
+    if one is None:
+        raise InputError(f"{where}: expected 'path label' with an integer label, got '{line}'")
+    if format == "auto":
+        if two is None or one["path"].lower().endswith(VIDEO_SUFFIXES):
+            format = "label"
+        elif int(two["b"]) == -1 or two["path"].lower().endswith(VIDEO_SUFFIXES):
+            format = "start_total"
+        else:
+            raise InputError(
+                f"{where}: '{line}' could be 'frame_dir total label' or 'path start total': "
+                "expected the format to be named (total_label or start_total), got auto"
+            )
+    if format == "label":
+        label = int(one["a"])
+        if label < -1:
+            raise InputError(f"{where}: expected a label of 0 or more (-1: none), got {label}")
+        return Sample(path=one["path"], label=label)
+    if two is None:
+        names = "path start total" if format == "start_total" else "frame_dir total label"
+        raise InputError(f"{where}: expected '{names}', got '{line}'")
+    a, b = int(two["a"]), int(two["b"])
+    if format == "start_total":
+        if a < 0 or b < -1 or b == 0:
+            raise InputError(
+                f"{where}: expected a start of 0 or more and a total of 1 or more or -1, got {a} {b}"
+            )
+        return Sample(path=two["path"], label=-1, start=a, num_frames=None if b == -1 else b)
+    if a < 1 or b < 0:
+        raise InputError(f"{where}: expected a total of 1 or more and a label of 0 or more, got {a} {b}")
+    return Sample(path=two["path"], label=b, num_frames=a)
+
+
+def _rooted(sample: Sample, root: Path) -> Sample:
+    if os.path.isabs(sample.path):
+        return sample
+    return Sample(
+        path=str(root / sample.path), label=sample.label, start=sample.start, num_frames=sample.num_frames
+    )

@@ -1,0 +1,501 @@
+"""Lists of videos to uint8 batches: what is drawn, in which order, and what happens to bad files.
+
+Randomness: the order comes from `(seed, epoch)`, a clip's draws from `(seed, epoch, index)`; no global
+state. So a run that stops and resumes, or uses other workers, sees the same clips. Bad files: never replaced
+by another clip (see `ClipLoader`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.video import augment, sampling
+from vmae.core.video.annotations import AnnotationFormat, Sample
+from vmae.core.video.cache import DecodedCache
+from vmae.core.video.reader import cached_info, open_video
+
+Mode = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    train_csv: str = ""
+    val_csv: str = ""
+    test_csv: str = ""
+    data_root: str = ""
+    """Folder that relative paths in the lists start from; empty: the list's own folder."""
+    annotation_format: AnnotationFormat = "auto"
+    frames: int = 16
+    """Frames of a clip, T."""
+    sampling_rate: int = 4
+    """Stride between a clip's frames (dense sampling)."""
+    sampling: Literal["dense", "uniform"] = "dense"
+    """`dense`: fixed stride (Kinetics); `uniform`: one frame per equal segment (Something-Something)."""
+    size: tuple[int, int] = (224, 224)
+    """Height and width of a clip in pixels."""
+    short_side: int = 256
+    """Videos with a larger short side are scaled down to this as they are decoded; 0: never."""
+    augment: Literal["none", "multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
+    """Training crop. `none`: the centre, as in validation."""
+    flip: bool = False
+    """Mirror half of the training clips. Never where left and right are classes."""
+    repeats: int = 1
+    """Augmented clips per decoded training video (repeated sampling, R)."""
+    segments: int = 5
+    """Temporal views of a test video."""
+    crops: int = 3
+    """Spatial views of each temporal view of a test video."""
+    cache: bool = False
+    """Decode the lists once into a memory-mapped file at `cache_short_side`."""
+    cache_dir: str = "runs/cache"
+    cache_short_side: int = 0
+    """Short side of the cached frames; 0: `short_side`, or where that is 0 the clip's."""
+    workers: int = 2
+    """Loader processes; 0: load in the training process."""
+    prefetch: int = 2
+    """Batches that each worker prepares ahead."""
+    timeout_s: float = 30.0
+    """A file that takes longer to open and read is bad."""
+    max_bad_share: float = 0.01
+    """Training stops when more than this share of an epoch's videos is bad."""
+    bad_eval: Literal["error", "count"] = "error"
+    """A bad file in validation or test: stop, or count it as wrong. It is never left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "sampling_rate", "repeats", "segments", "crops", "prefetch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("workers", "short_side", "cache_short_side"):
+            if getattr(self, name) < 0:
+                raise InputError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"data.max_bad_share: expected a share in [0, 1], got {self.max_bad_share}")
+        if self.timeout_s <= 0:
+            raise InputError(f"data.timeout_s: expected more than 0 seconds, got {self.timeout_s}")
+
+    @property
+    def decoded_short_side(self) -> int:
+        """Short side of cached frames in pixels."""
+        return self.cache_short_side or self.short_side or min(self.size)
+
+
+class ClipDataset:
+    """Clips of a list of videos, by index.
+
+    Args:
+        samples: the videos.
+        config: sampling, crops, limits.
+        mode: `train` draws (time, crop, flip; `config.repeats` clips of each video); `val` takes the central
+            clip and the central crop; `test` takes `segments x crops` views.
+        seed: of all draws.
+        cache: decoded frames to read instead of the files.
+
+    `dataset[i]` is `{"clip": uint8 [T, H, W, 3], "label": int, "index": int, "path": str}`; the clip is
+    `[R, T, H, W, 3]` with repeats or views (segment-major).
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        config: DataConfig,
+        mode: Mode = "train",
+        seed: int = 0,
+        *,
+        cache: DecodedCache | None = None,
+    ) -> None:
+        if mode not in ("train", "val", "test"):
+            raise InputError(f"mode: expected train, val or test, got '{mode}'")
+        if not samples:
+            raise InputError("expected at least one video, got an empty list")
+        self.samples = list(samples)
+        self.config = config
+        self.mode = mode
+        self.seed = seed
+        self.cache = cache
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def clips_per_video(self) -> int:
+        """R in training, 1 in validation, segments x crops in test."""
+        if self.mode == "train":
+            return self.config.repeats
+        return self.config.segments * self.config.crops if self.mode == "test" else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that draws are made from."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One item; raises VideoError for a bad file."""
+        n, (height, width) = self.clips_per_video, self.config.size
+        out = np.empty((n, self.config.frames, height, width, 3), np.uint8)
+        self.fill(index, self.epoch, out)
+        sample = self.samples[index]
+        clip = torch.from_numpy(out if n > 1 else out[0])
+        return {"clip": clip, "label": sample.label, "index": index, "path": sample.path}
+
+    def fill(self, index: int, epoch: int, out: np.ndarray) -> None:
+        """Write the clips of one video into `out`, uint8 `[clips_per_video, T, H, W, 3]`.
+
+        Raises:
+            VideoError: a bad file.
+        """
+        sample, config = self.samples[index], self.config
+        rng = np.random.default_rng((self.seed, epoch, index)) if self.mode == "train" else None
+        if self.cache is not None:
+            frames = self.cache.frames(sample.path)
+            indices = self._frame_indices(sample, len(frames), rng)
+            self._cut(frames[indices.reshape(-1)], rng, out)
+            return
+        info = cached_info(sample.path, timeout_s=config.timeout_s)
+        indices = self._frame_indices(sample, info.num_frames, rng)
+        native = min(info.height, info.width)
+        short = native if config.short_side == 0 else min(native, config.short_side)
+        if rng is None:
+            # Evaluation resizes the short side to the crop's: decode at that size where it is smaller.
+            short = min(short, max(config.size))
+        with open_video(sample.path, info=info, timeout_s=config.timeout_s) as video:
+            frames = video.read(indices.reshape(-1), short if short != native else None)
+        self._cut(frames, rng, out)
+
+    def _frame_indices(self, sample: Sample, num_frames: int, rng: np.random.Generator | None) -> np.ndarray:
+        """int64 `[T]`, or `[segments, T]` in test."""
+        config = self.config
+        available = num_frames - sample.start
+        count = available if sample.num_frames is None else sample.num_frames
+        if available < 1 or count > available:
+            raise VideoError(
+                sample.path,
+                "truncated",
+                f"expected {sample.start + (sample.num_frames or 1)} frames, the file has {num_frames}",
+            )
+        if self.mode == "test":
+            indices = sampling.multi_view_indices(
+                count,
+                config.frames,
+                config.sampling_rate,
+                config.segments,
+                uniform=config.sampling == "uniform",
+            )
+        elif config.sampling == "uniform":
+            indices = sampling.uniform_indices(count, config.frames, rng)
+        else:
+            indices = sampling.dense_indices(count, config.frames, config.sampling_rate, rng)
+        return indices + sample.start
+
+    def _cut(self, frames: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
+        config = self.config
+        height, width = frames.shape[1:3]
+        aspect = config.size[1] / config.size[0]
+        if self.mode == "test":
+            boxes = augment.view_boxes(height, width, config.crops, aspect)
+            for s in range(config.segments):
+                segment = frames[s * config.frames : (s + 1) * config.frames]
+                for c, box in enumerate(boxes):
+                    augment.crop_resize(segment, box, out[s * config.crops + c])
+            return
+        for clip in out:
+            if rng is None or config.augment == "none":
+                box = augment.center_box(height, width, aspect)
+            elif config.augment == "multi_scale_crop":
+                box = augment.multi_scale_box(height, width, config.size, rng)
+            else:
+                box = augment.random_resized_box(height, width, rng)
+            flip = rng is not None and config.flip and bool(rng.random() < 0.5)
+            augment.crop_resize(frames, box, clip, flip=flip)
+
+    def load_batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A batch of `(epoch, index)` keys.
+
+        Returns:
+            `clip` uint8 `[B, T, H, W, 3]` with `B = good videos x clips_per_video` (the clips of a video side
+            by side), `label` and `index` int64 `[B]`, `view` int64 `[B]` (number within the video), `path`
+            list of B, and `failed`: a list of `{"index", "label", "path", "reason", "detail"}` for the
+            videos that could not be read.
+        """
+        config, views = self.config, self.clips_per_video
+        clips = np.empty((len(keys), views, config.frames, *config.size, 3), np.uint8)
+        good: list[int] = []
+        failed: list[dict[str, Any]] = []
+        for epoch, index in keys:
+            try:
+                self.fill(index, epoch, clips[len(good)])
+                good.append(index)
+            except VideoError as e:
+                sample = self.samples[index]
+                failed.append(
+                    {
+                        "index": index,
+                        "label": sample.label,
+                        "path": e.path,
+                        "reason": e.reason,
+                        "detail": e.detail,
+                    }
+                )
+        index_of = np.repeat(np.asarray(good, np.int64), views)
+        return {
+            "clip": torch.from_numpy(clips[: len(good)].reshape(-1, *clips.shape[2:])),
+            "label": torch.tensor([self.samples[i].label for i in index_of], dtype=torch.int64),
+            "index": torch.from_numpy(index_of),
+            "view": torch.arange(views, dtype=torch.int64).repeat(len(good)),
+            "path": [self.samples[i].path for i in index_of],
+            "failed": failed,
+        }
+
+
+class _Batches:
+    """torch's `Dataset` protocol: whole batches of keys per call, so that a worker fills one array."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.dataset.load_batch([key])
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
+        return self.dataset.load_batch(keys)
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+class ClipLoader:
+    """Batches of one epoch after another; iterate, then `set_epoch(next)`, and iterate again.
+
+    Bad files. Training: the video is left out (the batch is smaller by its clips), counted in `skipped`
+    (path -> reason, of all epochs), and reported once; over `config.max_bad_share` of the rank's epoch, and
+    when a whole batch is bad, it stops with a VideoError that lists them. Validation and test: a VideoError
+    at once, or with `config.bad_eval == "count"` the batch's `failed` names it and the caller counts it as
+    wrong.
+
+    `wait_s` is the time the consumer waited in `next()`; `step_s` all time between the first and the last
+    batch: their quotient is `perf/data_wait_share`.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        skip_batches: int,
+        drop_last: bool,
+        pin_memory: bool,
+        start_method: str | None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank: expected 0 <= rank < world_size, got {rank} of {world_size}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.workers = workers
+        self.skip_batches = skip_batches
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.start_method = start_method
+        self.skipped: dict[str, str] = {}
+        self.wait_s = 0.0
+        self.step_s = 0.0
+        self._keys: list[list[tuple[int, int]]] = []
+        self._torch_loader: Any = None
+        if len(self.batches(epoch)) == 0:
+            raise InputError(
+                f"batch_size: expected at most {self._per_rank()} (the videos of one rank, with drop_last), "
+                f"got {batch_size}"
+            )
+
+    def _per_rank(self) -> int:
+        n = len(self.dataset)
+        if self.dataset.mode == "train":
+            return n // self.world_size
+        return len(range(self.rank, n, self.world_size))
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch (before `skip_batches`)."""
+        n = self._per_rank()
+        return n // self.batch_size if self.drop_last else math.ceil(n / self.batch_size)
+
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        """The epoch that the next iteration yields, from its batch number `skip_batches`."""
+        self.epoch = epoch
+        self.skip_batches = skip_batches
+        self.dataset.set_epoch(epoch)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Video numbers of this rank's batches in an epoch.
+
+        Training ranks get equal shares (up to `world_size - 1` videos are left out, others each epoch);
+        evaluation ranks get every video exactly once among them.
+        """
+        n = len(self.dataset)
+        order = np.random.default_rng((self.seed, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        mine = order[self.rank :: self.world_size][: self._per_rank()].tolist()
+        return [mine[b * self.batch_size : (b + 1) * self.batch_size] for b in range(len(self))]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        keys = [[(self.epoch, i) for i in b] for b in self.batches(self.epoch)][self.skip_batches :]
+        self.wait_s = self.step_s = 0.0
+        start = time.perf_counter()
+        source = self._source(keys)
+        bad_now = 0
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            now = time.perf_counter()
+            self.wait_s += now - asked
+            self.step_s = now - start
+            if batch is None:
+                return
+            bad_now += len(batch["failed"])
+            if batch["failed"]:
+                self._handle(batch, bad_now)
+                if len(batch["clip"]) == 0 and self.dataset.mode == "train":
+                    continue
+            yield batch
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the time of this iteration that was spent waiting for data, in [0, 1]."""
+        return self.wait_s / self.step_s if self.step_s > 0 else 0.0
+
+    def _source(self, keys: list[list[tuple[int, int]]]) -> Iterator[dict[str, Any]]:
+        if self.workers == 0:
+            return iter(self.dataset.load_batch(k) for k in keys)
+        from torch.utils.data import DataLoader
+
+        self._keys[:] = keys
+        if self._torch_loader is None:
+            self._torch_loader = DataLoader(
+                _Batches(self.dataset),  # type: ignore[arg-type]
+                batch_sampler=self._keys,
+                num_workers=self.workers,
+                collate_fn=_identity,
+                pin_memory=self.pin_memory,
+                prefetch_factor=self.dataset.config.prefetch,
+                persistent_workers=True,
+                multiprocessing_context=self.start_method,
+                # Far above what a batch of files at their own limit takes: only a stuck worker gets here.
+                timeout=60 + self.dataset.config.timeout_s * self.batch_size,
+            )
+        return iter(self._torch_loader)
+
+    def _handle(self, batch: dict[str, Any], bad_now: int) -> None:
+        config = self.dataset.config
+        for f in batch["failed"]:
+            if self.dataset.mode != "train" and config.bad_eval == "error":
+                raise VideoError(f["path"], f["reason"], f["detail"])
+            if f["path"] not in self.skipped:
+                self.skipped[f["path"]] = f["reason"]
+                import logging
+
+                logging.getLogger("vmae").warning(
+                    "bad video %s: %s (%s)",
+                    "skipped" if self.dataset.mode == "train" else "counted as wrong",
+                    f["path"],
+                    f["reason"],
+                )
+        if self.dataset.mode != "train":
+            return
+        share = bad_now / max(1, self._per_rank())
+        if share > config.max_bad_share or (len(batch["clip"]) == 0 and self.world_size > 1):
+            named = ", ".join(f"{p} ({r})" for p, r in list(self.skipped.items())[:20])
+            raise VideoError(
+                batch["failed"][-1]["path"],
+                "too_many_bad_files",
+                f"{bad_now} of {self._per_rank()} videos of this epoch are bad, more than "
+                f"max_bad_share={config.max_bad_share:g}: {named}; see `vmae data check`",
+            )
+
+
+def build_loader(
+    dataset: ClipDataset,
+    batch_size: int,
+    *,
+    shuffle: bool | None = None,
+    seed: int | None = None,
+    epoch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int | None = None,
+    skip_batches: int = 0,
+    drop_last: bool | None = None,
+    pin_memory: bool | None = None,
+    start_method: str | None = None,
+) -> ClipLoader:
+    """A loader of uint8 batches; see `ClipDataset.load_batch` for what a batch holds.
+
+    Args:
+        batch_size: videos per batch of this rank (times `clips_per_video` clips).
+        shuffle: a new order each epoch; default: in training.
+        seed: of the order; default: the dataset's.
+        epoch, skip_batches: where to start (resume mid-epoch).
+        workers: processes; default: `config.workers`. 0 loads in this process.
+        drop_last: leave out an incomplete last batch; default: in training.
+        pin_memory: page-locked batches; default: where there is a CUDA device.
+        start_method: `fork`, `spawn` or `forkserver`; default: the platform's.
+    """
+    training = dataset.mode == "train"
+    if workers is None:
+        workers = dataset.config.workers
+    dataset.set_epoch(epoch)
+    return ClipLoader(
+        dataset,
+        batch_size,
+        shuffle=training if shuffle is None else shuffle,
+        seed=dataset.seed if seed is None else seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        skip_batches=skip_batches,
+        drop_last=training if drop_last is None else drop_last,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        start_method=start_method,
+    )
+
+
+def build_cache(
+    samples: Sequence[Sample],
+    config: DataConfig,
+    *,
+    workers: int | None = None,
+    progress: Any = None,
+) -> DecodedCache | None:
+    """The decoded cache that `config` asks for (None where it asks for none); see `DecodedCache.build`."""
+    if not config.cache:
+        return None
+    return DecodedCache.build(
+        samples,
+        config.cache_dir,
+        config.decoded_short_side,
+        workers=workers,
+        progress=progress,
+        timeout_s=config.timeout_s,
+    )

@@ -1,0 +1,139 @@
+"""Which frames of a video make a clip: exact index functions, all zero-based.
+
+Pad rule, everywhere: a video shorter than what is asked repeats its last reachable frame; no index ever
+leaves `[0, num_frames)`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vmae.core.errors import InputError
+
+
+def _require(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, got {value}")
+
+
+def dense_indices(
+    num_frames: int,
+    frames: int,
+    sampling_rate: int,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """`frames` frames at a fixed stride from a random (or, without `rng`, the central) start.
+
+    Official: `VideoMAE._sample_train_indices` and `_video_TSN_decord_batch_loader` (V1 kinetics.py) with one
+    segment. With `span = frames * sampling_rate`, the start is uniform on
+    `0 .. num_frames - span` inclusive (0 where the video is shorter); then the index advances by the stride
+    as long as it stays below `num_frames - 1`, and repeats where it would not.
+
+    Returns:
+        int64 `[frames]`, non-decreasing, in `[0, num_frames)`.
+    """
+    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate)
+    starts = num_frames - frames * sampling_rate + 1
+    start = 0
+    if starts > 1:
+        start = int(rng.integers(starts)) if rng is not None else (starts - 1) // 2
+    # The last index on the stride grid that the official loop reaches: it steps only while
+    # (index + 1) + stride < num_frames.
+    reachable = max(0, (num_frames - 2 - start) // sampling_rate) if num_frames >= 2 else 0
+    return start + sampling_rate * np.minimum(np.arange(frames, dtype=np.int64), reachable)
+
+
+def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """One frame from each of `frames` equal segments (TSN; Something-Something).
+
+    Official: `SSVideoClsDataset.loadvideo_decord` (V1 ssv2.py): segments of `num_frames // frames`, a random
+    frame in each. Shorter videos: sorted random frames there; here the pad rule, `min(k, num_frames - 1)`
+    (departure: the order of motion is kept and the result does not depend on luck). Without `rng`: the
+    middle of each segment, `int((k + 0.5) * num_frames / frames)`, as the official test views.
+
+    Returns:
+        int64 `[frames]`, non-decreasing, in `[0, num_frames)`.
+    """
+    _require(num_frames=num_frames, frames=frames)
+    k = np.arange(frames, dtype=np.int64)
+    if rng is None:
+        return np.minimum(((k + 0.5) * num_frames / frames).astype(np.int64), num_frames - 1)
+    length = num_frames // frames
+    if length == 0:
+        return np.minimum(k, num_frames - 1)
+    return k * length + rng.integers(length, size=frames)
+
+
+def multi_view_indices(
+    num_frames: int,
+    frames: int,
+    sampling_rate: int,
+    segments: int,
+    *,
+    uniform: bool = False,
+) -> np.ndarray:
+    """The temporal views of a test video.
+
+    Dense (official `VideoClsDataset`, mode test): the video is thinned to every `sampling_rate`-th frame
+    (padded with its last to `frames`), and view `s` starts at `int(s * (thinned - frames) / (segments - 1))`.
+    With one segment the view is central (the official code divides by zero there).
+
+    Uniform (official `SSVideoClsDataset`, mode test): view `s` of `S` takes frame
+    `int((k + s / S) * num_frames / frames)`; for `S = 2` these are the official interleaved views.
+
+    Returns:
+        int64 `[segments, frames]` in `[0, num_frames)`.
+    """
+    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate, segments=segments)
+    if uniform:
+        if segments == 1:
+            return uniform_indices(num_frames, frames)[None]
+        k = np.arange(frames)[None, :] + np.arange(segments)[:, None] / segments  # [S, T]
+        return np.minimum((k * num_frames / frames).astype(np.int64), num_frames - 1)
+    thinned = np.arange(0, num_frames, sampling_rate, dtype=np.int64)
+    if len(thinned) < frames:
+        thinned = np.pad(thinned, (0, frames - len(thinned)), mode="edge")
+    spare = len(thinned) - frames
+    if segments == 1:
+        starts = np.array([spare // 2])
+    else:
+        step = max(1.0 * spare / (segments - 1), 0)
+        starts = np.array([int(s * step) for s in range(segments)])
+    return thinned[starts[:, None] + np.arange(frames)[None, :]]
+
+
+def sliding_windows(num_frames: int, frames: int, stride: int, sampling_rate: int = 1) -> np.ndarray:
+    """Windows for features: `frames` frames `sampling_rate` apart, a new window every `stride` frames.
+
+    As in the V2 feature extractor (`range(0, num_frames - 15, stride)` for 16 frames); a video shorter than
+    one window gives one window under the pad rule.
+
+    Returns:
+        int64 `[num_windows, frames]`.
+    """
+    _require(num_frames=num_frames, frames=frames, stride=stride, sampling_rate=sampling_rate)
+    span = (frames - 1) * sampling_rate + 1
+    starts = np.arange(0, max(1, num_frames - span + 1), stride, dtype=np.int64)
+    windows = starts[:, None] + sampling_rate * np.arange(frames, dtype=np.int64)[None, :]
+    return np.minimum(windows, num_frames - 1)
+
+
+def spatial_crop_offsets(height: int, width: int, size: tuple[int, int], crops: int) -> list[tuple[int, int]]:
+    """`(top, left)` of `crops` test crops of `size` spread along the longer side, centred on the shorter.
+
+    Official: `spatial_step = (max(h, w) - short_side) / (crops - 1)`, `start = int(i * step)`; with one crop
+    the centre.
+    """
+    _require(crops=crops)
+    crop_h, crop_w = size
+    if crop_h > height or crop_w > width:
+        raise InputError(f"crop: expected at most {height}x{width}, got {crop_h}x{crop_w}")
+    offsets = []
+    for i in range(crops):
+        share = 0.5 if crops == 1 else i / (crops - 1)
+        if width >= height:
+            offsets.append(((height - crop_h) // 2, int((width - crop_w) * share)))
+        else:
+            offsets.append((int((height - crop_h) * share), (width - crop_w) // 2))
+    return offsets
