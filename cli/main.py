@@ -7,51 +7,22 @@ Ray, MLflow or Streamlit at module level.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 import click
 
 from vmae import __version__
+from vmae.cli.lazy import LazyGroup, Verbs
 
 # verb -> (module, attribute, help line). The order here is the order in `vmae --help`.
-VERBS: dict[str, tuple[str, str, str]] = {}
+VERBS: Verbs = {
+    "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),
+    "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
+}
 
 
-class LazyGroup(click.Group):
-    """A click group that imports a verb's module only when that verb is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = VERBS.get(cmd_name)
-        if entry is None:
-            return None
-        module, attribute, _ = entry
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
-            from vmae.core.errors import nearest
-
-            known = tuple(VERBS)
-            raise click.UsageError(
-                f"expected one of {', '.join(known)}; got '{args[0]}'{nearest(args[0], known)}"
-            )
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # The help lines stand in VERBS, so that listing the verbs imports none of them.
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry[2]) for name, entry in VERBS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vmae")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
