@@ -17,6 +17,12 @@ from vmae.cli.lazy import LazyGroup, Verbs
 
 # verb -> (module, attribute, help line). The order here is the order in `vmae --help`.
 VERBS: Verbs = {
+    "sweep": ("vmae.cli.sweep", "sweep", "Run many trials that differ in one thing, and rank them."),
+    "pretrain": ("vmae.cli.pretrain", "pretrain", "Pre-train a masked autoencoder."),
+    "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
+    "runs": ("vmae.cli.runs", "runs", "List, show and compare runs."),
+    "ui": ("vmae.cli.ui", "ui", "Open MLflow's own web UI on the runs."),
+    "doctor": ("vmae.cli.doctor", "doctor", "Say what is installed, which kernels are active and why."),
     "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),
     "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
 }

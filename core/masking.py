@@ -128,7 +128,7 @@ def mask_counts(type: str, ratio: float, grid: TokenGrid) -> tuple[int, int]:
     return n_vis, n_mask
 
 
-def sample_mask(  # noqa: PLR0917 - the last two are given by name
+def sample_mask(
     type: str,
     ratio: float,
     grid: TokenGrid,

@@ -215,6 +215,14 @@ class Tracker:
         """Set tags; a later value replaces an earlier one."""
         self._append({"event": "tags", "tags": {k: str(v) for k, v in tags.items()}})
 
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until the store has everything reported so far; False where it does not come in time."""
+        deadline = time.monotonic() + timeout_s
+        while self._sender.pending() and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.05)
+        return not self._sender.pending()
+
     def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> bool:
         """End the run with an MLflow status (`FINISHED`, `FAILED`, `KILLED`) and send what is left.
 

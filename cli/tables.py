@@ -1,0 +1,38 @@
+"""Plain aligned tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Columns aligned by their widest cell: the first `left` columns to the left, the rest to the right."""
+    cells = [list(header), *[list(r) for r in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for number, row in enumerate(cells):
+        parts = [
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(parts).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def percent(value: float | None, spread: float | None = None) -> str:
+    """`31.2%`, or `31.2 ±1.5%` with a spread; `-` for nothing."""
+    if value is None:
+        return "-"
+    if spread is None or math.isnan(spread):
+        return f"{value * 100:.1f}%"
+    return f"{value * 100:.1f} ±{spread * 100:.1f}%"
+
+
+def number(value: float | None, digits: int = 3, spread: float | None = None) -> str:
+    """A fixed number of digits after the point, with `±` its spread where there is one; `-` for nothing."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text if spread is None or math.isnan(spread) else f"{text} ±{spread:.{digits}f}"

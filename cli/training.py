@@ -1,0 +1,172 @@
+"""What the training verbs share: the configuration they start from and how a run is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmae.core.train import Report
+    from vmae.experiments.config import ExperimentConfig
+
+Command = Callable[..., Any]
+
+
+def config_options(command: Command) -> Command:
+    """`--recipe`, `--config`, `--data`, `--val`, `--data-root`, `--size`, `--epochs`."""
+    options = [
+        click.option(
+            "--recipe", help="Named recipe to start from (see `vmae recipes`).  [default: demo_pretrain]"
+        ),
+        click.option(
+            "--config", "config_file", type=click.Path(path_type=Path), help="YAML of an earlier run."
+        ),
+        click.option(
+            "--data", "train_csv", type=click.Path(path_type=Path), help="Training list, `path label`."
+        ),
+        click.option(
+            "--val",
+            "val_csv",
+            type=click.Path(path_type=Path),
+            help="Held-out list.  [default: val.csv beside --data]",
+        ),
+        click.option(
+            "--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from."
+        ),
+        click.option("--size", help="Model size: tiny, small, base, large, huge, giant."),
+        click.option("--epochs", type=int, help="Training epochs."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def resolve_config(
+    *,
+    recipe: str | None,
+    config_file: Path | None = None,
+    train_csv: Path | None,
+    val_csv: Path | None,
+    data_root: Path | None,
+    size: str | None,
+    epochs: int | None,
+    assignments: tuple[str, ...],
+) -> ExperimentConfig:
+    """The configuration that a command line asks for: recipe or file, then options, then `--set`."""
+    from vmae.core.config import override, parse_assignments
+    from vmae.core.errors import InputError
+    from vmae.experiments import recipes
+    from vmae.experiments.config import ExperimentConfig
+
+    if config_file is not None:
+        if recipe is not None:
+            raise InputError("expected --recipe or --config, got both")
+        config = ExperimentConfig.load(config_file)
+    else:
+        config = recipes.get(recipe or "demo_pretrain")
+    if size is not None:
+        config = config.with_size(size)
+    changes: dict[str, Any] = {}
+    if train_csv is not None:
+        changes["data.train_csv"] = str(train_csv)
+        changes["data.val_csv"] = str(_held_out(train_csv, val_csv))
+    elif val_csv is not None:
+        changes["data.val_csv"] = str(val_csv)
+    if data_root is not None:
+        changes["data.data_root"] = str(data_root)
+    if epochs is not None:
+        changes["train.epochs"] = epochs
+    return override(config, {**changes, **parse_assignments(assignments)})
+
+
+def _held_out(train_csv: Path, val_csv: Path | None) -> Path:
+    from vmae.core.errors import InputError
+
+    if val_csv is not None:
+        return val_csv
+    beside = train_csv.with_name("val.csv")
+    if not beside.exists():
+        raise InputError(f"expected a held-out list: --val FILE, or {beside}; found neither")
+    return beside
+
+
+def make_demo_data_if_used(config: ExperimentConfig) -> None:
+    """Write the built-in data set where the configuration reads it and it is not there."""
+    from vmae.experiments.recipes.demo import DEMO_DATA
+
+    if config.data.train_csv != f"{DEMO_DATA}/train.csv":
+        return
+    from vmae.core.video.demo_data import make_demo_data
+
+    made = make_demo_data(DEMO_DATA)
+    if made.made:
+        click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
+
+
+@contextmanager
+def training_progress(title: str) -> Iterator[Report]:
+    """A report function that draws the run's progress: loss, rate, clips/s, waiting share, time left."""
+    from vmae.core.progress import Progress, progress
+
+    bar: Progress | None = None
+    at = 0
+
+    def report(event: str, data: dict[str, Any]) -> None:
+        nonlocal bar, at
+        if event == "start":
+            at = data["step"]
+            if data["resumed"]:
+                click.echo(f"resumed at step {at} of {data['total_steps']}", err=True)
+            bar = progress(title, data["total_steps"], unit="step", initial=at).__enter__()
+        elif event == "step" and bar is not None:
+            bar.update(
+                data["step"] - at,
+                epoch=round(data["epoch"], 1),
+                loss=data["loss"],
+                lr=data["lr"],
+                clips_per_s=round(data["clips_per_s"]),
+                data_wait=f"{data['data_wait']:.0%}",
+                mem=f"{data['peak_mem_gib']:.1f}GiB",
+            )
+            at = data["step"]
+        elif event == "warning":
+            if bar is not None:
+                bar.note(f"warning: {data['text']}")
+            else:
+                click.echo(f"warning: {data['text']}", err=True)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+
+
+@contextmanager
+def cache_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar fed by `(done, total)` calls, shown only if there is something to wait for."""
+    from vmae.core.progress import Progress, progress
+
+    bar: Progress | None = None
+    last = 0
+
+    def update(done: int, total: int) -> None:
+        nonlocal bar, last
+        if bar is None:
+            if done >= total:
+                return
+            bar = progress(title, total, unit="video").__enter__()
+        bar.update(done - last)
+        last = done
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)

@@ -1,0 +1,72 @@
+"""One tree of frozen dataclasses from recipe to checkpoint to MLflow parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vmae.core.config import from_dict, to_dict
+from vmae.core.errors import InputError
+from vmae.core.masking import MaskConfig, mask_counts
+from vmae.core.optim import OptimConfig
+from vmae.core.probe import ProbeConfig
+from vmae.core.train import TrainConfig
+from vmae.core.video.dataset import DataConfig
+from vmae.core.videomae import VideoMAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything that decides a run's numbers. The same configuration and seed give the same numbers."""
+
+    name: str = "pretrain"
+    """What the run is called in lists."""
+    recipe: str = ""
+    """The named recipe it started from, if any."""
+    model: VideoMAEConfig = field(default_factory=lambda: VideoMAEConfig.from_size("tiny"))
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    evaluation_ratio: float = 0.75
+    """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
+    trained at different ratios can be compared."""
+
+    def __post_init__(self) -> None:
+        if self.data.frames != self.model.frames:
+            raise InputError(
+                f"expected data.frames = model.frames, got {self.data.frames} and {self.model.frames}"
+            )
+        mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
+        mask_counts("tube", self.evaluation_ratio, self.model.grid)
+
+    def with_size(self, size: str) -> ExperimentConfig:
+        """The same experiment with a model of another named size, on the same clips and tubelets."""
+        old = self.model
+        keep = ["frames", "height", "width", "channels", "patch_size", "tubelet_size"]
+        keep += ["mean", "std", "target", "loss"]
+        model = VideoMAEConfig.from_size(size, **{k: getattr(old, k) for k in keep})
+        return replace(self, model=model)
+
+    def save(self, path: Path) -> None:
+        """Write as YAML; `load` reads it back to an equal configuration."""
+        import yaml
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(to_dict(self), sort_keys=False))
+
+    @classmethod
+    def load(cls, path: Path) -> ExperimentConfig:
+        """Read a YAML (or JSON) file; InputError for a missing file, a syntax error or an unknown key."""
+        import yaml
+
+        try:
+            data: Any = yaml.safe_load(path.read_text())
+        except OSError as e:
+            raise InputError(f"--config: expected a readable file, got {path} ({e.strerror})") from e
+        except yaml.YAMLError as e:
+            raise InputError(f"--config: expected YAML, got {path}: {str(e).splitlines()[0]}") from e
+        config: ExperimentConfig = from_dict(cls, data)
+        return config

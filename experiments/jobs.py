@@ -1,0 +1,224 @@
+"""Single runs from the command line: named, tracked, resumable by name."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmae.core.checkpoint import load_model
+from vmae.core.config import flatten
+from vmae.core.errors import InputError, nearest
+from vmae.core.probe import ProbeResult
+from vmae.core.train import Report, TrainResult
+from vmae.core.videomae import VideoMAE
+from vmae.experiments import results, run
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.tracking import Store, Tracker, create_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished (or stopped) pre-training run. `eval_loss` is None without a held-out list."""
+
+    result: TrainResult
+    eval_loss: float | None
+
+
+def run_dir(store: Store, name: str) -> Path:
+    """Where a run keeps its configuration, checkpoints and spool."""
+    return store.runs_dir / name
+
+
+def named(store: Store, config: ExperimentConfig, name: str | None) -> ExperimentConfig:
+    """The configuration under a name no run has: the one asked for, or the recipe's with a number.
+
+    Raises:
+        InputError: the name asked for is taken, or is not a plain file name.
+    """
+    if name is not None:
+        if Path(name).name != name or name in ("", ".", "..", "sweeps", "cache", "artifacts"):
+            raise InputError(f"--run-name: expected a plain name, got '{name}'")
+        if run_dir(store, name).exists():
+            raise InputError(
+                f"--run-name: expected a new name, got '{name}', which exists; use --resume {name}"
+            )
+        return replace(config, name=name)
+    number = 1
+    while run_dir(store, f"{config.name}-{number}").exists():
+        number += 1
+    return replace(config, name=f"{config.name}-{number}")
+
+
+def saved_config(store: Store, name: str) -> ExperimentConfig:
+    """The configuration of an earlier run; InputError names the nearest where there is none."""
+    path = run_dir(store, name) / "config.yaml"
+    if not path.exists():
+        known = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
+        raise InputError(
+            f"expected the name of a run in {store.runs_dir}, got '{name}'{nearest(name, known)}"
+        )
+    return ExperimentConfig.load(path)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM ask the run to stop after its step instead of ending the process.
+
+    A second Ctrl-C ends it at once.
+    """
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pretrain_run(
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    report: Report | None = None,
+    cache_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Pre-train, or go on with the run of this name; measure the reconstruction at the end.
+
+    Nothing is written before the lists are read and every held-out video is known to decode.
+    """
+    device = run.default_device()
+    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
+    home = run_dir(store, config.name)
+    config.save(home / "config.yaml")
+    create_store(store)
+    with (
+        Tracker(
+            store,
+            home,
+            name=config.name,
+            key=f"run:{config.name}",
+            kind="pretrain",
+            params=flatten(config),
+            tags={"vmae.recipe": config.recipe},
+        ) as tracker,
+        stop_on_signal() as should_stop,
+    ):
+        tracker.log_artifact(home / "config.yaml")
+        model, result = run.pretrain_stage(
+            config, data, home, device=device, tracker=tracker, report=report, should_stop=should_stop
+        )
+        tracker.set_tags({"vmae.checkpoint": str(result.model_path)})
+        if result.stopped:
+            tracker.finish("KILLED")
+            return Outcome(result=result, eval_loss=None)
+        eval_loss = None
+        if data.val is not None:
+            eval_loss = run.measure_reconstruction(model, config, data, device)
+            tracker.log_metrics({"eval/loss": eval_loss}, result.steps)
+    return Outcome(result=result, eval_loss=eval_loss)
+
+
+def model_to_probe(
+    store: Store, run_name: str | None, checkpoint: Path | None
+) -> tuple[Path, ExperimentConfig]:
+    """The folder of a model, and the configuration it was trained with (a default one for a bare folder)."""
+    if checkpoint is not None:
+        for folder in (checkpoint.parent, *checkpoint.parents):
+            if (folder / "config.yaml").exists():
+                return checkpoint, ExperimentConfig.load(folder / "config.yaml")
+        model, _ = load_model(checkpoint)
+        if not isinstance(model, VideoMAE):
+            raise InputError(f"--checkpoint: expected a pre-trained model, got a {type(model).__name__}")
+        base = ExperimentConfig()
+        data = replace(base.data, frames=model.config.frames, size=(model.config.height, model.config.width))
+        return checkpoint, replace(base, model=model.config, data=data)
+    if run_name is None:
+        condition = results.Filter(column="kind", op="=", value="pretrain")
+        newest = results.list_runs(store, where=[condition], limit=1)
+        if not newest:
+            raise InputError(
+                f"expected a pre-training run in {store.uri}, found none; give --run or --checkpoint"
+            )
+        found = newest[0]
+    else:
+        found = results.find(store, run_name)
+    if found.checkpoint is None or not found.checkpoint.exists():
+        raise InputError(f"expected run '{found.name}' to have a model, got none at {found.checkpoint}")
+    return found.checkpoint, _config_of(found)
+
+
+def _config_of(found: results.Run) -> ExperimentConfig:
+    """A run's configuration from its parameters in the store."""
+    import json
+
+    from vmae.core.config import from_dict, known_paths
+
+    tree: dict[str, Any] = {}
+    for path in known_paths(ExperimentConfig):
+        if path in found.params:
+            node = tree
+            *parents, leaf = path.split(".")
+            for part in parents:
+                node = node.setdefault(part, {})
+            text = found.params[path]
+            try:
+                node[leaf] = json.loads(text)
+            except json.JSONDecodeError:
+                node[leaf] = text
+    return from_dict(ExperimentConfig, tree)
+
+
+def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> ProbeResult:
+    """Probe the model at `checkpoint` and record the result as a run of its own."""
+    if not config.data.val_csv:
+        raise InputError("expected a held-out list (--val), got none")
+    model, _ = load_model(checkpoint)
+    if not isinstance(model, VideoMAE):
+        raise InputError(f"expected a pre-trained model at {checkpoint}, got a {type(model).__name__}")
+    device = run.default_device()
+    model.to(device)
+    data = run.open_data(config, store.runs_dir / "cache")
+    result = run.probe_stage(model, config, data, device=device)
+    create_store(store)
+    number = 1
+    while run_dir(store, f"{config.name}-{config.probe.kind}-probe-{number}").exists():
+        number += 1
+    name = f"{config.name}-{config.probe.kind}-probe-{number}"
+    with Tracker(
+        store,
+        run_dir(store, name),
+        name=name,
+        key=f"run:{name}",
+        kind="probe",
+        params=flatten(config),
+        tags={"vmae.checkpoint": str(checkpoint)},
+    ) as tracker:
+        tracker.log_metrics(run.probe_metrics(result), 0)
+    return result
+
+
+def probe_json(result: ProbeResult) -> dict[str, Any]:
+    """A probe's result as JSON types."""
+    return {
+        "kind": result.kind,
+        "top1": result.top1,
+        "top5": result.top5,
+        "mean_class": result.mean_class,
+        "chance": result.chance,
+        "selection_top1": result.selection_top1,
+        "chosen": result.chosen,
+    }

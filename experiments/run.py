@@ -1,0 +1,208 @@
+"""A configuration -> a finished run: data, pre-training, measurement, all tracked.
+
+The stages here are what `vmae pretrain`, `vmae probe` and every sweep trial are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.masking import MaskConfig, sample_mask
+from vmae.core.pictures import contact_sheet
+from vmae.core.probe import ProbeResult, evaluation_loss, extract_features, probe
+from vmae.core.reconstruction import reconstruct
+from vmae.core.train import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
+from vmae.core.video.annotations import Sample, num_classes, read_annotations
+from vmae.core.video.cache import DecodedCache
+from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.videomae import VideoMAE
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.tracking import Tracker
+
+CacheProgress = Callable[[int, int], None]
+"""Called as decoded clips are put into the cache: (done, total)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two lists of a run, ready to be read: clips to train on and held-out clips."""
+
+    train: ClipDataset
+    train_plain: ClipDataset
+    """The training clips as validation reads them (centre crop, fixed frames), for probes."""
+    val: ClipDataset | None
+    num_classes: int
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_data(
+    config: ExperimentConfig,
+    cache_dir: Path | None = None,
+    progress: CacheProgress | None = None,
+) -> Data:
+    """Read the lists and, with `data.cache`, decode every video once into `cache_dir`.
+
+    Raises:
+        InputError: a list that is missing, empty or has a bad line.
+        VideoError: a held-out video that cannot be decoded.
+    """
+    data = config.data
+    train = read_list(data, data.train_csv)
+    val = read_list(data, data.val_csv) if data.val_csv else []
+    cache = None
+    if data.cache:
+        cache = DecodedCache.build(
+            [*train, *val],
+            cache_dir or data.cache_dir,
+            data.decoded_short_side,
+            progress=progress,
+            timeout_s=data.timeout_s,
+        )
+        bad = [s.path for s in val if s.path in cache.errors]
+        if bad and data.bad_eval == "error":
+            # Known before anything is trained: a held-out video is never left out silently.
+            raise VideoError(bad[0], *cache.errors[bad[0]])
+    seed = config.train.seed
+    return Data(
+        train=ClipDataset(train, data, "train", seed, cache=cache),
+        train_plain=ClipDataset(train, data, "val", seed, cache=cache),
+        val=ClipDataset(val, data, "val", seed, cache=cache) if val else None,
+        num_classes=num_classes([*train, *val]),
+    )
+
+
+def read_list(data: DataConfig, csv: str) -> list[Sample]:
+    """A list of the data section, its paths rooted."""
+    if not csv:
+        raise InputError("data.train_csv: expected a list of training videos (--data FILE), got none")
+    return read_annotations(csv, data.data_root or None, format=data.annotation_format)
+
+
+def build_model(config: ExperimentConfig) -> VideoMAE:
+    """The model with fresh weights drawn from the run's seed; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.train.seed, "weights"))
+        return VideoMAE(config.model)
+
+
+def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, index: int = 0) -> np.ndarray:
+    """A contact sheet of one held-out clip, its tube mask the same for every model and epoch."""
+    clip = torch.as_tensor(dataset[index]["clip"])[None]
+    device = next(model.parameters()).device
+    mask = sample_mask("tube", ratio, model.config.grid, 1, make_generator(index, "picture")).to(device)
+    return contact_sheet(reconstruct(model, clip_to_video(clip, device), mask))
+
+
+def reporter(tracker: Tracker | None, then: Report | None = None) -> Report:
+    """Turn the training loop's events into metrics of the run, and pass them on."""
+    names = {
+        "loss": "train/loss",
+        "lr": "train/lr",
+        "grad_norm": "train/grad_norm",
+        "clips_per_s": "perf/clips_per_s",
+        "data_wait": "perf/data_wait_share",
+        "peak_mem_gib": "perf/peak_mem_gib",
+    }
+
+    def report(event: str, data: dict[str, Any]) -> None:
+        if tracker is not None:
+            if event == "step":
+                tracker.log_metrics({names[k]: v for k, v in data.items() if k in names}, data["step"])
+            elif event == "epoch":
+                values = {k: v for k, v in data.items() if k not in ("step", "epoch", "loss")}
+                values["train/epoch_loss"] = data["loss"]
+                tracker.log_metrics(values, int(data["epoch"]))
+        if then is not None:
+            then(event, data)
+
+    return report
+
+
+def pretrain_stage(
+    config: ExperimentConfig,
+    data: Data,
+    run_dir: Path,
+    *,
+    device: torch.device,
+    tracker: Tracker | None = None,
+    report: Report | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    resume: bool = True,
+) -> tuple[VideoMAE, TrainResult]:
+    """Pre-train a fresh model in `run_dir` (or continue the one there), with a picture every few epochs."""
+    model = build_model(config)
+    every = config.train.picture_every
+
+    def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
+        if tracker is not None and data.val is not None and every and epoch % every == 0:
+            picture = reconstruction_picture(model, data.val, config.evaluation_ratio)
+            tracker.log_image(picture, "reconstruction", epoch)
+        return {}
+
+    result = pretrain(
+        model=model,
+        mask=config.mask,
+        dataset=data.train,
+        optim=config.optim,
+        train=config.train,
+        run_dir=run_dir,
+        device=device,
+        report=reporter(tracker, report),
+        resume=resume,
+        should_stop=should_stop,
+        after_epoch=after_epoch,
+    )
+    return model, result
+
+
+def measure_reconstruction(
+    model: VideoMAE, config: ExperimentConfig, data: Data, device: torch.device
+) -> float:
+    """Mean loss on the held-out clips at the common evaluation ratio, with the same tube masks always."""
+    assert data.val is not None
+    mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
+    return evaluation_loss(model, data.val, mask, device=device, precision=config.train.precision)
+
+
+def probe_stage(
+    model: VideoMAE,
+    config: ExperimentConfig,
+    data: Data,
+    *,
+    device: torch.device,
+    progress: Callable[[float], None] | None = None,
+) -> ProbeResult:
+    """Read out frozen features of the training clips, measure on the held-out clips."""
+    assert data.val is not None
+    pooling = "tokens" if config.probe.kind == "attentive" else config.probe.pooling
+    precision = config.train.precision
+    train = extract_features(model, data.train_plain, pooling=pooling, device=device, precision=precision)
+    if progress is not None:
+        progress(0.5)
+    val = extract_features(model, data.val, pooling=pooling, device=device, precision=precision)
+    if progress is not None:
+        progress(0.7)
+    return probe(train, val, config.probe, data.num_classes)
+
+
+def probe_metrics(result: ProbeResult) -> dict[str, float]:
+    """A probe's result as metrics of a run."""
+    return {
+        "probe/top1": result.top1,
+        "probe/top5": result.top5,
+        "probe/mean_class": result.mean_class,
+        "probe/chance": result.chance,
+        "probe/selection_top1": result.selection_top1,
+    }

@@ -1,0 +1,158 @@
+"""The named sweeps. Each reproduces the shape of one of VideoMAE's ablation tables (arXiv 2203.12602)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from vmae.core.errors import InputError, nearest
+from vmae.experiments.sweeps.spec import Definition
+
+
+def masking_ratio() -> Definition:
+    """How much to hide: tube masking at several ratios.
+
+    Published (P1, figure 3 and table 1b, ViT-B, 800 epochs; top-1 on Something-Something V2 / Kinetics-400):
+    tube 75%: 68.0 / 79.8; tube 90%: 69.6 / 80.0.
+    The training loss at different ratios measures different tasks, so the trials are ranked by a probe on
+    frozen features of held-out videos.
+    """
+    return _define(
+        masking_ratio,
+        path="mask.ratio",
+        values=(0.5, 0.75, 0.9, 0.95),
+        published={"0.75": {"ssv2": 68.0, "k400": 79.8}, "0.9": {"ssv2": 69.6, "k400": 80.0}},
+    )
+
+
+def masking_strategy() -> Definition:
+    """Which tokens to hide, at the same ratio.
+
+    Published (P1, table 1b; SSv2 / K400): tube 90%: 69.6 / 80.0; random 90%: 68.3 / 79.5; frame 87.5%:
+    61.5 / 76.5.
+    """
+    return _define(
+        masking_strategy,
+        path="mask.type",
+        values=("tube", "random", "frame", "block"),
+        published={
+            "tube": {"ssv2": 69.6, "k400": 80.0},
+            "random": {"ssv2": 68.3, "k400": 79.5},
+            "frame": {"ssv2": 61.5, "k400": 76.5},
+        },
+    )
+
+
+def decoder_depth() -> Definition:
+    """How many blocks the decoder has.
+
+    Published (P1, table 1a; SSv2 / K400): 1: 68.5 / 79.0; 2: 69.2 / 79.2; 4: 69.6 / 80.0; 8: 69.3 / 79.7.
+    """
+    return _define(
+        decoder_depth,
+        path="model.decoder_depth",
+        values=(1, 2, 4, 8),
+        published={
+            "1": {"ssv2": 68.5, "k400": 79.0},
+            "2": {"ssv2": 69.2, "k400": 79.2},
+            "4": {"ssv2": 69.6, "k400": 80.0},
+            "8": {"ssv2": 69.3, "k400": 79.7},
+        },
+    )
+
+
+def target() -> Definition:
+    """What is predicted: pixels normalised per patch, or raw pixels."""
+    return _define(target, path="model.target", values=("normalized", "raw"))
+
+
+def loss() -> Definition:
+    """How predictions are compared with the target.
+
+    Published (P1, table 1e; SSv2 / K400): L1 69.1 / 79.7; MSE 69.6 / 80.0; smooth L1 68.9 / 79.6.
+    """
+    return _define(
+        loss,
+        path="model.loss",
+        values=("mse", "l1", "smooth_l1"),
+        published={
+            "l1": {"ssv2": 69.1, "k400": 79.7},
+            "mse": {"ssv2": 69.6, "k400": 80.0},
+            "smooth_l1": {"ssv2": 68.9, "k400": 79.6},
+        },
+    )
+
+
+def sampling_rate() -> Definition:
+    """How many frames lie between two that are taken (the papers: 4 on Kinetics, 2 on SSv2)."""
+    return _define(sampling_rate, path="data.sampling_rate", values=(1, 2, 4))
+
+
+def pretraining_epochs() -> Definition:
+    """How long to pre-train: each trial is a whole run with its own schedule."""
+    return _define(pretraining_epochs, path="train.epochs", values=(5, 10, 20, 40))
+
+
+def repeated_sampling() -> Definition:
+    """How many crops and masks are taken from one decoded clip.
+
+    Published (MAE-ST, arXiv 2205.09113; K400): 1: 83.7; 2: 84.3; 4: 84.4, at 1.0 / 1.8 / 3.0 x speed.
+    """
+    return _define(
+        repeated_sampling,
+        path="data.repeats",
+        values=(1, 2, 4),
+        published={"1": {"k400": 83.7}, "2": {"k400": 84.3}, "4": {"k400": 84.4}},
+    )
+
+
+def learning_rate() -> Definition:
+    """The base learning rate (for a total batch of 256)."""
+    return _define(learning_rate, path="optim.base_lr", values=(1e-4, 3e-4, 1e-3, 3e-3))
+
+
+def dual_masking() -> Definition:
+    """The share of positions that the decoder leaves out (VideoMAE V2's running cell); 0 is V1."""
+    return _define(dual_masking, path="mask.decoder_ratio", values=(0.0, 0.5, 0.75))
+
+
+ALL: dict[str, Callable[[], Definition]] = {
+    f.__name__: f
+    for f in (
+        masking_ratio,
+        masking_strategy,
+        decoder_depth,
+        target,
+        loss,
+        sampling_rate,
+        pretraining_epochs,
+        repeated_sampling,
+        learning_rate,
+        dual_masking,
+    )
+}
+
+
+def get(name: str) -> Definition:
+    """The named sweep; InputError names the nearest where there is none."""
+    if name not in ALL:
+        raise InputError(f"expected a sweep among {', '.join(ALL)}; got '{name}'{nearest(name, list(ALL))}")
+    return ALL[name]()
+
+
+def _define(
+    function: Callable[[], Definition],
+    *,
+    path: str,
+    values: tuple[object, ...],
+    published: dict[str, dict[str, float]] | None = None,
+) -> Definition:
+    doc = inspect.getdoc(function) or ""
+    return Definition(
+        name=function.__name__,
+        title=doc.splitlines()[0].rstrip("."),
+        path=path,
+        values=values,
+        doc=doc,
+        published=published or {},
+    )

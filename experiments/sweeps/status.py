@@ -1,0 +1,138 @@
+"""Where a sweep is and what it found, read from its folder: for the live table, `status` and the end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmae.experiments.files import read_json
+from vmae.experiments.sweeps.spec import BASELINE, Plan, Trial
+from vmae.experiments.sweeps.trial import trial_dir
+
+PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialState:
+    """One trial as its files show it. `fraction` is the share done; `seconds` over all attempts."""
+
+    trial: Trial
+    status: str
+    stage: str = ""
+    fraction: float = 0.0
+    epoch: float = 0.0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Trials that differ in their seed alone: mean and spread (sample standard deviation) of each metric."""
+
+    label: str
+    overrides: dict[str, Any]
+    baseline: bool
+    seeds: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+    minutes: float
+
+
+def trial_states(plan: Plan, folder: Path) -> list[TrialState]:
+    """Every trial of the plan, in its order."""
+    states = []
+    for trial in plan.trials:
+        home = trial_dir(folder, trial.id)
+        result = read_json(home / "result.json")
+        progress = read_json(home / "progress.json")
+        if result is not None:
+            states.append(
+                TrialState(
+                    trial=trial,
+                    status=DONE,
+                    stage="done",
+                    fraction=1.0,
+                    seconds=result["seconds"],
+                    metrics=result["metrics"],
+                )
+            )
+        elif progress is not None:
+            states.append(
+                TrialState(
+                    trial=trial,
+                    status=FAILED if progress["error"] else RUNNING,
+                    stage=progress["stage"],
+                    fraction=progress["fraction"],
+                    epoch=progress.get("epoch", 0.0),
+                    seconds=progress["seconds"],
+                    metrics=progress["metrics"],
+                    error=progress["error"],
+                )
+            )
+        else:
+            states.append(TrialState(trial=trial, status=PENDING))
+    return states
+
+
+def time_left_s(states: list[TrialState], slots: int) -> float | None:
+    """Seconds until the last trial ends, if trials go on as they did and `slots` run at a time.
+
+    None until some trial has come far enough to say. The baseline, which trains nothing, does not count.
+    """
+    known = [
+        s.seconds / s.fraction
+        for s in states
+        if not s.trial.baseline and s.status in (RUNNING, DONE) and s.fraction > 0.02
+    ]
+    if not known:
+        return None
+    whole = statistics.median(known)
+    ends = sorted(whole * (1 - s.fraction) for s in states if s.status == RUNNING and not s.trial.baseline)
+    ends = (ends + [0.0] * slots)[: max(slots, len(ends))]
+    for _ in range(sum(s.status == PENDING and not s.trial.baseline for s in states)):
+        ends.sort()
+        ends[0] += whole
+    return max(ends, default=0.0)
+
+
+def label_of(trial: Trial) -> str:
+    """The trial's values as text: `0.9`, or `mask.ratio=0.9, optim.base_lr=0.001` where several vary."""
+    if trial.baseline:
+        return BASELINE
+    if len(trial.overrides) == 1:
+        return str(next(iter(trial.overrides.values())))
+    return ", ".join(f"{k}={v}" for k, v in trial.overrides.items())
+
+
+def groups(states: list[TrialState]) -> list[Group]:
+    """Finished trials gathered over seeds, in the plan's order, baseline last."""
+    gathered: dict[str, list[TrialState]] = {}
+    for state in states:
+        if state.status == DONE:
+            gathered.setdefault(label_of(state.trial), []).append(state)
+    result = []
+    for label, members in gathered.items():
+        keys = set.intersection(*(set(m.metrics) for m in members))
+        values = {k: [m.metrics[k] for m in members] for k in sorted(keys)}
+        result.append(
+            Group(
+                label=label,
+                overrides=members[0].trial.overrides,
+                baseline=members[0].trial.baseline,
+                seeds=len(members),
+                mean={k: statistics.fmean(v) for k, v in values.items()},
+                spread={k: statistics.stdev(v) if len(v) > 1 else math.nan for k, v in values.items()},
+                minutes=statistics.fmean(m.seconds for m in members) / 60,
+            )
+        )
+    return sorted(result, key=lambda g: g.baseline)
+
+
+def winner(found: list[Group], metric: str) -> Group | None:
+    """The group with the highest mean of the ranking metric; the baseline does not compete."""
+    ranked = [g for g in found if not g.baseline and metric in g.mean]
+    return max(ranked, key=lambda g: g.mean[metric], default=None)
