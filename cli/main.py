@@ -25,6 +25,7 @@ VERBS: Verbs = {
     "doctor": ("vmae.cli.doctor", "doctor", "Say what is installed, which kernels are active and why."),
     "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),
     "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
+    "convert": ("vmae.cli.convert", "convert", "Checkpoints between official, Hugging Face and our format."),
 }
 
 
