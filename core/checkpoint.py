@@ -188,7 +188,7 @@ def adapt_model(
     three axes) and the pre-training head by the resampling itself. `notes` say what was done, for the user.
     """
     old = model.config
-    wanted = {
+    wanted: dict[str, Any] = {
         k: v
         for k, v in (
             ("frames", frames),
