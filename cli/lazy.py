@@ -42,5 +42,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.verbs:
+            return
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry[2]) for name, entry in self.verbs.items()])

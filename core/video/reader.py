@@ -406,8 +406,9 @@ def _video_stream(path: str, container: Any) -> Any:
     if stream.codec_context is None:
         raise VideoError(path, "unreadable", "no decoder for this codec")
     # One thread per file: many workers read many files, and frame threads only delay the first frame.
-    stream.codec_context.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
     return stream
 
 
@@ -465,6 +466,8 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
         seekable = (
             stamped
             and bool(keys)
+            # AVI stores no display times: with reordered frames they are FFmpeg's guess.
+            and not (name == "avi" and codec.has_b_frames)
             and len(set(pts)) == len(pts)
             and any(kind in name.split(",") for kind in _SEEKABLE)
             and codec.name.removeprefix("lib") in _COUNTED_BY_PACKETS | {"dav1d", "aom-av1"}

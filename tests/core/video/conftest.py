@@ -1,0 +1,182 @@
+"""Generated videos of every kind that reading is held to; made once per session."""
+
+from __future__ import annotations
+
+import fractions
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+
+def picture(i: int, height: int, width: int, background: np.ndarray) -> np.ndarray:
+    """Frame `i`: a moving texture and the number in binary along the lower edge."""
+    image = np.ascontiguousarray(background[i % height : i % height + height, (2 * i) % width :][:, :width])
+    cell = max(4, width // 12)
+    for bit in range(10):
+        image[-height // 6 :, bit * cell : (bit + 1) * cell] = 255 if i >> bit & 1 else 0
+    return image
+
+
+def encode(
+    path: Path,
+    *,
+    frames: int = 60,
+    size: tuple[int, int] = (96, 128),
+    codec: str = "libx264",
+    fps: int = 30,
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    rotation: int = 0,
+    times: Callable[[int], int] | None = None,
+) -> Path:
+    """Write a video of `frames` different frames of `size` (height, width); `times` gives ms stamps (VFR)."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (24, 24, 3), np.uint8)
+    background = cv2.resize(small, (width * 2, height * 2), interpolation=cv2.INTER_CUBIC)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=fps, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        if times is not None:
+            stream.codec_context.time_base = fractions.Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, height, width, background), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times(i), fractions.Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def remux(source: Path, target: Path, *, start_s: float = 0.0) -> Path:
+    """Copy the packets from the key frame before `start_s` without decoding, as `ffmpeg -ss -c copy` does.
+
+    Into mp4 this writes an edit list that hides the frames before the first displayed one.
+    """
+    with av.open(str(source)) as src, av.open(str(target), "w") as dst:
+        stream = src.streams.video[0]
+        out = dst.add_stream_from_template(stream)
+        origin = int(start_s / stream.time_base)
+        if start_s:
+            src.seek(origin, stream=stream)
+        for packet in src.demux(stream):
+            if packet.dts is None:
+                continue
+            packet.pts -= origin
+            packet.dts -= origin
+            packet.stream = out
+            dst.mux(packet)
+    return target
+
+
+def sequential_frames(path: Path | str) -> list[np.ndarray]:
+    """The truth: every frame that PyAV's sequential decode shows, uint8 `[H, W, 3]`, rotated for display."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        frames = []
+        for frame in container.decode(stream):
+            turns = round(frame.rotation / 90) % 4
+            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    return frames
+
+
+def _kinds() -> dict[str, tuple[str, dict[str, Any]]]:
+    gop = {"g": "12"}
+    altref = {**gop, "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}
+    x264 = {"g": "12", "bf": "3", "x264-params": "b-pyramid=normal:ref=4"}
+    return {
+        "h264_bframes": ("mp4", {"options": x264}),
+        "h264_open_gop": ("mp4", {"options": {"g": "12", "bf": "3", "x264-params": "open-gop=1"}}),
+        "h264_one_gop": ("mp4", {"options": {"g": "250"}}),
+        "h264_intra": ("mp4", {"options": {"g": "1"}}),
+        "h264_mkv": ("mkv", {"options": x264}),
+        "h264_mpegts": ("ts", {"options": x264}),
+        "h264_avi": ("avi", {"options": {"g": "12", "bf": "2"}}),
+        "h264_avi_no_b": ("avi", {"options": {"g": "12", "bf": "0"}}),
+        "h264_flv": ("flv", {"options": x264}),
+        "h264_444": ("mp4", {"options": x264, "pix_fmt": "yuv444p"}),
+        "h264_odd": ("mp4", {"options": x264, "pix_fmt": "yuv444p", "size": (97, 131)}),
+        "h264_vfr": ("mp4", {"options": x264, "times": lambda i: 33 * i + (500 * (i // 20)) + (i % 3) * 7}),
+        "h264_vfr_mkv": ("mkv", {"options": x264, "times": lambda i: 40 * i + (900 * (i // 25))}),
+        "h264_rotated90": ("mp4", {"options": x264, "rotation": 90}),
+        "h264_rotated180": ("mp4", {"options": x264, "rotation": 180}),
+        "h264_rotated270": ("mov", {"options": x264, "rotation": -90}),
+        "hevc": ("mp4", {"codec": "libx265", "options": {"x265-params": "keyint=12:bframes=3:log-level=0"}}),
+        "hevc_open_gop": (
+            "mp4",
+            {"codec": "libx265", "options": {"x265-params": "keyint=12:bframes=3:open-gop=1:log-level=0"}},
+        ),
+        "mpeg4_avi": ("avi", {"codec": "mpeg4", "options": {"g": "12"}}),
+        "mpeg4_avi_bframes": ("avi", {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
+        "mpeg4_mp4_bframes": ("mp4", {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
+        "mpeg1": ("mpg", {"codec": "mpeg1video", "options": gop}),
+        "mpeg2_ts": ("ts", {"codec": "mpeg2video", "options": {"g": "12", "bf": "2"}}),
+        "vp8": ("webm", {"codec": "libvpx", "options": {**gop, "auto-alt-ref": "1", "deadline": "realtime"}}),
+        "vp9": ("webm", {"codec": "libvpx-vp9", "options": {**gop, "deadline": "realtime", "cpu-used": "8"}}),
+        "vp9_altref": ("webm", {"codec": "libvpx-vp9", "options": altref}),
+        "av1": ("mp4", {"codec": "libsvtav1", "options": {"g": "12", "preset": "12"}}),
+        "av1_mkv": ("mkv", {"codec": "libsvtav1", "options": {"g": "12", "preset": "12"}}),
+        "mjpeg": ("avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        "gif": ("gif", {"codec": "gif", "pix_fmt": "rgb8", "frames": 20, "fps": 10}),
+        "one_frame": ("mp4", {"frames": 1}),
+        "three_frames": ("mp4", {"frames": 3, "options": x264}),
+    }  # fmt: skip
+
+
+KINDS = _kinds()
+
+
+@pytest.fixture(scope="session")
+def video_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the generated videos of this session."""
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="session")
+def video_kind(video_dir: Path) -> Callable[[str], Path]:
+    """`video_kind("vp9")`: the path of that generated file; edit lists are cut from other kinds."""
+
+    def get(kind: str) -> Path:
+        suffix, arguments = KINDS.get(kind, ("mp4", {}))
+        path = video_dir / f"{kind}.{suffix}"
+        if path.exists():
+            return path
+        if kind == "h264_edit_list":
+            return remux(get("h264_open_gop"), path, start_s=1.0)
+        if kind == "h264_edit_list_long":
+            return remux(get("h264_one_gop"), path, start_s=0.8)
+        try:
+            av.codec.Codec(arguments.get("codec", "libx264"), "w")
+        except av.error.FFmpegError:
+            pytest.skip(f"this build of PyAV has no {arguments['codec']} encoder")
+        return encode(path, **arguments)
+
+    return get
+
+
+EDIT_LISTS = ("h264_edit_list", "h264_edit_list_long")
+
+
+@pytest.fixture(params=[*KINDS, *EDIT_LISTS])
+def any_kind(request: pytest.FixtureRequest, video_kind: Callable[[str], Path]) -> Path:
+    """Each generated kind of file in turn."""
+    return video_kind(request.param)
+
+
+@pytest.fixture(scope="session")
+def truth() -> Callable[[Path | str], list[np.ndarray]]:
+    """`truth(path)`: all frames by sequential decode."""
+    return sequential_frames
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """`make_video(path, frames=..., size=..., codec=...)`; see `encode`."""
+    return encode
