@@ -342,17 +342,22 @@ class _Sender:
         assert self.run_id is not None
         run_id = self.run_id
         metrics: list[Metric] = []
+        # A resumed attempt repeats steps that an earlier one spooled: the last step of each metric is what
+        # tells them apart. It counts as known only once the store has taken it.
+        last_step = dict(self._known_steps)
 
         def flush() -> None:
             for start in range(0, len(metrics), 1000):
                 client.log_batch(run_id, metrics=metrics[start : start + 1000])
             metrics.clear()
+            self._known_steps.update(last_step)
 
         for event, end in events:
             kind = event["event"]
             if kind == "metrics":
                 for key, value in event["values"].items():
-                    if event["step"] > self._known_steps.get(key, -1):
+                    if event["step"] > last_step.get(key, -1):
+                        last_step[key] = event["step"]
                         metrics.append(Metric(key, value, event["time_ms"], event["step"]))
                 continue
             flush()

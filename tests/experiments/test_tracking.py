@@ -68,6 +68,17 @@ def test_a_resumed_run_is_one_run_and_counts_each_step_once(store: Store) -> Non
     assert len(client.search_runs([tracking._experiment_id(store, client)])) == 1
 
 
+def test_steps_that_a_killed_attempt_spooled_but_did_not_send_count_once(store: Store) -> None:
+    first = Tracker(store, store.runs_dir / "k1", name="k1", key="k1", kind="pretrain")
+    first.finish()
+    with open(first.spool, "a") as f:  # what a process killed before sending leaves behind
+        f.write(json.dumps({"event": "metrics", "values": {"a": 6.0}, "step": 6, "time_ms": 1}) + "\n")
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 6.0}, 6)
+        tracker.log_metrics({"a": 7.0}, 7)
+    assert _history(store, "k1", "a") == [(6, 6.0), (7, 7.0)]
+
+
 def test_what_a_dead_server_missed_is_sent_later(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
