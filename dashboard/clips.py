@@ -1,0 +1,95 @@
+"""From a clip's name to the pixels a model takes: frames chosen, scaled to cover the model's frame, cropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmae.core.errors import InputError
+from vmae.core.grid import TokenGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInfo:
+    """What the controls need to know of a clip."""
+
+    key: str
+    """Identity for caches; changes when the file does."""
+    label: str
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    path: str = ""
+    """The file, for clips of a data set; empty for an upload, whose frames the session holds."""
+    first: int = 0
+    """First frame of the stretch that the csv names."""
+
+
+def clip_info(path: str, label: str, first: int = 0, num_frames: int | None = None) -> ClipInfo:
+    """Probe a file of a data set. Raises VideoError where it is bad."""
+    from vmae.core.video.reader import cached_info
+
+    info = cached_info(path)
+    available = max(1, info.num_frames - first)
+    return ClipInfo(
+        key=f"{path}:{info.mtime_ns}:{first}:{num_frames}",
+        label=label,
+        num_frames=min(available, num_frames or available),
+        fps=info.fps or 25.0,
+        width=info.width,
+        height=info.height,
+        path=path,
+        first=first,
+    )
+
+
+def frame_indices(num_frames: int, frames: int, stride: int, start: int) -> np.ndarray:
+    """int64 [frames]: `start`, `start + stride`, ...; -1 starts the central clip; past the end the last repeats."""
+    if start < 0:
+        start = last_start(num_frames, frames, stride) // 2
+    return np.minimum(start + stride * np.arange(frames, dtype=np.int64), num_frames - 1)
+
+
+def last_start(num_frames: int, frames: int, stride: int) -> int:
+    """The last first frame from which no frame repeats; 0 where the video is too short for that."""
+    return max(0, num_frames - (frames - 1) * stride - 1)
+
+
+def read_frames(clip: ClipInfo, indices: np.ndarray, grid: TokenGrid) -> np.ndarray:
+    """uint8 [T, H, W, 3] of a data set's clip at the model's size. Raises VideoError where it is bad."""
+    from vmae.core.video.reader import read_clip
+
+    return fit(read_clip(clip.path, indices + clip.first, _short_side(clip.height, clip.width, grid)), grid)
+
+
+def fit(frames: np.ndarray, grid: TokenGrid) -> np.ndarray:
+    """Scale uint8 [T, H, W, 3] to cover the model's frame and cut the centre: [T, grid.height, grid.width, 3]."""
+    import cv2
+
+    h, w = frames.shape[1:3]
+    scale = max(grid.height / h, grid.width / w)
+    if scale != 1:
+        size = (max(grid.width, round(w * scale)), max(grid.height, round(h * scale)))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        frames = np.stack([cv2.resize(f, size, interpolation=method) for f in frames])
+    top, left = (frames.shape[1] - grid.height) // 2, (frames.shape[2] - grid.width) // 2
+    return np.ascontiguousarray(frames[:, top : top + grid.height, left : left + grid.width])
+
+
+def to_channels(frames: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] as the model's channels. Raises InputError for other than 1 or 3."""
+    if channels == 3:
+        return frames
+    if channels == 1:
+        grey = np.asarray(frames, np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        return grey.round().astype(np.uint8)[..., None]
+    raise InputError(f"the viewer shows models of 1 or 3 channels; this one takes {channels}")
+
+
+def _short_side(height: int, width: int, grid: TokenGrid) -> int:
+    scale = max(grid.height / height, grid.width / width)
+    return max(1, round(min(height, width) * scale))
+
+

@@ -1,0 +1,177 @@
+"""What can be looked at: checkpoints of runs (best first) and files, data sets, their clips.
+
+Everything the browser may choose is an entry of a list made here, with an id; the id is looked up, never
+joined to a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmae.core.checkpoint import WEIGHTS_NAME
+from vmae.core.errors import VmaeError
+from vmae.core.video.annotations import Sample, read_annotations
+from vmae.dashboard.settings import Settings
+from vmae.experiments.results import Run, list_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEntry:
+    """A checkpoint that the viewer offers. `stamp` changes when the file does."""
+
+    id: str
+    label: str
+    path: str
+    stamp: int
+    run_id: str = ""
+    dataset_id: str = ""
+    ratio: float | None = None
+    mask_type: str = ""
+    score: float | None = None
+    """Accuracy of the run's probe in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """A list of clips, from a csv."""
+
+    id: str
+    label: str
+    csv: str
+    data_root: str
+    sampling_rate: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """Everything there is to choose from, best checkpoints first."""
+
+    checkpoints: tuple[CheckpointEntry, ...]
+    datasets: tuple[DatasetEntry, ...]
+
+    def checkpoint(self, id: str) -> CheckpointEntry:
+        """The entry with this id; the first one where it is unknown."""
+        return next((c for c in self.checkpoints if c.id == id), self.checkpoints[0])
+
+    def dataset(self, id: str) -> DatasetEntry | None:
+        """The entry with this id; the first where it is unknown; None where there is none."""
+        return next((d for d in self.datasets if d.id == id), self.datasets[0] if self.datasets else None)
+
+
+def read_catalog(settings: Settings) -> Catalog:
+    """Read the store and the command line's additions."""
+    runs = list_runs(settings.store)
+    datasets = {d.id: d for d in _datasets(settings, runs)}
+    entries = [e for e in (_of_run(r, settings) for r in runs) if e is not None]
+    entries.sort(key=lambda e: -1.0 if e.score is None else e.score, reverse=True)
+    unique: dict[str, CheckpointEntry] = {}
+    for entry in [*_of_files(settings), *entries]:
+        # A probe of a run names the same folder: the first (best) entry stands for it.
+        unique.setdefault(str(Path(entry.path).resolve()), entry)
+    return Catalog(checkpoints=tuple(unique.values()), datasets=tuple(datasets.values()))
+
+
+def short_id(text: str) -> str:
+    """Ten hexadecimal digits that stand for a path in links."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def weights_file(path: Path) -> Path | None:
+    """The safetensors file of a checkpoint, or None where there is none."""
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    return file if file.is_file() else None
+
+
+def probe_score(metrics: dict[str, float]) -> float | None:
+    """The downstream accuracy that a run is ranked by, or None."""
+    for name in ("probe/top1", "probe/val_top1", "val/top1"):
+        if name in metrics:
+            return metrics[name]
+    return None
+
+
+def _of_run(run: Run, settings: Settings) -> CheckpointEntry | None:
+    if run.checkpoint is None or run.kind not in ("pretrain", "trial", ""):
+        return None
+    file = weights_file(run.checkpoint)
+    if file is None:
+        return None
+    score = probe_score(run.metrics)
+    ratio = _number(run.params.get("mask.ratio"))
+    parts = [run.name or run.run_id[:8]]
+    if ratio is not None and f"{ratio:g}" not in run.name:
+        parts.append(f"ratio {ratio:g}")
+    if score is not None:
+        parts.append(f"top-1 {score:.1%}")
+    if run.status == "RUNNING":
+        parts.append("running")
+    csv = run.params.get("data.val_csv") or ""
+    return CheckpointEntry(
+        id=run.run_id[:12],
+        label=" · ".join(parts),
+        path=str(file),
+        stamp=file.stat().st_mtime_ns,
+        run_id=run.run_id,
+        dataset_id=short_id(str(settings.resolve(csv))) if csv else "",
+        ratio=ratio,
+        mask_type=run.params.get("mask.type", ""),
+        score=score,
+    )
+
+
+def _of_files(settings: Settings) -> Iterable[CheckpointEntry]:
+    for given in settings.checkpoints:
+        file = weights_file(Path(given))
+        if file is not None:
+            yield CheckpointEntry(
+                id=short_id(str(file.resolve())),
+                label=f"{Path(given).name} (file)",
+                path=str(file),
+                stamp=file.stat().st_mtime_ns,
+            )
+
+
+def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:
+    given = [(c, settings.data_root, "1") for c in settings.data]
+    of_runs = [
+        (r.params[name], r.params.get("data.data_root") or "", r.params.get("data.sampling_rate", "1"))
+        for r in runs
+        for name in ("data.val_csv",)
+        if r.params.get(name)
+    ]
+    for csv, root, rate in [*given, *of_runs]:
+        path = settings.resolve(csv)
+        if path.is_file():
+            yield DatasetEntry(
+                id=short_id(str(path)),
+                label=f"{path.parent.name}/{path.name}",
+                csv=str(path),
+                data_root=str(settings.resolve(root)) if root and root != "null" else "",
+                sampling_rate=int(_number(rate) or 1),
+            )
+
+
+def read_samples(dataset: DatasetEntry) -> list[Sample]:
+    """The clips of a data set; empty where its csv cannot be read any more."""
+    try:
+        return read_annotations(dataset.csv, dataset.data_root or None)
+    except VmaeError:
+        return []
+
+
+def class_names(dataset: DatasetEntry) -> dict[int, str]:
+    """Class names by label from `classes.txt` beside the csv (one name a line); empty where there is none."""
+    file = Path(dataset.csv).with_name("classes.txt")
+    if not file.is_file():
+        return {}
+    return dict(enumerate(line.strip() for line in file.read_text().splitlines()))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
