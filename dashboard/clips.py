@@ -1,13 +1,17 @@
-"""From a clip's name to the pixels a model takes: frames chosen, scaled to cover the model's frame, cropped."""
+"""From a clip's name to the pixels a model takes: frames chosen, scaled, cropped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.grid import TokenGrid
+
+if TYPE_CHECKING:
+    # The process that decodes uploads imports this module and must not import torch.
+    from vmae.core.grid import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ def clip_info(path: str, label: str, first: int = 0, num_frames: int | None = No
 
 
 def frame_indices(num_frames: int, frames: int, stride: int, start: int) -> np.ndarray:
-    """int64 [frames]: `start`, `start + stride`, ...; -1 starts the central clip; past the end the last repeats."""
+    """int64 [frames]: `start`, `start + stride`, ...; -1: the central clip. Past the end the last repeats."""
     if start < 0:
         start = last_start(num_frames, frames, stride) // 2
     return np.minimum(start + stride * np.arange(frames, dtype=np.int64), num_frames - 1)
@@ -65,7 +69,7 @@ def read_frames(clip: ClipInfo, indices: np.ndarray, grid: TokenGrid) -> np.ndar
 
 
 def fit(frames: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """Scale uint8 [T, H, W, 3] to cover the model's frame and cut the centre: [T, grid.height, grid.width, 3]."""
+    """Scale uint8 [T, H, W, 3] to cover the model's frame and cut the centre out."""
     import cv2
 
     h, w = frames.shape[1:3]
@@ -91,5 +95,3 @@ def to_channels(frames: np.ndarray, channels: int) -> np.ndarray:
 def _short_side(height: int, width: int, grid: TokenGrid) -> int:
     scale = max(grid.height / height, grid.width / width)
     return max(1, round(min(height, width) * scale))
-
-

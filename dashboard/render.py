@@ -54,12 +54,14 @@ def palette_stops(count: int = 9) -> list[str]:
 
 
 def error_map(original: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Absolute error, mean over channels, of two uint8 [T, H, W, C]: colours uint8 [T, H, W, 3] on a fixed scale."""
+    """Absolute error (mean over channels) of two uint8 [T, H, W, C] as colours uint8 [T, H, W, 3]."""
     error = np.abs(original.astype(np.int16) - made.astype(np.int16)).mean(-1) / 255
     return _palette()[(error / ERROR_MAX * 255).clip(0, 255).round().astype(np.uint8)]
 
 
-def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], *, max_columns: int = 16, scale: int = 1) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[tuple[str, np.ndarray]], *, max_columns: int = 16, scale: int = 1
+) -> Image.Image:
     """One picture: a labelled row of frames for each (label, uint8 [T, H, W, 3])."""
     t, h, w, _ = rows[0][1].shape
     pick = np.linspace(0, t - 1, min(t, max_columns)).round().astype(int)

@@ -47,7 +47,12 @@ class ViewState:
 
 
 _WORDS = {"mask": MASK_TYPES, "form": FORMS, "compare": COMPARE}
-_INTEGERS = {"clip": (0, 10_000_000), "seed": (0, SEED_MAX), "start": (-1, START_MAX), "stride": (1, STRIDE_MAX)}
+_INTEGERS = {
+    "clip": (0, 10_000_000),
+    "seed": (0, SEED_MAX),
+    "start": (-1, START_MAX),
+    "stride": (1, STRIDE_MAX),
+}
 _RATIOS = ("ratio", "other_ratio")
 _IDS = ("checkpoint", "dataset", "other")
 
@@ -73,7 +78,7 @@ def from_query(query: Mapping[str, str], default: ViewState) -> tuple[ViewState,
 
 
 def to_query(state: ViewState) -> dict[str, str]:
-    """The parameters that restore a view; those at their default are left out, except the ones that name it."""
+    """The parameters that restore a view; defaults are left out, except of those that name it."""
     always = ("checkpoint", "clip", "mask", "ratio", "seed")
     plain = ViewState()
     out: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The reconstruction viewer: from a view's state to what the browser draws. Pages only call these functions."""
+"""The reconstruction viewer: from a view's state to what the browser draws."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def grid_key(grid: TokenGrid) -> str:
 
 
 def draw_mask(kind: str, ratio: float, seed: int, grid: TokenGrid) -> str:
-    """A sampled mask of one clip, packed. Raises InputError where the ratio leaves nothing visible or masked."""
+    """A sampled mask of one clip, packed. Raises InputError where nothing would be visible or masked."""
     mask = sample_mask(kind, ratio, grid, 1, torch.Generator().manual_seed(seed))
     return pack_mask(mask.to_bool()[0].numpy())
 
@@ -73,7 +73,7 @@ class Side:
 
 
 def reconstruct_clip(model: VideoMAE, frames: np.ndarray, mask: str) -> Reconstruction:
-    """Reconstruct uint8 [T, H, W, 3] under a packed mask. Raises InputError where the mask is another grid's."""
+    """Reconstruct uint8 [T, H, W, 3] under a packed mask. Raises InputError for another grid's mask."""
     bits = unpack_mask(mask)
     if bits is None or bits.size != model.grid.num_tokens:
         raise InputError(f"expected a mask of {model.grid.num_tokens} tokens, got {mask.partition('.')[0]}")
@@ -136,7 +136,13 @@ def payload(
         "width": grid.width,
         "height": grid.height,
         "columns": render.sheet_columns(grid.frames, grid.width),
-        "grid": {"t": grid.t, "h": grid.h, "w": grid.w, "patch": grid.patch_size, "tubelet": grid.tubelet_size},
+        "grid": {
+            "t": grid.t,
+            "h": grid.h,
+            "w": grid.w,
+            "patch": grid.patch_size,
+            "tubelet": grid.tubelet_size,
+        },
         "fps": clip.fps / stride,
         "indices": [int(i) for i in indices],
         "original": original,
@@ -177,7 +183,11 @@ def show(data: dict[str, Any], *, key: str, on_mask: Any) -> Any:
 
 def stroke_mask(value: Any, num_tokens: int) -> tuple[int, str] | None:
     """(side, packed mask) of a stroke as the browser sent it; None for anything that is not one."""
-    if not isinstance(value, dict) or value.get("side") not in (0, 1) or not isinstance(value.get("mask"), str):
+    if (
+        not isinstance(value, dict)
+        or value.get("side") not in (0, 1)
+        or not isinstance(value.get("mask"), str)
+    ):
         return None
     mask = unpack_mask(value["mask"])
     return (value["side"], value["mask"]) if mask is not None and mask.size == num_tokens else None

@@ -1,0 +1,69 @@
+"""`vmae dashboard`: look at reconstructions, sweeps and runs in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmae.cli.options import runs_dir_option
+
+
+@click.command()
+@click.option("--port", type=int, default=8501, show_default=True, help="Port to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@runs_dir_option
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Offer this checkpoint too (a folder or .safetensors file; repeatable).",
+)
+@click.option(
+    "--data", multiple=True, type=click.Path(path_type=Path), help="Offer this list of videos too (repeatable)."
+)
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder that paths in --data start from.")
+@click.option("--mlflow-url", default="", help="Where `vmae ui` runs, for links to it.")
+@click.option("--upload-mb", type=int, default=64, show_default=True, help="Largest upload, MiB.")
+def dashboard(
+    port: int,
+    host: str,
+    runs_dir: Path | None,
+    checkpoints: tuple[Path, ...],
+    data: tuple[Path, ...],
+    data_root: Path | None,
+    mlflow_url: str,
+    upload_mb: int,
+) -> None:
+    """Open the dashboard on the runs (Ctrl-C ends it)."""
+    import os
+
+    from vmae.cli.ports import check_port
+    from vmae.core.checkpoint import load_model
+    from vmae.core.errors import InputError
+    from vmae.core.video.annotations import read_annotations
+    from vmae.dashboard import server
+    from vmae.dashboard.settings import VARIABLE, Settings
+
+    if upload_mb < 1:
+        raise InputError(f"--upload-mb: expected at least 1, got {upload_mb}")
+    if mlflow_url and not mlflow_url.startswith(("http://", "https://")):
+        raise InputError(f"--mlflow-url: expected an address with http:// or https://, got '{mlflow_url}'")
+    # What the command line names must be usable: better said here than on a page.
+    for path in checkpoints:
+        load_model(path)
+    for path in data:
+        read_annotations(path, data_root)
+    check_port(host, port)
+    settings = Settings(
+        runs_dir=str(runs_dir.resolve()) if runs_dir else "",
+        checkpoints=tuple(str(p.resolve()) for p in checkpoints),
+        data=tuple(str(p.resolve()) for p in data),
+        data_root=str(data_root.resolve()) if data_root else "",
+        mlflow_url=mlflow_url,
+        upload_mb=upload_mb,
+    )
+    os.environ[VARIABLE] = settings.to_env()
+    click.echo(f"dashboard on {settings.store.runs_dir}: http://{host}:{port}  (Ctrl-C ends it)")
+    server.serve(host=host, port=port, upload_mb=upload_mb)

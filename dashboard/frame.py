@@ -1,0 +1,72 @@
+"""What every page stands in: width, spacing, errors as sentences, empty states."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import streamlit as st
+
+from vmae.core.errors import VmaeError
+from vmae.dashboard.settings import Settings
+from vmae.dashboard.sources import Catalog, read_catalog
+
+log = logging.getLogger("vmae.dashboard")
+
+# Streamlit leaves room for a narrow article; these pages are wide and short.
+_STYLE = """
+<style>
+  .stMainBlockContainer { padding: 4.2rem 2rem 1.5rem; max-width: 2200px; }
+  .stMainBlockContainer h1 { font-size: 1.55rem; padding: 0; }
+  .stMainBlockContainer h3 { font-size: 1.1rem; padding-bottom: 0; }
+</style>
+"""
+
+
+def page_frame() -> None:
+    """Page title and width; called once per run, before anything else."""
+    st.set_page_config(page_title="vmae", page_icon=":material/grid_on:", layout="wide")
+    st.html(_STYLE)
+
+
+def guarded(page: Callable[[], None]) -> Callable[[], None]:
+    """The page, with errors a user can cause shown as the sentence they are."""
+
+    @functools.wraps(page)
+    def run() -> None:
+        try:
+            page()
+        except VmaeError as e:
+            show_error(e)
+
+    return run
+
+
+def show_error(error: VmaeError) -> None:
+    """One red box with the error's sentence."""
+    text = str(error)
+    st.error(text[:1].upper() + text[1:], icon=":material/error:")
+
+
+def empty_state(title: str, text: str, commands: dict[str, str]) -> None:
+    """What a page shows while there is nothing to show: why, and which command changes that.
+
+    `commands` maps a command line to what it does.
+    """
+    with st.container(border=True):
+        st.subheader(title, anchor=False)
+        st.markdown(text)
+        for command, effect in commands.items():
+            st.markdown(effect)
+            st.code(command, language="bash")
+
+
+@st.cache_data(ttl=3, max_entries=4, show_spinner=False)
+def _catalog(settings: Settings) -> Catalog:
+    return read_catalog(settings)
+
+
+def catalog(settings: Settings) -> Catalog:
+    """What there is to choose from; read from the store at most every three seconds."""
+    return _catalog(settings)
