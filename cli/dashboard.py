@@ -21,7 +21,10 @@ from vmae.cli.options import runs_dir_option
     help="Offer this checkpoint too (a folder or .safetensors file; repeatable).",
 )
 @click.option(
-    "--data", multiple=True, type=click.Path(path_type=Path), help="Offer this list of videos too (repeatable)."
+    "--data",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Offer this list of videos too (repeatable).",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that paths in --data start from.")
 @click.option("--mlflow-url", default="", help="Where `vmae ui` runs, for links to it.")

@@ -21,6 +21,11 @@ VERBS: Verbs = {
     "pretrain": ("vmae.cli.pretrain", "pretrain", "Pre-train a masked autoencoder."),
     "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
     "runs": ("vmae.cli.runs", "runs", "List, show and compare runs."),
+    "dashboard": (
+        "vmae.cli.dashboard",
+        "dashboard",
+        "Look at reconstructions, sweeps and runs in a browser.",
+    ),
     "ui": ("vmae.cli.ui", "ui", "Open MLflow's own web UI on the runs."),
     "doctor": ("vmae.cli.doctor", "doctor", "Say what is installed, which kernels are active and why."),
     "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),

@@ -14,6 +14,12 @@ from vmae.dashboard.sources import Catalog, read_catalog
 
 log = logging.getLogger("vmae.dashboard")
 
+# Drawn here: a named symbol would be fetched from outside.
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><rect width="4" height="4" fill="#1f6feb"/>'
+    '<path d="M0 0h1v1H0zM2 1h1v1H2zM1 2h1v1H1zM3 3h1v1H3z" fill="#fff"/></svg>'
+)
+
 # Streamlit leaves room for a narrow article; these pages are wide and short.
 _STYLE = """
 <style>
@@ -26,7 +32,7 @@ _STYLE = """
 
 def page_frame() -> None:
     """Page title and width; called once per run, before anything else."""
-    st.set_page_config(page_title="vmae", page_icon=":material/grid_on:", layout="wide")
+    st.set_page_config(page_title="vmae", page_icon=_ICON, layout="wide")
     st.html(_STYLE)
 
 

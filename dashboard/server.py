@@ -41,12 +41,15 @@ def options(host: str, port: int, upload_mb: int) -> dict[str, str | int | bool]
 
 def arguments(host: str, port: int, upload_mb: int) -> list[str]:
     """The command line of `streamlit run` with these options."""
-    given = [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options(host, port, upload_mb).items()]
+    given = [
+        f"--{k}={str(v).lower() if isinstance(v, bool) else v}"
+        for k, v in options(host, port, upload_mb).items()
+    ]
     return ["run", str(APP), *given]
 
 
 def serve(*, host: str, port: int, upload_mb: int) -> None:
-    """Serve until Ctrl-C. The heavy imports run meanwhile, so that the first page is not what waits for them."""
+    """Serve until Ctrl-C. Heavy imports start at once, so that the first page does not wait for them."""
     from streamlit.web import cli
 
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
@@ -58,6 +61,9 @@ def _warm_up() -> None:
 
     with contextlib.suppress(Exception):
         # Whatever fails here fails again, and is shown, on the page that needs it.
+        import av  # noqa: F401
+        import cv2  # noqa: F401
+        import matplotlib  # noqa: F401
         import skimage.metrics  # noqa: F401
 
-        from vmae.dashboard import page_reconstruct  # noqa: F401
+        from vmae.core import checkpoint, reconstruction  # noqa: F401
