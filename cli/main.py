@@ -31,6 +31,7 @@ VERBS: Verbs = {
     "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),
     "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
     "convert": ("vmae.cli.convert", "convert", "Checkpoints between official, Hugging Face and our format."),
+    "zoo": ("vmae.cli.zoo", "zoo", "The published checkpoints: names, recipes, results."),
 }
 
 
