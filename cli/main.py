@@ -58,7 +58,7 @@ def run(argv: list[str] | None = None) -> None:
     except click.ClickException as e:
         if debug:
             raise
-        e.show()
+        click.echo(f"vmae: error: {e.format_message()}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

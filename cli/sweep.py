@@ -103,17 +103,19 @@ def run(plan: Plan, store: Store) -> None:
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.status import FAILED
 
-    click.echo(
-        f"sweep {plan.name} ({plan.title}): {len(plan.trials)} trials "
-        f"in {driver.sweeps_dir(store) / plan.name}",
-        err=True,
-    )
     try:
         with cache_progress("decode") as progress:
             driver.prepare(plan, store, progress)
+        click.echo(
+            f"sweep {plan.name} ({plan.title}): {len(plan.trials)} trials "
+            f"in {driver.sweeps_dir(store) / plan.name}",
+            err=True,
+        )
         with Display(plan) as display:
             states = driver.run_sweep(plan, store, display.show)
     except KeyboardInterrupt:
+        if not (driver.sweeps_dir(store) / plan.name / "plan.json").exists():
+            raise
         click.echo(
             f"\ninterrupted: finished trials are kept. Go on with: vmae sweep --resume {plan.name}", err=True
         )

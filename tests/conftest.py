@@ -21,3 +21,15 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip("needs the folder ../shared beside the checkout, which is absent")
     return path
+
+
+@pytest.fixture(scope="session")
+def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv (48 clips of 12 classes) and val.csv (12), 48 x 48 pixels, 16 frames."""
+    from vmae.core.video.demo_data import make_demo_data
+
+    folder = tmp_path_factory.mktemp("mini")
+    make_demo_data(
+        folder, clips_per_class=5, size=48, seconds=1.0, fps=16, seed=3, workers=1, progress="silent"
+    )
+    return folder
