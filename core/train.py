@@ -23,20 +23,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vmae.core.checkpoint import save_model
+from vmae.core.classifier import VideoClassifier
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.optim import OptimConfig, build_optimizer, lr_schedule, set_lr
+from vmae.core.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
 from vmae.core.train_state import load_newest_state, save_state
 from vmae.core.video.dataset import ClipDataset, build_loader
 from vmae.core.videomae import VideoMAE
+from vmae.core.watch import collapse_warning, flat_loss_warning, prediction_variance
 
 Report = Callable[[str, dict[str, Any]], None]
-"""Called with an event's name (`start`, `step`, `epoch`, `checkpoint`, `picture`, `warning`) and its data."""
+"""Called with an event's name (`start`, `step`, `epoch`, `checkpoint`, `warning`) and its data."""
 
 
 class TrainingDiverged(VmaeError):
@@ -106,6 +108,8 @@ class TrainResult:
     clips_per_s: float
     skipped_steps: int
     """Steps left out because a gradient was NaN or infinite."""
+    bad_videos: dict[str, str]
+    """Training files that could not be read by this process, left out: path -> reason."""
     duration_s: float
     """Seconds of this process in the loop (a resumed run counts only its own)."""
     stopped: bool
@@ -154,7 +158,7 @@ class StepContext:
     step: int
     """Optimiser steps since the run began."""
     rows: Tensor
-    """int64 [b]: the place of each clip of this micro-batch in the step's total batch."""
+    """int64 [b]: the place of each clip (repeats side by side) of this micro-batch in the step's batch."""
     total_rows: int
     device: torch.device
 
@@ -193,63 +197,6 @@ class Ema:
             yield
         finally:
             model.load_state_dict(own)
-
-
-@dataclass(frozen=True)
-class _World:
-    """This process among those that train together."""
-
-    rank: int
-    size: int
-
-    @classmethod
-    def current(cls) -> _World:
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls(0, 1)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean over processes, the same on all of them."""
-        if self.size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-            values /= self.size
-        return values
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        if self.size == 1:
-            return flag
-        tensor = torch.tensor(float(flag), device=device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return bool(tensor.item())
-
-
-def _wrap(model: nn.Module, train: TrainConfig, world: _World, device: torch.device) -> nn.Module:
-    """The module that is called in a step: compiled and/or distributed, sharing `model`'s parameters."""
-    module: nn.Module = model
-    if train.shard == "fsdp" and world.size > 1:
-        from torch.distributed.fsdp import fully_shard
-
-        for block in _blocks(model):
-            fully_shard(block)
-        fully_shard(model)
-    if train.compile:
-        module = torch.compile(module)  # type: ignore[assignment]
-    if world.size > 1 and train.shard != "fsdp":
-        ids = [device.index] if device.type == "cuda" else None
-        module = nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
-    return module
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [
-        block
-        for name, blocks in model.named_modules()
-        if isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2] == "blocks"
-        for block in blocks
-    ]
 
 
 @contextlib.contextmanager
@@ -301,7 +248,7 @@ class _Finite:
             )
 
 
-def _fit(
+def fit(
     *,
     job: str,
     model: nn.Module,
@@ -314,12 +261,18 @@ def _fit(
     report: Report,
     resume: bool,
     should_stop: Callable[[], bool] | None,
-    after_epoch: Callable[[int, nn.Module], dict[str, float]] | None = None,
+    after_epoch: Callable[[int, nn.Module, list[float]], dict[str, float]] | None = None,
     best_metric: str | None = None,
     meta: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """Train `model` in place. One optimiser step = `accumulate` micro-batches on every process."""
-    world = _World.current()
+    """Train `model` in place: the loop under `pretrain` and `finetune`.
+
+    One optimiser step = `accumulate` micro-batches on every process. `loss_fn(module, batch, context)` gives
+    a micro-batch's mean loss; `after_epoch(epoch, model, losses)` gives more metrics of the epoch (the model
+    in eval mode, its averaged weights in place where there are any); `best_metric` names the one of them
+    whose best epoch is kept in `run_dir/best`.
+    """
+    world = World.current()
     micro_batch, rest = divmod(train.batch_size, world.size * train.accumulate)
     if rest or micro_batch == 0:
         raise InputError(
@@ -336,11 +289,11 @@ def _fit(
     states_dir = run_dir / "checkpoints"
     lead = world.rank == 0
     if not lead:
-        report = _silent
+        report = silent
     precision = resolve_precision(train.precision, device)
 
     model.to(device)
-    module = _wrap(model, train, world, device)
+    module = wrap(model, shard=train.shard == "fsdp", compile=train.compile, device=device)
     optimizer = build_optimizer(model, optim)
     ema = Ema(model, train.ema_decay) if train.ema_decay is not None else None
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -357,11 +310,11 @@ def _fit(
     if loaded is not None:
         path, state = loaded
         _check_same_run(state, job, steps_per_epoch, train, path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_model_state(model, state["model"])
+        load_optimizer_state(optimizer, state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         if ema is not None and state["ema"] is not None:
-            ema.average = {k: v.to(device) for k, v in state["ema"].items()}
+            ema.average = {k: like(v.to(device), ema.average[k]) for k, v in state["ema"].items()}
         step, best = state["step"], state["best"]
         epoch_loss, epoch_steps = state["epoch_loss"], state["epoch_steps"]
         history = state["history"]
@@ -384,8 +337,7 @@ def _fit(
     )
 
     def checkpoint() -> None:
-        if not lead:
-            return
+        # Gathering sharded weights takes all processes; writing takes one.
         state = {
             "job": job,
             "step": step,
@@ -397,11 +349,13 @@ def _fit(
             "best": best,
             "history": history,
             "skipped_steps": finite.total,
-            "model": model.state_dict(),
-            "ema": None if ema is None else ema.average,
-            "optimizer": optimizer.state_dict(),
+            "model": whole(model.state_dict()),
+            "ema": None if ema is None else whole(ema.average),
+            "optimizer": whole(optimizer.state_dict()),
             "scaler": scaler.state_dict(),
         }
+        if not lead:
+            return
         try:
             path = save_state(states_dir, step, state, keep_last=train.keep_last)
         except OSError as e:
@@ -411,24 +365,42 @@ def _fit(
         else:
             report("checkpoint", {"step": step, "path": str(path)})
 
+    def save_weights(path: Path, facts: dict[str, Any]) -> None:
+        plain = model
+        if train.shard == "fsdp" and world.size > 1:
+            state = whole(model.state_dict())
+            plain = _fresh_copy(model)
+            plain.load_state_dict(state)
+        if not lead:
+            return
+        from safetensors import SafetensorError
+
+        try:
+            save_model(path, plain, {**(meta or {}), "job": job, **facts})
+        except (OSError, SafetensorError) as e:
+            text = f"step {step}: {path.name} NOT saved ({e}); training goes on"
+            warnings.warn(text, stacklevel=2)
+            report("warning", {"step": step, "text": text})
+
     started = time.perf_counter()
     clips_done, stopped = 0, False
     last_checkpoint = step
     model.train()
+    # One loader for the run: its worker processes live from epoch to epoch.
+    loader = build_loader(
+        dataset,
+        micro_batch,
+        shuffle=True,
+        seed=train.seed,
+        rank=world.rank,
+        world_size=world.size,
+        drop_last=True,
+    )
+    loader.yield_empty = True
+    views = dataset.clips_per_video
     for epoch in range(step // steps_per_epoch, train.epochs):
-        dataset.set_epoch(epoch)
         skip = step - epoch * steps_per_epoch
-        loader = build_loader(
-            dataset,
-            micro_batch,
-            shuffle=True,
-            seed=train.seed,
-            epoch=epoch,
-            rank=world.rank,
-            world_size=world.size,
-            skip_batches=skip * train.accumulate,
-            drop_last=True,
-        )
+        loader.set_epoch(epoch, skip_batches=skip * train.accumulate)
         batches = iter(loader)
         window_start, window_wait, window_steps = time.perf_counter(), 0.0, 0
         for _ in range(skip, steps_per_epoch):
@@ -442,18 +414,22 @@ def _fit(
                 batch = next(batches)
                 window_wait += time.perf_counter() - waited
                 paths += batch["path"]
-                n = len(batch["label"])
+                if not batch["path"]:
+                    # Every file of it was bad: the loader has counted and reported them.
+                    continue
+                videos = torch.arange(len(batch["label"]) // views)
+                place = (micro * micro_batch + videos) * world.size + world.rank
                 context = StepContext(
                     seed=train.seed,
                     epoch=epoch,
                     step=step,
-                    rows=(micro * micro_batch + torch.arange(n)) * world.size + world.rank,
-                    total_rows=train.batch_size,
+                    rows=(place[:, None] * views + torch.arange(views)).flatten(),
+                    total_rows=train.batch_size * views,
                     device=device,
                 )
                 last = micro == train.accumulate - 1
                 with (
-                    _no_sync(module, not last),
+                    no_sync(module, not last),
                     _seeded(derive_seed(train.seed, epoch, step, micro, world.rank, "drop"), device, draws),
                     autocast(precision, device),
                 ):
@@ -464,7 +440,9 @@ def _fit(
             scaler.unscale_(optimizer)
             grad_norm = _grad_norm(model, optim.clip_grad)
             loss_value = float(world.mean(step_loss))
-            if math.isfinite(loss_value) and math.isfinite(grad_norm):
+            if not paths:
+                loss_value = math.nan
+            elif math.isfinite(loss_value) and math.isfinite(grad_norm):
                 scaler.step(optimizer)
                 finite.good()
                 if ema is not None:
@@ -509,11 +487,11 @@ def _fit(
             if after_epoch is not None:
                 model.eval()
                 with ema.swapped_in(model) if ema is not None else contextlib.nullcontext():
-                    metrics |= after_epoch(epoch + 1, model)
+                    losses = [h["loss"] for h in history] + [mean_loss]
+                    metrics |= after_epoch(epoch + 1, model, losses)
                     if best_metric is not None and metrics.get(best_metric, -math.inf) > best:
                         best = metrics[best_metric]
-                        if lead:
-                            save_model(run_dir / "best", model, {**(meta or {}), "metrics": metrics})
+                        save_weights(run_dir / "best", {"epochs": epoch + 1, "metrics": metrics})
                 model.train()
             history.append(metrics)
             report("epoch", {"step": step, **metrics})
@@ -527,9 +505,9 @@ def _fit(
         checkpoint()
     duration = time.perf_counter() - started
     model_path = run_dir / "model"
-    if lead and (step != first_step or not model_path.exists()):
+    if step != first_step or not model_path.exists():
         with ema.swapped_in(model) if ema is not None else contextlib.nullcontext():
-            save_model(model_path, model, {**(meta or {}), "job": job, "epochs": step / steps_per_epoch})
+            save_weights(model_path, {"epochs": step / steps_per_epoch})
     return TrainResult(
         metrics=dict(history[-1]) if history else {},
         model_path=model_path,
@@ -538,13 +516,22 @@ def _fit(
         steps=step,
         clips_per_s=clips_done / duration if clips_done else 0.0,
         skipped_steps=finite.total,
+        bad_videos=dict(loader.skipped),
         duration_s=duration,
         stopped=stopped,
         history=history,
     )
 
 
-def _silent(event: str, data: dict[str, Any]) -> None:
+def _fresh_copy(model: nn.Module) -> VideoMAE | VideoClassifier:
+    """A model of the same configuration with weights of its own, on the CPU and not sharded."""
+    if isinstance(model, VideoClassifier):
+        return VideoClassifier(model.config, model.num_classes)
+    assert isinstance(model, VideoMAE)
+    return VideoMAE(model.config)
+
+
+def silent(event: str, data: dict[str, Any]) -> None:
     """Report of the processes other than the first."""
 
 
@@ -564,13 +551,6 @@ def _check_same_run(
                 f"{path}: expected a checkpoint of a run with {key} = {expected}, got {state[key]}; "
                 "use another run folder, or start over without resuming"
             )
-
-
-def _no_sync(module: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """DDP reduces gradients once per step, with the last micro-batch."""
-    if wanted and isinstance(module, nn.parallel.DistributedDataParallel):
-        return module.no_sync()
-    return contextlib.nullcontext()
 
 
 def _grad_norm(model: nn.Module, clip: float | None) -> float:
@@ -594,12 +574,10 @@ def _memory(device: torch.device) -> dict[str, float]:
 
 
 def clip_to_video(clip: Tensor, device: torch.device) -> Tensor:
-    """A loader's uint8 `[B, T, H, W, C]` (or `[B, R, T, H, W, C]`, repeated samples) as `[B*R, C, T, H, W]`.
+    """A loader's uint8 `[B, T, H, W, C]` as `[B, C, T, H, W]` on the device.
 
-    A permuted view: bytes move to the device once, and pixels stay uint8.
+    A permuted view: bytes move once, and pixels stay uint8.
     """
-    if clip.ndim == 6:
-        clip = clip.flatten(0, 1)
     return clip.to(device, non_blocking=True).permute(0, 4, 1, 2, 3)
 
 
@@ -612,7 +590,7 @@ def pretrain(
     train: TrainConfig,
     run_dir: Path,
     device: torch.device | str = "cpu",
-    report: Report = _silent,
+    report: Report = silent,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], dict[str, float]] | None = None,
@@ -629,22 +607,33 @@ def pretrain(
     TrainingDiverged after `train.max_bad_steps` NaN steps in a row.
     """
     grid = model.config.grid
+    seen: dict[str, Any] = {}
+    warned: set[str] = set()
 
     def loss_fn(module: nn.Module, batch: dict[str, Any], context: StepContext) -> Tensor:
-        clip = batch["clip"]
-        repeats = clip.shape[1] if clip.ndim == 6 else 1
         rows = context.rows
-        if repeats > 1:
-            rows = (rows[:, None] * repeats + torch.arange(repeats)).flatten()
-        n = context.total_rows * repeats
-        masks, decode = sample_masks(mask, grid, n, generator=context.generator("mask"))
+        masks, decode = sample_masks(mask, grid, context.total_rows, generator=context.generator("mask"))
         mine = TokenMask(masks.visible[rows], masks.masked[rows]).to(context.device)
         if decode is not None:
             decode = decode[rows].to(context.device, non_blocking=True)
-        loss: Tensor = module(clip_to_video(clip, context.device), mine, decode)
+        video = clip_to_video(batch["clip"], context.device)
+        seen["video"], seen["mask"] = video[:2], TokenMask(mine.visible[:2], mine.masked[:2])
+        loss: Tensor = module(video, mine, decode)
         return loss
 
-    return _fit(
+    def watch(epoch: int, module: nn.Module, losses: list[float]) -> dict[str, float]:
+        variance = prediction_variance(model, seen["video"], seen["mask"])
+        texts = {"collapse": collapse_warning(variance, epoch)}
+        if (model.config.target, model.config.loss) == ("normalized", "mse"):
+            texts["flat"] = flat_loss_warning(losses, train.epochs)
+        for kind, text in texts.items():
+            if text is not None and kind not in warned and World.current().rank == 0:
+                warned.add(kind)
+                report("warning", {"epoch": epoch, "text": text})
+        extra = {} if after_epoch is None else after_epoch(epoch, module)
+        return {"pred_variance": variance, **extra}
+
+    return fit(
         job="pretrain",
         model=model,
         loss_fn=loss_fn,
@@ -656,6 +645,6 @@ def pretrain(
         report=report,
         resume=resume,
         should_stop=should_stop,
-        after_epoch=after_epoch,
+        after_epoch=watch,
         meta={"mask": to_dict(mask), "optim": to_dict(optim), "train": to_dict(train)},
     )

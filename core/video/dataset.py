@@ -320,6 +320,8 @@ class ClipLoader:
         self.drop_last = drop_last
         self.pin_memory = pin_memory
         self.start_method = start_method
+        self.yield_empty = False
+        """Yield a training batch of which every file was bad, without clips (a loop counts places by it)."""
         self.skipped: dict[str, str] = {}
         self.wait_s = 0.0
         self.step_s = 0.0
@@ -376,7 +378,7 @@ class ClipLoader:
             bad_now += len(batch["failed"])
             if batch["failed"]:
                 self._handle(batch, bad_now)
-                if len(batch["clip"]) == 0 and self.dataset.mode == "train":
+                if len(batch["clip"]) == 0 and self.dataset.mode == "train" and not self.yield_empty:
                     continue
             yield batch
 
