@@ -32,6 +32,7 @@ VERBS: Verbs = {
     "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
     "convert": ("vmae.cli.convert", "convert", "Checkpoints between official, Hugging Face and our format."),
     "zoo": ("vmae.cli.zoo", "zoo", "The published checkpoints: names, recipes, results."),
+    "plan": ("vmae.cli.plan", "plan", "What a pre-training run will cost: FLOPs, memory, hours."),
 }
 
 
