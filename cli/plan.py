@@ -138,7 +138,8 @@ def plan(
     click.echo(format_table([f"{gpus} x {gpu}", ""], rows))
     click.echo(
         f"\nAssumed: {utilisation:.0%} of {peak.tflops:g} TFLOP/s dense bf16 ({gpu}), matrix products only,"
-        " a multiply-add counted as 2, backward twice the forward; loading, communication and evaluation hidden;"
+        " a multiply-add counted as 2, backward twice the forward; loading, communication and evaluation"
+        " hidden;"
         f" batch {batch * gpus} in all, {videos:,} clips an epoch, {epochs} epochs."
         " Memory without the allocator's slack and temporary buffers."
     )

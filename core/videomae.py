@@ -293,7 +293,7 @@ class VideoMAE(nn.Module):
         self.register_buffer(
             "pos_embed", config_pos_embed(config, config.decoder_embed_dim), persistent=False
         )
-        init_weights(self.encoder_to_decoder)
+        # As in the official code, encoder_to_decoder keeps torch's own initialisation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     @property

@@ -370,7 +370,7 @@ def test_configurations_that_cannot_be(overrides: dict[str, Any], message: str) 
 
 
 def test_unknown_sizes_name_the_nearest() -> None:
-    with pytest.raises(InputError, match="got 'bse' .did you mean 'base'"):
+    with pytest.raises(InputError, match=r"got 'bse' .did you mean 'base'"):
         VideoMAEConfig.from_size("bse")
 
 
