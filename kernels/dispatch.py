@@ -1,18 +1,40 @@
-"""Which path an op takes, and why: `auto | torch | triton`, from the environment or a context manager."""
+"""Which path an op takes, and why: `auto | torch | triton`, per op and shape.
+
+- `torch`: the plain path everywhere.
+- `triton`: the kernel wherever it can run; where it cannot, the torch path, and the reason is logged once.
+- `auto` (the default): the kernel where a measurement of this GPU family, checked in under
+  `kernels/results/evidence.json`, says that it wins for the shape; the torch path otherwise. A family
+  without measurements takes the torch path: an unmeasured kernel is never chosen by itself.
+
+The mode is that of the innermost `use_kernels`, else the environment's `VMAE_KERNELS`, else `auto`.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from vmae.kernels.checks import require
 
 MODES = ("auto", "torch", "triton")
-OPS = ("gather_patches", "fused_attention", "masked_patch_loss", "assemble_decoder_tokens")
+OPS = ("gather_patches", "fused_attention", "masked_patch_loss", "assemble_decoder_tokens", "add_layer_norm")
+EVIDENCE_FILE = Path(__file__).parent / "results" / "evidence.json"
+FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are compiled and configured for
 
 _override: str | None = None
+_log = logging.getLogger("vmae.kernels")
+_said: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +55,7 @@ def mode() -> str:
 
 @contextmanager
 def use_kernels(chosen: str) -> Iterator[None]:
-    """Choose the path of every op inside the block: "auto", "torch" or "triton" (process-wide)."""
+    """Choose the path of every op inside the block: "auto", "torch" or "triton" (for the whole process)."""
     global _override
     require(chosen in MODES, f"one of {', '.join(MODES)}", repr(chosen))
     before, _override = _override, chosen
@@ -43,6 +65,132 @@ def use_kernels(chosen: str) -> Iterator[None]:
         _override = before
 
 
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter (`TRITON_INTERPRET=1`), on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def family(device_index: int = -1) -> int:
+    """Return the configuration family of a GPU: the largest of 80, 90, 100 not above it; 0 below sm_80.
+
+    Without a GPU (interpreter, ahead-of-time compilation) 90.
+    """
+    return _family(device_index)
+
+
+@functools.cache
+def _family(device_index: int) -> int:
+    if not torch.cuda.is_available():
+        return 90
+    major, minor = torch.cuda.get_device_capability(None if device_index < 0 else device_index)
+    return max((f for f in FAMILIES if f <= major * 10 + minor), default=0)
+
+
+@torch.compiler.assume_constant_result
+def _unusable(device_type: str, device_index: int) -> str | None:
+    """Why no Triton kernel can run on tensors of this device; None where one can."""
+    missing = _triton_missing()
+    if missing:
+        return missing
+    if device_type == "cpu":
+        return None if interpreting() else "the tensors are on the CPU"
+    if device_type != "cuda":
+        return f"no kernels for device type {device_type}"
+    if torch.version.hip is not None:
+        return "the kernels are compiled and configured for NVIDIA GPUs only"
+    if _family(device_index) == 0:
+        return f"needs compute capability 8.0, this GPU has {torch.cuda.get_device_capability(device_index)}"
+    return None
+
+
+@functools.cache
+def load_evidence() -> dict[str, Any]:
+    """Return the checked-in measurements: `{family: {op: [{"min": ..., "max": ..., "path", "why"}]}}`."""
+    if not EVIDENCE_FILE.is_file():
+        return {}
+    table: dict[str, Any] = json.loads(EVIDENCE_FILE.read_text())
+    return table
+
+
+def decide(op: str, device_type: str, device_index: int, unsupported: str | None, size: int) -> KernelStatus:
+    """Return the path of one call and why.
+
+    unsupported: why the kernel cannot take this call's dtype or shape, or None. size: the number the
+    evidence is ordered by (tokens for attention, values per patch or token for the rest).
+    """
+    chosen = mode()
+    if chosen == "torch":
+        return KernelStatus(op=op, path="torch", reason="mode torch")
+    obstacle = _unusable(device_type, device_index) or unsupported
+    if obstacle:
+        return KernelStatus(op=op, path="torch", reason=obstacle)
+    if chosen == "triton":
+        return KernelStatus(op=op, path="triton", reason="mode triton")
+    if device_type == "cpu":
+        return KernelStatus(op=op, path="torch", reason="the interpreter is only used in mode triton")
+    return _by_evidence(op, f"sm_{family(device_index)}", size)
+
+
+@torch.compiler.assume_constant_result
+def _by_evidence(op: str, gpu: str, size: int) -> KernelStatus:
+    for row in load_evidence().get(gpu, {}).get(op, []):
+        if row["min_size"] <= size <= row["max_size"]:
+            return KernelStatus(op=op, path=row["path"], reason=f"measured on {gpu}: {row['why']}")
+    return KernelStatus(
+        op=op,
+        path="torch",
+        reason=f"unmeasured on {gpu} at size {size}: the torch path until "
+        "`python -m vmae.kernels.gpu_suite` has run (VMAE_KERNELS=triton chooses the kernel now)",
+    )
+
+
+def use_triton(op: str, x: Tensor, *, unsupported: str | None, size: int) -> bool:
+    """Whether this call takes the Triton path; in mode triton, a refusal's reason is logged once per op."""
+    index = x.device.index if x.device.index is not None else -1
+    status = decide(op, x.device.type, index, unsupported, size)
+    if status.path == "triton":
+        return True
+    if not torch.compiler.is_compiling() and mode() == "triton":
+        _say_once(op, status.reason)
+    return False
+
+
+def _say_once(op: str, reason: str) -> None:
+    if (op, reason) not in _said:
+        _said.add((op, reason))
+        _log.warning("%s takes the torch path although VMAE_KERNELS=triton: %s", op, reason)
+
+
+# The sizes `kernel_status` asks about: ViT-B at 16x224x224, tube masking 0.9.
+_STATUS_SIZES = {
+    "gather_patches": (1536,),
+    "fused_attention": (160, 1568),
+    "masked_patch_loss": (1536,),
+    "assemble_decoder_tokens": (384,),
+    "add_layer_norm": (768,),
+}
+
+
 def kernel_status() -> list[KernelStatus]:
-    """Return, for every op, the path taken on this machine in the mode in force, and why."""
-    return [KernelStatus(op=op, path="torch", reason=f"mode {mode()}: no Triton kernel yet") for op in OPS]
+    """Return, for every op at ViT-B's sizes, the path taken on this machine in the mode in force, and why.
+
+    Asked for the current CUDA device where there is one, else for CPU tensors; attention is listed once
+    per regime (the encoder's and the decoder's length).
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    index = torch.cuda.current_device() if device == "cuda" else -1
+    rows = []
+    for op in OPS:
+        for size in _STATUS_SIZES[op]:
+            status = decide(op, device, index, None, size)
+            name = f"{op} N={size}" if op == "fused_attention" else op
+            rows.append(KernelStatus(op=name, path=status.path, reason=status.reason))
+    return rows

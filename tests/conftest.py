@@ -10,6 +10,10 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_TRACKING_URI", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not Path("/dev/nvidiactl").exists():
+    # Triton decides when it is imported whether kernels are interpreted, so it is said here, before any test
+    # module imports it. Tests that compile kernels run them in a process without this variable.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 

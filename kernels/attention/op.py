@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmae.kernels.attention import library  # noqa: F401 (registers the ops)
+from vmae.kernels.attention.configs import MAX_HEAD_DIM
 from vmae.kernels.attention.reference import fused_attention_reference
 from vmae.kernels.checks import FLOAT_DTYPES, describe, require, values_are_checked
+from vmae.kernels.dispatch import use_triton
 
 # On a CPU in bfloat16 the written-out product beats SDPA up to this length (measured on 2 cores:
 # N=392 8 ms forward and 11 ms backward against 11 and 27); in float32 SDPA wins at every decoder length.
@@ -47,7 +50,21 @@ def fused_attention(qkv: Tensor, *, scale: float | None = None, lengths: Tensor 
         if values_are_checked(lengths):
             low, high = torch.aminmax(lengths)
             require(int(low) >= 1 and int(high) <= n, f"lengths in [1, {n}]", f"{int(low)} to {int(high)}")
+    if use_triton("fused_attention", qkv, unsupported=_unsupported(qkv), size=n):
+        out, _lse = torch.ops.vmae.attention_fwd(
+            qkv, qkv.shape[4] ** -0.5 if scale is None else scale, lengths
+        )
+        return out
     return _attention_torch(qkv, scale, lengths)
+
+
+def _unsupported(qkv: Tensor) -> str | None:
+    """Why the kernels cannot take this call, or None."""
+    if qkv.dtype == torch.float64:
+        return "float64 is computed by the reference only"
+    if qkv.shape[4] > MAX_HEAD_DIM:
+        return f"head dim {qkv.shape[4]} is above {MAX_HEAD_DIM}"
+    return None
 
 
 def _attention_torch(qkv: Tensor, scale: float | None, lengths: Tensor | None) -> Tensor:

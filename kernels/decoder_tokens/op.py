@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, describe, require
+from vmae.kernels.decoder_tokens import library  # noqa: F401 (registers the ops)
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference
+from vmae.kernels.dispatch import use_triton
 
 
 def assemble_decoder_tokens(
@@ -50,6 +52,12 @@ def assemble_decoder_tokens(
         describe(visible_indices),
     )
     require(dtype is None or dtype in FLOAT_DTYPES, "dtype None or a float dtype", dtype)
+    kinds = (visible.dtype, mask_token.dtype, pos.dtype, dtype)
+    unsupported = "float64 is computed by the reference only" if torch.float64 in kinds else None
+    if use_triton("assemble_decoder_tokens", visible, unsupported=unsupported, size=d):
+        return torch.ops.vmae.decoder_tokens(
+            visible, mask_token, pos, visible_indices, masked_indices, dtype or visible.dtype
+        )
     return assemble_decoder_tokens_reference(
         visible, mask_token, pos, visible_indices, masked_indices, dtype=dtype
     )

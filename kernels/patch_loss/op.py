@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, check_video, describe, require
+from vmae.kernels.dispatch import use_triton
 from vmae.kernels.layout import compute_dtype
+from vmae.kernels.patch_gather.configs import MAX_PATCH_VALUES
 from vmae.kernels.patch_gather.op import select_pixels
 from vmae.kernels.patch_gather.reference import scale_pixels
+from vmae.kernels.patch_loss import library
 from vmae.kernels.patch_loss.reference import elementwise_loss, normalise_target
 
 LOSSES = ("mse", "l1", "smooth_l1")
@@ -111,6 +114,16 @@ def masked_patch_loss(
             describe(weights),
         )
         require(weights.device == video.device, f"weights on {video.device}", describe(weights))
+    unsupported = None
+    if torch.float64 in (pred.dtype, video.dtype):
+        unsupported = "float64 is computed by the reference only"
+    elif p > MAX_PATCH_VALUES:
+        unsupported = f"a patch of {p} values is above {MAX_PATCH_VALUES}"
+    if use_triton("masked_patch_loss", pred, unsupported=unsupported, size=p):
+        form = (patch_size, tubelet_size, loss, target, layout)
+        if pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return library.OnePassLoss.apply(pred, video, indices, weights, form)
+        return torch.ops.vmae.patch_loss(pred, video, indices, weights, *form)
     work = compute_dtype(pred.dtype)
     labels = _targets(
         video,

@@ -1,0 +1,45 @@
+"""What every launcher needs: block sizes, strides, and which implementation an op registers for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vmae.kernels.checks import require
+from vmae.kernels.dispatch import interpreting
+from vmae.kernels.layout import channels_last
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def runs_kernel(x: Tensor) -> bool:
+    """Whether an op called on this tensor launches its kernel: on a GPU, or on the CPU in the interpreter.
+
+    Otherwise (a CPU tensor reaches the op through opcheck, export or a moved compiled graph) the op
+    computes its reference.
+    """
+    kernel_dtypes = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
+    return x.dtype in kernel_dtypes and (x.is_cuda or (x.device.type == "cpu" and interpreting()))
+
+
+def video_strides(video: Tensor, layout: str) -> tuple[int, int, int, int, int]:
+    """Return the strides `(B, C, T, H, W)` of a clip batch; one clip must span fewer than 2**31 elements."""
+    x = channels_last(video, layout)
+    b, t, h, w, c = x.stride()
+    span = sum((n - 1) * s for n, s in zip(x.shape[1:], (t, h, w, c), strict=True))
+    require(span < 2**31, "a clip whose elements lie within 2**31 of each other", f"{span}")
+    return b, c, t, h, w
+
+
+def row_is_run(video: Tensor, layout: str) -> bool:
+    """Whether the channels of a pixel, and the pixels of a row, follow each other in memory."""
+    x = channels_last(video, layout)
+    return x.stride(4) == 1 and x.stride(3) == x.shape[4]
+
+
+def check_offsets(rows: int, stride: int, what: str) -> None:
+    """The kernels index one clip with 32 bits."""
+    require(rows * stride < 2**31, f"{what} of fewer than 2**31 elements per clip", f"{rows} x {stride}")
