@@ -82,7 +82,7 @@ class Resources:
 
 
 def _attention_cases(
-    n: int, d: int, dtype: torch.dtype, family: int, lengths: bool, only: tuple[str, ...]
+    n: int, d: int, dtype: torch.dtype, family: int, lengths: bool = False
 ) -> Iterator[Case]:
     plan = attention_plan(n, d, dtype, family)
     t = "*" + _DTYPE[dtype]
@@ -91,8 +91,6 @@ def _attention_cases(
     label = f"N={n} D={d} {_DTYPE[dtype]}" + (" lengths" if lengths else "")
     base: dict[str, Any] = {"D": d, "BLOCK_D": head_block(d), "HAS_LENGTHS": lengths}
     for kernel, tile in _kernels_of(plan):
-        if kernel not in only:
-            continue
         constants = base | {"BLOCK_M": tile.block_m}
         if kernel.startswith("short"):
             keys_a, keys_b = key_tiles(n)
@@ -121,9 +119,6 @@ def _kernels_of(plan: AttentionPlan) -> Iterator[tuple[str, Tile]]:
     else:
         yield "long_dq", plan.dq
         yield "long_dkdv", plan.dkdv
-
-
-_ALL_ATTENTION = ("short_fwd", "short_bwd", "long_fwd", "long_dq", "long_dkdv")
 
 
 def _patch_constants(patch: int, tubelet: int, channels: int, runs: bool) -> dict[str, Any]:
@@ -286,7 +281,7 @@ def compile_case(case: Case) -> Resources:
         stack_bytes=sum(int(s) for s, _, _ in spills),
         shared_bytes=int(compiled.metadata.shared),
         num_warps=options["num_warps"],
-        matrix_unit="+".join(sorted(set(re.findall(r"\b[A-Z]*MMA\b", sass)))),
+        matrix_unit="+".join(sorted(set(re.findall(r"\b[A-Z]+MMA\b", sass)))),
     )
 
 

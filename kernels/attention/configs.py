@@ -2,7 +2,8 @@
 
 Every configuration listed here is compiled ahead of time for its family by `vmae bench kernels --aot` and
 must not spill. None is tuned yet: they are the ones with no spill and the most matrix work per tile, chosen
-without a GPU; `gpu_suite` times the alternatives in `CANDIDATES`.
+without a GPU; `gpu_suite --tune` times
+alternatives.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> At
     """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100)."""
     block = head_block(head_dim)
     if dtype == torch.float32:
-        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=_LONG_FP32, dq=_LONG_FP32, dkdv=_LONG_FP32)
+        dq = replace(_LONG_FP32, block_n=16)
+        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=_LONG_FP32, dq=dq, dkdv=_LONG_FP32)
     fwd, dq, dkdv = _LONG[family, block]
     short_fwd = short_bwd = None
     if n <= SHORT_MAX_TOKENS and (block <= 64 or n <= 160):
