@@ -226,13 +226,13 @@ def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
     bf16 = torch.bfloat16
     for family in families:
         for n, d in ((80, 64), (160, 64), (196, 64), (160, 80)):  # encoders: tube 0.95, 0.9; L/H
-            yield from _attention_cases(n, d, bf16, family, False, _ALL_ATTENTION)
-        yield from _attention_cases(160, 64, bf16, family, True, _ALL_ATTENTION)
+            yield from _attention_cases(n, d, bf16, family)
+        yield from _attention_cases(160, 64, bf16, family, lengths=True)
         for n, d in ((1568, 64), (1568, 80), (944, 64), (1568, 32)):
-            yield from _attention_cases(n, d, bf16, family, False, _ALL_ATTENTION)
-        yield from _attention_cases(1568, 64, bf16, family, True, _ALL_ATTENTION)
-        yield from _attention_cases(1568, 64, torch.float16, family, False, _ALL_ATTENTION)
-        yield from _attention_cases(1568, 64, torch.float32, family, False, _ALL_ATTENTION)
+            yield from _attention_cases(n, d, bf16, family)
+        yield from _attention_cases(1568, 64, bf16, family, lengths=True)
+        yield from _attention_cases(1568, 64, torch.float16, family)
+        yield from _attention_cases(1568, 64, torch.float32, family)
         yield from _patch_cases(family)
         yield from _token_cases(family)
 
