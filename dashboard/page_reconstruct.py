@@ -16,6 +16,7 @@ from vmae.core.video.annotations import Sample
 from vmae.core.videomae import VideoMAE
 from vmae.dashboard import export, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, fit, frame_indices, last_start
+from vmae.dashboard.components import show_viewer
 from vmae.dashboard.frame import catalog, empty_state, show_error
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, CheckpointEntry, DatasetEntry, class_names, read_samples
@@ -340,7 +341,7 @@ def _show(model: VideoMAE, entry: CheckpointEntry, clip: ClipInfo, other: Checkp
         stride=view.stride,
         editable=editable,
     )
-    viewer.show(data, key="viewer", on_mask=lambda: _drawn(grid.num_tokens))
+    show_viewer(data, key="viewer", on_mask=lambda: _drawn(grid.num_tokens))
     _write_link()
     export.controls(model, frames, mask, view, clip.fps / view.stride)
 

@@ -1,8 +1,6 @@
-// The viewer: pictures arrive as sprite sheets (one frame beside the other); scrubbing, playing, the patch
-// grid, the brush and the chart happen here, without a round trip. A finished stroke is sent as one mask.
+// The reconstruction viewer: the player's pictures with the patch grid, the brush and the chart. A finished
+// stroke of the brush is sent as one mask.
 
-const PLAY = "M3 1.5v13l11-6.5z";
-const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z";
 const GREY = "#808080";
 const KINDS = ["original", "masked", "predicted", "pasted", "error"];
 const SVG = "http://www.w3.org/2000/svg";
@@ -19,36 +17,13 @@ function packMask(mask) {
   const text = btoa(String.fromCharCode(...bytes));
   return `${mask.length}.${text.replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "")}`;
 }
-function loadImage(url) {
-  return new Promise((resolve, reject) => {
-    const image = new Image();
-    image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("a picture did not decode"));
-    image.src = url;
-  });
-}
-function isDark(element) {
-  const match = getComputedStyle(element).backgroundColor.match(/\d+(\.\d+)?/g);
-  return match && match.slice(0, 3).reduce((sum, x) => sum + Number(x), 0) < 384;
-}
-
-class Viewer {
+class Viewer extends Player {
   constructor(host) {
-    this.root = host.querySelector(".viewer");
-    this.frame = 0;
+    super(host);
     this.scope = "tube";
     this.metric = "psnr";
-    this.speed = 1;
     this.lines = false;
-    this.playing = false;
-    this.token = 0;
     this.cursor = null;
-    this.panels = [];
-    this.onKey = (event) => this.key(event);
-    this.one(".play").onclick = () => this.play(!this.playing);
-    this.one(".scrub").oninput = (e) => { this.play(false); this.show(Number(e.target.value)); };
-    this.one(".number").onchange = (e) => { this.play(false); this.show(Number(e.target.value) - 1); };
-    this.one(".speed").onchange = (e) => { this.speed = Number(e.target.value); };
     this.one(".lines").onchange = (e) => { this.lines = e.target.checked; this.draw(); };
     for (const b of this.all(".scope")) b.onclick = () => { this.scope = b.dataset.scope; this.radios(); };
     for (const b of this.all(".metric")) b.onclick = () => { this.metric = b.dataset.metric; this.radios(); this.chart(); };
@@ -58,87 +33,40 @@ class Viewer {
       this.play(false);
       this.show(Math.round(((e.clientX - box.left - 34) / (box.width - 42)) * (this.data.frames - 1)));
     };
-    this.resize = new ResizeObserver(() => { if (this.data) { this.place(); this.chart(); } });
     this.radios();
-    this.icon();
   }
-  one(selector) { return this.root.querySelector(selector); }
-  all(selector) { return this.root.querySelectorAll(selector); }
 
-  attach() { document.addEventListener("keydown", this.onKey); this.resize.observe(this.root); }
-  detach() { document.removeEventListener("keydown", this.onKey); this.resize.disconnect(); this.play(false); }
-
-  async update(data, send) {
-    this.send = send;
-    if (this.data && this.data.version === data.version) return;
-    const token = ++this.token;
-    const urls = [data.original, ...data.sides.flatMap((s) => [s.made, s.error])];
-    // Old pictures stay until the new ones are decoded: no flicker.
-    const images = await Promise.all(urls.map(loadImage));
-    if (token !== this.token) return;
-    this.images = { original: images[0], sides: data.sides.map((_, i) => ({ made: images[1 + 2 * i], error: images[2 + 2 * i] })) };
+  urls(data) { return [data.original, ...data.sides.flatMap((s) => [s.made, s.error])]; }
+  take(images, data) {
+    this.original = images[0];
+    this.sides = data.sides.map((_, i) => ({ made: images[1 + 2 * i], error: images[2 + 2 * i] }));
     this.masks = data.sides.map((s) => unpackMask(s.mask));
-    this.data = data;
     this.root.classList.toggle("two", data.sides.length > 1);
-    this.root.classList.remove("busy");
-    this.one(".scrub").max = data.frames - 1;
-    this.one(".number").max = data.frames;
-    this.one(".of").textContent = ` / ${data.frames}`;
     this.one(".legend i").style.background = `linear-gradient(to right, ${data.palette.join(",")})`;
     this.one(".legend .top").textContent = `≥ ${data.errorMax}`;
     this.say("");
-    this.build();
-    this.show(Math.min(this.frame, data.frames - 1));
-    this.root.dataset.version = data.version;
-    this.root.dataset.ready = "true";
   }
 
   build() {
     const shape = JSON.stringify(this.data.sides.map((s) => [s.tag, s.captions, s.editable]));
     if (shape !== this.shape) {
       this.shape = shape;
-      const box = this.one(".panels");
-      const chart = this.one(".chart");
-      box.replaceChildren();
-      this.root.insertBefore(chart, this.one(".foot"));
+      // The chart may stand among the panels: out of the way before they are replaced.
+      this.root.insertBefore(this.one(".chart"), this.one(".foot"));
       this.panels = [];
-      this.data.sides.forEach((side, i) => {
-        for (const kind of KINDS) box.append(this.panel(kind, side, i));
-      });
+      this.one(".panels").replaceChildren(
+        ...this.data.sides.flatMap((side, i) => KINDS.map((kind) => this.panel(kind, side, i))),
+      );
     }
-    const { width, height } = this.data;
-    const scale = Math.max(1, Math.round(480 / Math.max(width, height)));
-    for (const p of this.panels) {
-      p.canvas.width = width * scale;
-      p.canvas.height = height * scale;
-      p.scale = scale;
-    }
-    this.place();
+    for (const p of this.panels) this.size(p);
   }
 
   panel(kind, side, index) {
-    const figure = document.createElement("figure");
-    figure.className = "panel";
-    const canvas = document.createElement("canvas");
+    const [title, note, truth] = side.captions[kind];
+    const tag = kind === "original" ? "" : side.tag;
+    const { figure, canvas } = this.figure(title, note, truth ? "truth" : "", tag);
     canvas.dataset.kind = kind;
     canvas.dataset.side = index;
-    canvas.setAttribute("role", "img");
-    const caption = document.createElement("figcaption");
-    const [title, note, truth] = side.captions[kind];
-    const head = document.createElement("b");
-    if (side.tag && kind !== "original") {
-      const tag = document.createElement("span");
-      tag.className = `tag ${side.tag.toLowerCase()}`;
-      tag.textContent = side.tag;
-      head.append(tag);
-    }
-    head.append(title);
-    const small = document.createElement("small");
-    small.textContent = note;
-    if (truth) small.className = "truth";
-    caption.append(head, small);
-    figure.append(canvas, caption);
-    canvas.setAttribute("aria-label", `${side.tag} ${title}: ${note}`);
     if (kind !== "original" && kind !== "masked") canvas.classList.add("made");
     if (side.editable && kind !== "error") {
       canvas.classList.add("edit");
@@ -153,69 +81,36 @@ class Viewer {
 
   // In a narrow page with one side the chart is the sixth cell of the grid, else a row of its own.
   place() {
+    super.place();
     const chart = this.one(".chart");
     const inside = this.data.sides.length === 1 && this.root.clientWidth < 1180 && this.root.clientWidth > 560;
     chart.classList.toggle("below", !inside);
     if (inside && chart.parentElement !== this.one(".panels")) this.one(".panels").append(chart);
     if (!inside && chart.parentElement !== this.root) this.root.insertBefore(chart, this.one(".foot"));
-    this.root.classList.toggle("dark", document.body ? isDark(document.querySelector(".stApp") || document.body) : false);
+    this.chart();
   }
 
   radios() {
     for (const b of this.all(".scope")) b.setAttribute("aria-checked", b.dataset.scope === this.scope);
     for (const b of this.all(".metric")) b.setAttribute("aria-checked", b.dataset.metric === this.metric);
   }
-  icon() {
-    this.one(".play path").setAttribute("d", this.playing ? PAUSE : PLAY);
-    this.one(".play span").textContent = this.playing ? "Pause" : "Play";
-    this.one(".play").setAttribute("aria-label", this.playing ? "Pause" : "Play");
-  }
-  say(text) { this.one(".status").textContent = text; }
-
-  play(on) {
-    if (on === this.playing) return;
-    this.playing = on;
-    this.icon();
-    cancelAnimationFrame(this.timer);
-    if (!on) return;
-    let due = performance.now();
-    const tick = (now) => {
-      if (!this.playing) return;
-      const period = 1000 / (this.data.fps * this.speed);
-      if (now - due >= period) {
-        const steps = Math.floor((now - due) / period);
-        due += steps * period;
-        this.show((this.frame + steps) % this.data.frames);
-      }
-      this.timer = requestAnimationFrame(tick);
-    };
-    this.timer = requestAnimationFrame(tick);
-  }
 
   show(frame) {
-    if (!this.data || !Number.isFinite(frame)) return;
-    this.frame = Math.max(0, Math.min(this.data.frames - 1, Math.round(frame)));
-    this.one(".scrub").value = this.frame;
-    this.one(".number").value = this.frame + 1;
-    this.one(".source").textContent = `of the file: ${this.data.indices[this.frame]}`;
-    this.root.dataset.frame = this.frame;
-    this.draw();
+    super.show(frame);
     this.chart();
   }
 
   draw() {
     if (!this.data) return;
-    const { width, height, columns, grid } = this.data;
-    const sx = (this.frame % columns) * width;
-    const sy = Math.floor(this.frame / columns) * height;
+    const { grid } = this.data;
     const slot = Math.floor(this.frame / grid.tubelet);
-    for (const { kind, side, canvas, context: c, scale } of this.panels) {
-      const image = kind === "original" || kind === "masked" ? this.images.original
-        : kind === "error" ? this.images.sides[side].error : this.images.sides[side].made;
+    for (const panel of this.panels) {
+      const { kind, side, canvas, context: c, scale } = panel;
+      const image = kind === "original" || kind === "masked" ? this.original
+        : kind === "error" ? this.sides[side].error : this.sides[side].made;
       const mask = this.masks[side];
       const size = grid.patch * scale;
-      c.imageSmoothingEnabled = false;
-      c.drawImage(image, sx, sy, width, height, 0, 0, canvas.width, canvas.height);
+      this.paste(image, panel);
       for (let y = 0; y < grid.h; y++) {
         for (let x = 0; x < grid.w; x++) {
           const masked = mask[(slot * grid.h + y) * grid.w + x];
@@ -320,31 +215,24 @@ class Viewer {
     this.send("mask", { side: stroke.side, mask: packMask(this.masks[stroke.side]), stroke: (this.strokes = (this.strokes || 0) + 1) });
   }
 
-  key(event) {
-    if (!this.data || event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = event.composedPath()[0];
-    const typing = at instanceof Element && (at.closest("input,textarea,select,[role=slider],[role=combobox],[role=option],[contenteditable=true]") !== null);
-    const pressing = at instanceof Element && at.closest("button,a,[role=button],[role=tab],[role=radio]") !== null;
-    if (typing || (pressing && (event.key === " " || event.key === "Enter"))) return;
+  press(event) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    if (event.key === " ") this.play(!this.playing);
-    else if (event.shiftKey && steps[event.key]) {
+    if (event.shiftKey && steps[event.key]) {
       const { grid } = this.data;
       const old = this.cursor || { x: grid.w >> 1, y: grid.h >> 1 };
       const [dx, dy] = this.cursor ? steps[event.key] : [0, 0];
-      this.cursor = { x: Math.max(0, Math.min(grid.w - 1, old.x + dx)), y: Math.max(0, Math.min(grid.h - 1, old.y + dy)) };
-      this.draw();
+      this.cursor = {
+        x: Math.max(0, Math.min(grid.w - 1, old.x + dx)),
+        y: Math.max(0, Math.min(grid.h - 1, old.y + dy)),
+      };
     } else if (event.key === "Enter" && this.cursor && this.data.sides[0].editable) {
       this.begin(this.cursor.x, this.cursor.y, 0);
       this.strokeEnd();
-    } else if (event.key === "Escape") { this.cursor = null; this.draw(); }
-    else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
-      this.play(false);
-      this.show((this.frame + (event.key === "ArrowLeft" ? -1 : 1) + this.data.frames) % this.data.frames);
-    } else if (event.key === "Home" && this.root.contains(at)) { this.play(false); this.show(0); }
-    else if (event.key === "End" && this.root.contains(at)) { this.play(false); this.show(this.data.frames - 1); }
-    else return;
-    event.preventDefault();
+    } else if (event.key === "Escape" && this.cursor) {
+      this.cursor = null;
+    } else return super.press(event);
+    this.draw();
+    return true;
   }
 
   // -- the chart --------------------------------------------------------------------------------------
@@ -405,10 +293,4 @@ class Viewer {
   }
 }
 
-export default function (component) {
-  const host = component.parentElement;
-  const viewer = host.vmaeViewer || (host.vmaeViewer = new Viewer(host));
-  viewer.attach();
-  viewer.update(component.data, component.setTriggerValue).catch((e) => viewer.say(`The viewer could not show this: ${e.message}.`));
-  return () => viewer.detach();
-}
+export default function (component) { return mount(Viewer, component); }

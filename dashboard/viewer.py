@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +17,13 @@ from vmae.core.reconstruction import Reconstruction, reconstruct, reconstruction
 from vmae.core.videomae import VideoMAE
 from vmae.dashboard import render
 from vmae.dashboard.clips import ClipInfo, frame_indices, read_frames, to_channels
+from vmae.dashboard.components import with_version
 from vmae.dashboard.state import pack_mask, unpack_mask
 
 # Bounds of what the server keeps, for all viewers together.
 MODELS_KEPT = 4
 CLIPS_KEPT = 64
 SIDES_KEPT = 64
-
-_HERE = Path(__file__).parent
 
 
 @st.cache_resource(max_entries=MODELS_KEPT, show_spinner="Loading the checkpoint ...")
@@ -162,23 +158,7 @@ def payload(
             for tag, side, can_edit in zip(tags, sides, editable, strict=True)
         ],
     }
-    digest = hashlib.sha256(repr(data).encode()).hexdigest()[:16]
-    return {**data, "version": digest}
-
-
-@functools.cache
-def _component() -> Any:
-    return st.components.v2.component(
-        "vmae_viewer",
-        html=(_HERE / "viewer.html").read_text(),
-        css=(_HERE / "viewer.css").read_text(),
-        js=(_HERE / "viewer.js").read_text(),
-    )
-
-
-def show(data: dict[str, Any], *, key: str, on_mask: Any) -> Any:
-    """Mount the component. `on_mask` is called when a stroke of the brush has ended; see `stroke_mask`."""
-    return _component()(key=key, data=data, on_mask_change=on_mask)
+    return with_version(data)
 
 
 def stroke_mask(value: Any, num_tokens: int) -> tuple[int, str] | None:
