@@ -38,6 +38,7 @@ DEFAULT_TIMEOUT_S = 30.0
 _SKIPPABLE = frozenset({"h264", "hevc"})
 # Containers whose packets carry true presentation times and whose seeking lands at or before the target.
 _SEEKABLE = ("mov", "mp4", "matroska", "webm", "avi")
+_INTRA = 1  # AV_PICTURE_TYPE_I
 _COUNTED_BY_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"})
 
 
@@ -282,7 +283,7 @@ class OpenVideo:
         except VideoError:
             raise
         except Exception as e:
-            raise _classify(self.info.path, e, self._deadline) from e
+            raise _classify(self.info.path, e, self._deadline, opened=True) from e
         out = np.empty((len(wanted), height, width, 3), np.uint8)
         for k, i in enumerate(wanted):
             out[k] = got[int(i)]
@@ -335,6 +336,7 @@ class OpenVideo:
             container.seek(int(info.key_dts[keys[k]]), stream=stream, backward=True)
             codec.flush_buffers()
             missing = len(run)
+            first = int(info.key_pts[keys[k]])
             for packet in container.demux(stream):
                 self._deadline.check()
                 flush = packet.size == 0 or packet.pts is None
@@ -346,6 +348,13 @@ class OpenVideo:
                     # Every wanted packet is in: drain the decoder instead of feeding it more.
                     frames = [*frames, *codec.decode(None)]
                 for frame in frames:
+                    if frame.pts == first and frame.pict_type != _INTRA:
+                        return None  # marked as a key frame and is none: only the whole way is exact
+                    if frame.is_corrupt and frame.pts is not None and frame.pts >= first:
+                        # FFmpeg painted over a fault; what refers to this frame shows it too.
+                        raise VideoError(
+                            info.path, "corrupt", f"damaged data at frame {_at(info, frame.pts)}"
+                        )
                     if frame.pts in run and ticks[frame.pts] not in got:
                         got[ticks[frame.pts]] = self._frame(frame, height, width)
                 if missing == 0 or flush:
@@ -360,6 +369,8 @@ class OpenVideo:
         got: dict[int, np.ndarray] = {}
         for count, frame in enumerate(container.decode(stream)):
             self._deadline.check()
+            if frame.is_corrupt:
+                raise VideoError(self.info.path, "corrupt", f"damaged data at frame {count}")
             if count in want:
                 got[count] = self._frame(frame, height, width)
             if count >= last:
@@ -388,6 +399,11 @@ def _gap(info: VideoInfo, key: int, last: int) -> int:
     return int(np.searchsorted(info.pts, info.key_pts[key])) - int(last)
 
 
+def _at(info: VideoInfo, pts: int) -> int:
+    """The number of the frame shown at `pts`."""
+    return int(np.searchsorted(info.pts, pts))
+
+
 def _open_av(path: str, deadline: Deadline) -> Any:
     import av
 
@@ -412,8 +428,8 @@ def _video_stream(path: str, container: Any) -> Any:
     return stream
 
 
-def _classify(path: str, error: Exception, deadline: Deadline) -> VideoError:
-    """FFmpeg's errors as a `VideoError` with a reason."""
+def _classify(path: str, error: Exception, deadline: Deadline, *, opened: bool = False) -> VideoError:
+    """FFmpeg's errors as a `VideoError` with a reason; `opened`: the file had been taken for a video."""
     import av.error
 
     if isinstance(error, VideoError):
@@ -424,10 +440,16 @@ def _classify(path: str, error: Exception, deadline: Deadline) -> VideoError:
         return VideoError(path, "no_permission", _first_line(error))
     if isinstance(error, FileNotFoundError):
         return VideoError(path, "missing", "no such file")
-    return VideoError(path, "unreadable", _first_line(error))
+    return VideoError(path, "corrupt" if opened else "unreadable", _first_line(error))
 
 
 def _first_line(error: Exception) -> str:
+    import errno
+
+    # FFmpeg's own codes are large numbers that say nothing to a reader.
+    code = getattr(error, "errno", None)
+    if code is not None and code not in errno.errorcode and getattr(error, "strerror", None):
+        return str(error.strerror)  # type: ignore[attr-defined]
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -436,29 +458,48 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
     try:
         stream = _video_stream(path, container)
         codec = stream.codec_context
+        name = container.format.name
         promised = int(stream.frames or 0)
+        # Matroska and FLV state how long the file is in all its streams: the sign of a cut one.
+        stated_s = (container.duration or 0) / 1e6 if name in ("matroska,webm", "flv") else 0.0
+        end_s = step_s = 0.0
         pts: list[int] = []
         keys: list[tuple[int, int]] = []
         stamped, num_packets = True, 0
-        for packet in container.demux(stream):
+        for packet in container.demux() if stated_s else container.demux(stream):
             deadline.check()
             if packet.size == 0:
                 continue
+            if stated_s and packet.pts is not None and packet.time_base:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index != stream.index:
+                continue
             num_packets += 1
             if packet.is_corrupt:
-                raise VideoError(path, "truncated", f"packet {num_packets - 1} is cut short")
+                damaged = name in ("mpegts", "mpeg")
+                what = "is damaged" if damaged else "is cut short"
+                raise VideoError(
+                    path, "corrupt" if damaged else "truncated", f"packet {num_packets - 1} {what}"
+                )
             if codec.name == "vp8" and not bytes(packet)[0] & 0x10:
                 continue  # an alternate reference: decoded, never shown
             if packet.pts is None:
                 stamped = False
                 continue
+            step_s = max(step_s, float((packet.duration or 0) * (packet.time_base or 0)))
             if packet.is_keyframe:
                 keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:
                 pts.append(packet.pts)
+        start_s = (container.start_time or 0) / 1e6
+        if num_packets and stated_s and stated_s - (end_s - start_s) > max(3 * step_s, 0.02 * stated_s):
+            raise VideoError(
+                path,
+                "truncated",
+                f"the header says {stated_s:.2f} s, the file ends at {end_s - start_s:.2f} s",
+            )
         if num_packets == 0:
-            raise VideoError(path, "truncated" if promised else "no_frames", "no video packets")
-        name = container.format.name
+            raise VideoError(path, "truncated" if promised or stated_s else "no_frames", "no video packets")
         if promised and num_packets < promised:
             raise VideoError(
                 path, "truncated", f"the header says {promised} frames, the file has {num_packets}"
@@ -491,6 +532,8 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
         first, count = None, 0
         for frame in container.decode(stream):
             deadline.check()
+            if frame.is_corrupt and not seekable:
+                raise VideoError(path, "corrupt", f"damaged data at frame {count}")
             first = frame if first is None else first
             count += 1
             if seekable:
@@ -502,7 +545,7 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
     except VideoError:
         raise
     except Exception as e:
-        raise _classify(path, e, deadline) from e
+        raise _classify(path, e, deadline, opened=True) from e
     finally:
         container.close()
     # Tolerates the rounding of e.g. 29.97 fps to millisecond stamps.
@@ -555,7 +598,9 @@ def _open_npy(path: str) -> np.ndarray:
     except Exception as e:
         raise VideoError(path, "unreadable", _first_line(e)) from e
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
-        raise VideoError(path, "corrupt", f"expected uint8 [T, H, W, 3], got {clip.dtype} {list(clip.shape)}")
+        found = f"{clip.dtype} {list(clip.shape)}"
+        del clip  # a traceback would keep the mapped file open
+        raise VideoError(path, "corrupt", f"expected uint8 [T, H, W, 3], got {found}")
     return clip
 
 

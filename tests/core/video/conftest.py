@@ -55,12 +55,14 @@ def encode(
     return path
 
 
-def remux(source: Path, target: Path, *, start_s: float = 0.0) -> Path:
+def remux(source: Path, target: Path, *, start_s: float = 0.0, faststart: bool = False) -> Path:
     """Copy the packets from the key frame before `start_s` without decoding, as `ffmpeg -ss -c copy` does.
 
-    Into mp4 this writes an edit list that hides the frames before the first displayed one.
+    Into mp4 this writes an edit list that hides the frames before the first displayed one; `faststart`
+    puts the index (moov) before the frames.
     """
-    with av.open(str(source)) as src, av.open(str(target), "w") as dst:
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(source)) as src, av.open(str(target), "w", options=options) as dst:
         stream = src.streams.video[0]
         out = dst.add_stream_from_template(stream)
         origin = int(start_s / stream.time_base)
@@ -148,6 +150,8 @@ def video_kind(video_dir: Path) -> Callable[[str], Path]:
         path = video_dir / f"{kind}.{suffix}"
         if path.exists():
             return path
+        if kind == "h264_faststart":
+            return remux(get("h264_bframes"), path, faststart=True)
         if kind == "h264_edit_list":
             return remux(get("h264_open_gop"), path, start_s=1.0)
         if kind == "h264_edit_list_long":
