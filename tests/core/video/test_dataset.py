@@ -1,0 +1,270 @@
+"""Batches: what is in them, in which order, the same again on resume, and what bad files do to them."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.video.annotations import Sample
+from vmae.core.video.cache import DecodedCache
+from vmae.core.video.dataset import ClipDataset, DataConfig, build_cache, build_loader
+
+CONFIG = DataConfig(frames=4, sampling_rate=2, size=(32, 32), short_side=48, flip=True, workers=0)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("set")
+    return [
+        Sample(
+            path=str(make_video(folder / f"{i}.mp4", frames=20 + i, size=(48, 64 + 2 * (i % 2)))), label=i % 3
+        )
+        for i in range(11)
+    ]
+
+
+def with_changes(config: DataConfig, **changes: Any) -> DataConfig:
+    import dataclasses
+
+    return dataclasses.replace(config, **changes)
+
+
+def contents(batches: Any) -> list[tuple[list[int], int]]:
+    return [(b["index"].tolist(), int(b["clip"].long().sum())) for b in batches]
+
+
+def test_an_item(samples: list[Sample]) -> None:
+    item = ClipDataset(samples, CONFIG)[3]
+    assert item["clip"].dtype == torch.uint8
+    assert item["clip"].shape == (4, 32, 32, 3)
+    assert (item["label"], item["index"], item["path"]) == (0, 3, samples[3].path)
+    repeated = ClipDataset(samples, with_changes(CONFIG, repeats=3))[3]["clip"]
+    assert repeated.shape == (3, 4, 32, 32, 3)
+    assert not torch.equal(repeated[0], repeated[1])
+
+
+def test_batches(samples: list[Sample]) -> None:
+    loader = build_loader(ClipDataset(samples, with_changes(CONFIG, repeats=2)), 4)
+    assert len(loader) == 2
+    batches = list(loader)
+    assert [b["clip"].shape[0] for b in batches] == [8, 8]
+    for b in batches:
+        assert b["clip"].dtype == torch.uint8
+        assert b["label"].tolist() == [samples[i].label for i in b["index"]]
+        assert b["path"] == [samples[i].path for i in b["index"]]
+        assert b["view"].tolist() == [0, 1] * 4
+        assert b["failed"] == []
+    seen = [i for b in batches for i in b["index"].tolist()]
+    assert sorted(set(seen)) == sorted(seen)[::2]
+
+
+def test_order_and_draws_depend_on_seed_and_epoch_alone(samples: list[Sample]) -> None:
+    def run(seed: int, epoch: int) -> list[tuple[list[int], int]]:
+        np.random.seed(0)
+        torch.manual_seed(epoch)  # global state must not matter
+        return contents(build_loader(ClipDataset(samples, CONFIG, seed=seed), 3, epoch=epoch))
+
+    assert run(0, 0) == run(0, 0)
+    assert run(0, 0) != run(1, 0)
+    assert run(0, 0) != run(0, 1)
+    loader = build_loader(ClipDataset(samples, CONFIG), 3)
+    first = contents(loader)
+    assert contents(loader) == first
+    loader.set_epoch(1)
+    assert contents(loader) == run(0, 1)
+
+
+def test_resume_in_mid_epoch_is_exact(samples: list[Sample]) -> None:
+    whole = contents(build_loader(ClipDataset(samples, CONFIG), 2, epoch=4))
+    for skip in range(len(whole) + 1):
+        rest = build_loader(ClipDataset(samples, CONFIG), 2, epoch=4, skip_batches=skip)
+        assert contents(rest) == whole[skip:]
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_change_nothing(samples: list[Sample], method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    alone = build_loader(ClipDataset(samples, CONFIG), 3)
+    # Readers have been opened in this process before the fork.
+    expected = contents(alone)
+    loader = build_loader(ClipDataset(samples, CONFIG), 3, workers=2, start_method=method)
+    assert contents(loader) == expected
+    loader.set_epoch(1)
+    alone.set_epoch(1)
+    assert contents(loader) == contents(alone)  # the same workers go on
+    loader.set_epoch(0, skip_batches=2)
+    assert contents(loader) == expected[2:]
+    assert loader.step_s >= loader.wait_s > 0
+    assert 0 < loader.data_wait_share <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_shards(samples: list[Sample], world_size: int) -> None:
+    def indices(mode: Any) -> list[list[int]]:
+        return [
+            [
+                i
+                for b in build_loader(
+                    ClipDataset(samples, with_changes(CONFIG, segments=1, crops=1), mode),
+                    2,
+                    rank=r,
+                    world_size=world_size,
+                )
+                for i in b["index"].tolist()
+            ]
+            for r in range(world_size)
+        ]
+
+    for mode in ("val", "test"):
+        assert sorted(i for rank in indices(mode) for i in rank) == list(range(11))  # each once
+    ranks = indices("train")
+    assert len({len(r) for r in ranks}) == 1  # ranks in step
+    assert len({i for r in ranks for i in r}) == sum(len(r) for r in ranks)
+
+
+def test_views(samples: list[Sample]) -> None:
+    config = with_changes(CONFIG, segments=2, crops=3, size=(48, 48))
+    batch = next(iter(build_loader(ClipDataset(samples, config, "test"), 2)))
+    assert batch["clip"].shape == (12, 4, 48, 48, 3)
+    assert batch["view"].tolist() == list(range(6)) * 2
+    assert batch["index"].tolist() == [0] * 6 + [1] * 6
+    # Video 0 is 48x64: its crops start at columns 0, 8 and 16 of one and the same frame.
+    left, middle, right = batch["clip"][:3]
+    assert torch.equal(left[:, :, 8:], middle[:, :, :-8])
+    assert torch.equal(middle[:, :, 8:], right[:, :, :-8])
+
+
+def test_validation_takes_the_centre(samples: list[Sample], truth: Callable[[str], list[np.ndarray]]) -> None:
+    config = with_changes(CONFIG, size=(48, 48))
+    clip = ClipDataset(samples, config, "val")[0]["clip"]
+    frames = np.stack(truth(samples[0].path))[[6, 8, 10, 12]]
+    assert np.array_equal(clip.numpy(), frames[:, :, 8:56])
+
+
+def test_flip_only_on_request(samples: list[Sample]) -> None:
+    plain = with_changes(CONFIG, augment="none", flip=False, sampling_rate=5)
+    clips = [ClipDataset(samples, plain)[0]["clip"]]
+    flipping = ClipDataset(samples, with_changes(plain, flip=True))
+    for epoch in range(12):
+        flipping.set_epoch(epoch)
+        clips.append(flipping[0]["clip"])
+    kinds = {clip.numpy().tobytes() for clip in clips}
+    assert clips[0].flip(2).numpy().tobytes() in kinds
+    assert len(kinds) == 2
+
+
+def test_stretches(samples: list[Sample]) -> None:
+    stretch = Sample(path=samples[0].path, label=0, start=8, num_frames=4)
+    config = with_changes(CONFIG, sampling_rate=1)
+    whole = ClipDataset(samples, with_changes(config, frames=20, augment="none", flip=False))
+    indices = whole._frame_indices(samples[0], 20, None)
+    assert indices.tolist() == [*range(19), 18]
+    assert ClipDataset([stretch], config)._frame_indices(stretch, 20, None).tolist() == [8, 9, 10, 10]
+    with pytest.raises(VideoError, match="truncated: expected 28 frames, the file has 20"):
+        ClipDataset([Sample(path=samples[0].path, label=0, start=8, num_frames=20)], config)[0]
+
+
+@pytest.fixture
+def some_bad(samples: list[Sample], tmp_path: Path) -> list[Sample]:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(Path(samples[0].path).read_bytes()[:900])
+    return [*samples[:6], Sample(path=str(bad), label=1), *samples[6:]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_skips_counts_and_names_a_bad_file_once(
+    some_bad: list[Sample], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = ClipDataset(some_bad, with_changes(CONFIG, max_bad_share=0.2))
+    loader = build_loader(dataset, 4, workers=workers)
+    with caplog.at_level(logging.WARNING, "vmae"):
+        batches = list(loader)
+        loader.set_epoch(1)
+        again = list(loader)
+    for epoch in (batches, again):
+        assert sorted(len(b["clip"]) for b in epoch) == [3, 4, 4]
+        assert sum(len(b["failed"]) for b in epoch) == 1
+        assert not any(6 in b["index"].tolist() for b in epoch)  # left out, nothing in its place
+        assert sorted(i for b in epoch for i in b["index"].tolist()) == [*range(6), *range(7, 12)]
+    assert loader.skipped == {some_bad[6].path: "unreadable"}
+    assert len(caplog.records) == 1
+    assert some_bad[6].path in caplog.text
+
+
+def test_training_stops_over_the_share(some_bad: list[Sample]) -> None:
+    loader = build_loader(ClipDataset(some_bad, CONFIG), 4)
+    with pytest.raises(VideoError, match=r"too_many_bad_files: 1 of 12 videos .*bad.mp4 \(unreadable\)"):
+        list(loader)
+
+
+def test_validation_never_leaves_a_bad_file_out(some_bad: list[Sample]) -> None:
+    with pytest.raises(VideoError, match=r"bad.mp4: unreadable"):
+        list(build_loader(ClipDataset(some_bad, CONFIG, "val"), 4))
+    counted = ClipDataset(some_bad, with_changes(CONFIG, bad_eval="count"), "val")
+    batches = list(build_loader(counted, 4))
+    assert sum(len(b["label"]) for b in batches) + sum(len(b["failed"]) for b in batches) == len(some_bad)
+    (failed,) = [f for b in batches for f in b["failed"]]
+    assert (failed["index"], failed["label"], failed["reason"]) == (6, 1, "unreadable")
+
+
+def test_a_batch_of_bad_files_alone(some_bad: list[Sample]) -> None:
+    dataset = ClipDataset([some_bad[6], *some_bad[:3]], with_changes(CONFIG, max_bad_share=1.0))
+    loader = build_loader(dataset, 1)
+    assert len(list(loader)) == 3
+    with pytest.raises(VideoError, match="too_many_bad_files"):
+        list(build_loader(ClipDataset([some_bad[6]] * 2, CONFIG), 1))
+
+
+def test_cache_gives_the_same_frames_and_is_built_once(
+    samples: list[Sample], some_bad: list[Sample], tmp_path: Path
+) -> None:
+    config = with_changes(CONFIG, cache=True, cache_dir=str(tmp_path / "cache"), max_bad_share=0.5)
+    seen: list[tuple[int, int]] = []
+    cache = build_cache(some_bad, config, progress=lambda done, total: seen.append((done, total)))
+    assert isinstance(cache, DecodedCache)
+    assert seen[-1] == (12, 12)
+    assert len(cache) == 11
+    plain = contents(build_loader(ClipDataset(samples, CONFIG), 4))
+    assert contents(build_loader(ClipDataset(samples, CONFIG, cache=cache), 4)) == plain
+    assert contents(build_loader(ClipDataset(samples, CONFIG, cache=cache), 4, workers=1)) == plain
+    with pytest.raises(VideoError, match="unreadable"):
+        cache.frames(some_bad[6].path)
+    built = (cache.folder / "frames.bin").stat().st_mtime_ns
+    again = build_cache(some_bad, config)
+    assert again is not None
+    assert (again.folder / "frames.bin").stat().st_mtime_ns == built
+    # An unfinished build is not taken for a whole one, and a changed file is decoded again.
+    (cache.folder / "index.json").unlink()
+    assert len(DecodedCache.build(some_bad, config.cache_dir, 48)) == 11
+    Path(some_bad[6].path).write_bytes(Path(samples[0].path).read_bytes())
+    assert len(DecodedCache.build(some_bad, config.cache_dir, 48)) == 12
+    assert build_cache(samples, CONFIG) is None
+
+
+def test_cache_scales_down_and_never_up(samples: list[Sample], tmp_path: Path) -> None:
+    assert DecodedCache.build(samples[:1], tmp_path, 24).frames(samples[0].path).shape == (20, 24, 32, 3)
+    assert DecodedCache.build(samples[:1], tmp_path, 96).frames(samples[0].path).shape == (20, 48, 64, 3)
+
+
+def test_refused_values(samples: list[Sample]) -> None:
+    with pytest.raises(InputError, match=r"data\.frames: expected at least 1, got 0"):
+        DataConfig(frames=0)
+    with pytest.raises(InputError, match=r"data\.max_bad_share"):
+        DataConfig(max_bad_share=1.5)
+    with pytest.raises(InputError, match="mode: expected train, val or test, got 'tset'"):
+        ClipDataset(samples, CONFIG, "tset")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected at least one video"):
+        ClipDataset([], CONFIG)
+    with pytest.raises(InputError, match=r"batch_size: expected at most 11 .* got 12"):
+        build_loader(ClipDataset(samples, CONFIG), 12)
+    with pytest.raises(InputError, match="rank: expected 0 <= rank < world_size, got 2 of 2"):
+        build_loader(ClipDataset(samples, CONFIG), 1, rank=2, world_size=2)
