@@ -13,7 +13,7 @@ from vmae.cli.options import runs_dir_option
 if TYPE_CHECKING:
     from vmae.experiments.results import Filter, Run
 
-DEFAULT_COLUMNS = "id,name,kind,status,started,minutes,train/loss,eval/loss,probe/top1"
+DEFAULT_COLUMNS = "id,name,kind,status,started,minutes,pretrain/loss,eval/loss,probe/top1"
 
 
 @click.group(invoke_without_command=True)

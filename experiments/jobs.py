@@ -18,6 +18,7 @@ from vmae.core.train import Report, TrainResult
 from vmae.core.videomae import VideoMAE
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
 
 
@@ -113,7 +114,7 @@ def pretrain_run(
             key=f"run:{config.name}",
             kind="pretrain",
             params=flatten(config),
-            tags={"vmae.recipe": config.recipe},
+            tags=config_tags(config),
         ) as tracker,
         stop_on_signal() as should_stop,
     ):
@@ -205,7 +206,7 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
         key=f"run:{name}",
         kind="probe",
         params=flatten(config),
-        tags={"vmae.checkpoint": str(checkpoint)},
+        tags={"vmae.checkpoint": str(checkpoint), **config_tags(config)},
     ) as tracker:
         tracker.log_metrics(run.probe_metrics(result), 0)
     return result

@@ -105,25 +105,30 @@ def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, 
     return contact_sheet(reconstruct(model, clip_to_video(clip, device), mask))
 
 
-def reporter(tracker: Tracker | None, then: Report | None = None) -> Report:
-    """Turn the training loop's events into metrics of the run, and pass them on."""
-    names = {
-        "loss": "train/loss",
-        "lr": "train/lr",
-        "grad_norm": "train/grad_norm",
-        "clips_per_s": "perf/clips_per_s",
-        "data_wait": "perf/data_wait_share",
-        "peak_mem_gib": "perf/peak_mem_gib",
+def reporter(tracker: Tracker | None, then: Report | None = None, *, stage: str = "pretrain") -> Report:
+    """Turn the training loop's events into metrics of the run, and pass them on.
+
+    Names start with the stage, so that one run can hold several: `pretrain/step_loss` and the like at every
+    logged step (step: optimiser steps), `pretrain/loss` and what was validated (`finetune/val_top1`) once an
+    epoch (step: epochs).
+    """
+    of_step = {
+        "loss": "step_loss",
+        "lr": "lr",
+        "grad_norm": "grad_norm",
+        "clips_per_s": "step_clips_per_s",
+        "data_wait": "data_wait_share",
+        "peak_mem_gib": "peak_mem_gib",
     }
 
     def report(event: str, data: dict[str, Any]) -> None:
         if tracker is not None:
             if event == "step":
-                tracker.log_metrics({names[k]: v for k, v in data.items() if k in names}, data["step"])
+                values = {f"{stage}/{of_step[k]}": v for k, v in data.items() if k in of_step}
+                tracker.log_metrics(values, data["step"])
             elif event == "epoch":
-                values = {k: v for k, v in data.items() if k not in ("step", "epoch", "loss")}
-                values["train/epoch_loss"] = data["loss"]
-                tracker.log_metrics(values, int(data["epoch"]))
+                values = {k.replace("/", "_"): v for k, v in data.items() if k not in ("step", "epoch")}
+                tracker.log_metrics({f"{stage}/{k}": v for k, v in values.items()}, int(data["epoch"]))
         if then is not None:
             then(event, data)
 

@@ -35,6 +35,8 @@ EXPERIMENT = "vmae"
 KEY_TAG = "vmae.key"
 KIND_TAG = "vmae.kind"
 SPOOL_NAME = "tracking.jsonl"
+SYSTEM_EVERY_S = 10.0
+"""Seconds between two measurements of the machine by a tracker."""
 log = logging.getLogger("vmae.tracking")
 
 
@@ -180,6 +182,7 @@ class Tracker:
         self._append(
             {
                 "event": "start",
+                "store": store.uri,
                 "name": name,
                 "key": key,
                 "kind": kind,
@@ -189,6 +192,7 @@ class Tracker:
             }
         )
         self._sender = _Sender(store, self.spool)
+        self._system = _System(self.spool)
         self._thread = threading.Thread(target=self._loop, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -229,6 +233,7 @@ class Tracker:
         Returns:
             Whether everything reached the store; if not, a warning names the spool and what to type.
         """
+        self._log_system()
         self._append({"event": "finish", "status": status})
         self._deadline = time.monotonic() + timeout_s
         self._stop.set()
@@ -256,17 +261,28 @@ class Tracker:
 
     def _append(self, event: dict[str, Any]) -> None:
         start = time.perf_counter()
+        self._write(event)
+        self.seconds += time.perf_counter() - start
+
+    def _write(self, event: dict[str, Any]) -> None:
         event["time_ms"] = int(time.time() * 1000)
         line = json.dumps(event) + "\n"
         with self._lock, open(self.spool, "a") as f:
             f.write(line)
         self._wake.set()
-        self.seconds += time.perf_counter() - start
+
+    def _log_system(self) -> None:
+        step, values = self._system.measure()
+        self._write({"event": "metrics", "values": values, "step": step})
 
     def _loop(self) -> None:
         delay = 1.0
+        measured = time.monotonic()
         while True:
-            self._wake.wait()
+            self._wake.wait(SYSTEM_EVERY_S)
+            if time.monotonic() - measured >= SYSTEM_EVERY_S and not self._stop.is_set():
+                self._log_system()
+                measured = time.monotonic()
             self._wake.clear()
             stopping = self._stop.is_set()
             try:
@@ -289,6 +305,38 @@ class Tracker:
             self._stop.wait(delay)
             if self._stop.is_set():
                 self._wake.set()
+
+
+class _System:
+    """What a run takes from its machine, read from the operating system's counters (under a millisecond).
+
+    Steps are seconds since the run's first attempt began, so that they grow over attempts.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        import psutil
+
+        with open(spool) as f:
+            self._start_ms: int = json.loads(f.readline())["time_ms"]
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        psutil.cpu_percent()
+
+    def measure(self) -> tuple[int, dict[str, float]]:
+        """(step, values): CPU in percent of one core (the run) and of all (the machine), memory in GiB."""
+        import psutil
+
+        values = {
+            "system/process_cpu_percent": self._process.cpu_percent(),
+            "system/process_memory_gib": self._process.memory_info().rss / 2**30,
+            "system/cpu_percent": psutil.cpu_percent(),
+            "system/memory_percent": psutil.virtual_memory().percent,
+        }
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+            free, total = torch.cuda.mem_get_info()
+            values["system/gpu_memory_percent"] = 100 * (1 - free / total)
+        return int(time.time() - self._start_ms / 1000), values
 
 
 class _Sender:

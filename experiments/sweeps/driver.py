@@ -15,6 +15,7 @@ from typing import Any
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.experiments.provenance import keep_digest
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial
@@ -81,7 +82,12 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
         key=plan.key,
         kind="sweep",
         params=flatten(plan.base) | {"sweep.params": ", ".join(plan.params)},
-        tags={"vmae.sweep": plan.name, "vmae.definition": plan.sweep, "vmae.metric": plan.metric},
+        tags={
+            "vmae.sweep": plan.name,
+            "vmae.definition": plan.sweep,
+            "vmae.metric": plan.metric,
+            **keep_digest(plan.base, folder),
+        },
     ) as tracker:
         # Trials look their parent up in the store: it must be there before the first of them starts.
         tracker.flush()

@@ -16,6 +16,7 @@ from vmae.core.config import flatten
 from vmae.core.errors import VmaeError
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
+from vmae.experiments.provenance import shared_tags
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.tracking import Store, Tracker
 
@@ -89,7 +90,11 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
             kind="trial",
             parent_key=plan.key,
             params=flatten(config),
-            tags={"vmae.sweep": plan.name, "vmae.baseline": str(trial.baseline).lower()},
+            tags={
+                "vmae.sweep": plan.name,
+                "vmae.baseline": str(trial.baseline).lower(),
+                **shared_tags(config, plan.base, folder),
+            },
         ) as tracker:
             metrics = _stages(plan, trial, config, folder, home, tracker, progress, emit)
             tracker.log_metrics(metrics, config.train.epochs)

@@ -106,7 +106,7 @@ def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -
     assert all(t.status == "FINISHED" for t in [sweep, *trials])
     trial = next(t for t in trials if t.name == "ratio0.75_s0")
     assert trial.params["mask.ratio"] == "0.75"
-    steps = [s for s, _ in results.history(store, trial.run_id, "train/loss")]
+    steps = [s for s, _ in results.history(store, trial.run_id, "pretrain/step_loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == 36  # 6 epochs of 48 clips in batches of 8
     assert [s for s, _ in results.pictures(trial)] == [2, 4, 6]
@@ -172,7 +172,7 @@ def test_killed_and_resumed_gives_the_undisturbed_table(
     store = store_at(runs)
     assert len(results.list_runs(store)) == 4
     for run in results.list_runs(store, where=[results.Filter(column="kind", op="=", value="trial")]):
-        steps = [s for s, _ in results.history(store, run.run_id, "train/loss")]
+        steps = [s for s, _ in results.history(store, run.run_id, "pretrain/step_loss")]
         assert steps == sorted(set(steps)), f"{run.name} counted a step twice"
 
 

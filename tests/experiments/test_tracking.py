@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,22 @@ def test_half_a_line_left_by_a_killed_process_is_passed_over(store: Store) -> No
     with _open(store) as tracker:
         tracker.log_metrics({"a": 3.0}, 3)
     assert _history(store, "k1", "a") == [(1, 1.0), (3, 3.0)]
+
+
+def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
+    for _ in range(2):
+        with _open(store) as tracker:
+            time.sleep(1.5)
+        assert tracker.seconds < 0.15, "the caller's thread paid for it"
+    memory = _history(store, "k1", "system/process_memory_gib")
+    assert 0.01 < memory[0][1] < 10
+    steps = [s for s, _ in memory]
+    assert len(steps) >= 3
+    assert steps == sorted(set(steps))
+    assert all(0 <= v <= 100 for _, v in _history(store, "k1", "system/cpu_percent"))
 
 
 def _write_many(store: Store, index: int) -> None:

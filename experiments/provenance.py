@@ -1,0 +1,79 @@
+"""Which data a run saw: a digest of its lists and of the files they name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vmae.core.video.annotations import Sample, read_annotations
+from vmae.core.video.dataset import DataConfig
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.files import read_json, write_json
+
+DIGEST_TAG = "vmae.data_digest"
+_THREADS = 16  # a stat waits for the disk or the network, not for the processor
+
+
+def config_tags(config: ExperimentConfig, digest: str | None = None) -> dict[str, str]:
+    """The tags that every run of a configuration carries: its recipe and the digest of its data.
+
+    Without `digest` it is computed; InputError as `data_digest`.
+    """
+    return {"vmae.recipe": config.recipe, DIGEST_TAG: digest or data_digest(config.data)}
+
+
+def shared_tags(config: ExperimentConfig, base: ExperimentConfig, folder: Path) -> dict[str, str]:
+    """`config_tags` of a trial: the sweep's digest, kept in `folder`, serves all trials on the same lists."""
+    same = all(
+        getattr(config.data, name) == getattr(base.data, name)
+        for name in ("train_csv", "val_csv", "test_csv", "data_root", "annotation_format")
+    )
+    kept = read_json(folder / "data.json") if same else None
+    return config_tags(config, kept["digest"] if kept else None)
+
+
+def keep_digest(base: ExperimentConfig, folder: Path) -> dict[str, str]:
+    """`config_tags` of a sweep, its digest kept in `folder` for the trials."""
+    tags = config_tags(base)
+    write_json(folder / "data.json", {"digest": tags[DIGEST_TAG]})
+    return tags
+
+
+def data_digest(data: DataConfig) -> str:
+    """Twelve hex digits that change when a list of `data` changes, or a file it names.
+
+    Of each line: the path as the list has it (from the data root on, so that another machine's mount point
+    gives the same digest), the label, the stretch of frames, and the file's size and time of change in
+    nanoseconds. The files are not read, so the cost is one stat each. An absent file counts as absent.
+
+    Raises:
+        InputError: a list that is missing or has a bad line.
+    """
+    digest = hashlib.sha256()
+    for csv in (data.train_csv, data.val_csv, data.test_csv):
+        if not csv:
+            digest.update(b"none\n")
+            continue
+        samples = read_annotations(csv, data.data_root or None, format=data.annotation_format)
+        root = data.data_root or os.path.dirname(os.path.abspath(csv))
+        for sample, stamp in zip(samples, _stamps(samples), strict=True):
+            path = os.path.relpath(sample.path, root) if os.path.isabs(sample.path) else sample.path
+            line = f"{path} {sample.label} {sample.start} {sample.num_frames} {stamp}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:12]
+
+
+def _stamps(samples: list[Sample]) -> Iterable[str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(_stamp, [s.path for s in samples], chunksize=256)
+
+
+def _stamp(path: str) -> str:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -1,0 +1,56 @@
+"""The data digest changes with the data and with nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmae.core.errors import InputError
+from vmae.core.video.dataset import DataConfig
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.provenance import config_tags, data_digest, keep_digest, shared_tags
+
+
+def _data(folder: Path) -> DataConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(b"12345")
+        os.utime(folder / name, ns=(1, 1_000_000))
+    (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    return DataConfig(train_csv=str(folder / "train.csv"), frames=8)
+
+
+def test_digest_follows_lists_and_files_not_their_place(tmp_path: Path) -> None:
+    data = _data(tmp_path / "one")
+    first = data_digest(data)
+    assert len(first) == 12
+    assert data_digest(data) == first
+    assert data_digest(_data(tmp_path / "elsewhere")) == first
+    digests = [first]
+    (tmp_path / "one" / "b.mp4").write_bytes(b"123456")  # size and time
+    digests.append(data_digest(data))
+    (tmp_path / "one" / "b.mp4").unlink()
+    digests.append(data_digest(data))
+    (tmp_path / "one" / "train.csv").write_text("a.mp4 1\nb.mp4 1\n")  # a label
+    digests.append(data_digest(data))
+    digests.append(data_digest(replace(data, val_csv=data.train_csv)))
+    assert len(set(digests)) == len(digests)
+
+
+def test_trials_share_the_sweeps_digest_unless_their_lists_differ(tmp_path: Path) -> None:
+    base = ExperimentConfig(recipe="demo_pretrain", data=_data(tmp_path / "one"))
+    tags = keep_digest(base, tmp_path)
+    assert tags == config_tags(base)
+    assert tags["vmae.recipe"] == "demo_pretrain"
+    (tmp_path / "one" / "a.mp4").unlink()  # the kept digest is used: nothing is computed again
+    assert shared_tags(base, base, tmp_path) == tags
+    other = ExperimentConfig(data=replace(base.data, val_csv=base.data.train_csv))
+    assert shared_tags(other, base, tmp_path)["vmae.data_digest"] != tags["vmae.data_digest"]
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.csv"):
+        data_digest(DataConfig(train_csv=str(tmp_path / "absent.csv")))
