@@ -54,7 +54,7 @@ def multi_scale_box(
     scales are at most `max_distort` steps apart; a side within 2 pixels of the output's becomes the output's.
     """
     base = min(height, width)
-    sides = [int(base * s) for s in scales]
+    sides = [max(1, int(base * s)) for s in scales]
     heights = [size[0] if abs(s - size[0]) < 3 else s for s in sides]
     widths = [size[1] if abs(s - size[1]) < 3 else s for s in sides]
     pairs = [

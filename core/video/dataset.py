@@ -20,6 +20,7 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video import augment, sampling
 from vmae.core.video.annotations import AnnotationFormat, Sample
 from vmae.core.video.cache import DecodedCache
+from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
 from vmae.core.video.reader import cached_info, open_video
 
 Mode = Literal["train", "val", "test"]
@@ -49,6 +50,12 @@ class DataConfig:
     """Training crop. `none`: the centre, as in validation."""
     flip: bool = False
     """Mirror half of the training clips. Never where left and right are classes."""
+    rand_augment: str = ""
+    """RandAugment of training clips in timm's grammar, e.g. `rand-m7-n4-mstd0.5-inc1`; empty: none."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation of training clips change by up to this share."""
+    random_erasing: float = 0.0
+    """Probability that a box of a training clip is filled with noise."""
     repeats: int = 1
     """Augmented clips per decoded training video (repeated sampling, R)."""
     segments: int = 5
@@ -82,6 +89,11 @@ class DataConfig:
             raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"data.max_bad_share: expected a share in [0, 1], got {self.max_bad_share}")
+        if not 0 <= self.random_erasing <= 1:
+            raise InputError(f"data.random_erasing: expected a probability, got {self.random_erasing}")
+        if self.color_jitter < 0:
+            raise InputError(f"data.color_jitter: expected 0 or more, got {self.color_jitter}")
+        RandAugment.parse(self.rand_augment)
         if self.timeout_s <= 0:
             raise InputError(f"data.timeout_s: expected more than 0 seconds, got {self.timeout_s}")
 
@@ -125,6 +137,7 @@ class ClipDataset:
         self.seed = seed
         self.cache = cache
         self.epoch = 0
+        self._rand_augment = RandAugment.parse(config.rand_augment)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -218,6 +231,17 @@ class ClipDataset:
                 box = augment.random_resized_box(height, width, rng)
             flip = rng is not None and config.flip and bool(rng.random() < 0.5)
             augment.crop_resize(frames, box, clip, flip=flip)
+            if rng is None:
+                continue
+            changed = clip
+            if self._rand_augment is not None:
+                changed = self._rand_augment(changed, rng)
+            if config.color_jitter:
+                changed = color_jitter(changed, config.color_jitter, rng)
+            if changed is not clip:
+                clip[...] = changed
+            if config.random_erasing:
+                random_erase(clip, config.random_erasing, rng)
 
     def load_batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """A batch of `(epoch, index)` keys.
@@ -327,7 +351,7 @@ class ClipLoader:
         self.step_s = 0.0
         self._keys: list[list[tuple[int, int]]] = []
         self._torch_loader: Any = None
-        if len(self.batches(epoch)) == 0:
+        if dataset.mode == "train" and len(self.batches(epoch)) == 0:
             raise InputError(
                 f"batch_size: expected at most {self._per_rank()} (the videos of one rank, with drop_last), "
                 f"got {batch_size}"
@@ -426,7 +450,9 @@ class ClipLoader:
         if self.dataset.mode != "train":
             return
         share = bad_now / max(1, self._per_rank())
-        if share > config.max_bad_share or (len(batch["clip"]) == 0 and self.world_size > 1):
+        if share > config.max_bad_share or (
+            len(batch["clip"]) == 0 and self.world_size > 1 and not self.yield_empty
+        ):
             named = ", ".join(f"{p} ({r})" for p, r in list(self.skipped.items())[:20])
             raise VideoError(
                 batch["failed"][-1]["path"],

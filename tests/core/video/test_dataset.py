@@ -268,3 +268,36 @@ def test_refused_values(samples: list[Sample]) -> None:
         build_loader(ClipDataset(samples, CONFIG), 12)
     with pytest.raises(InputError, match="rank: expected 0 <= rank < world_size, got 2 of 2"):
         build_loader(ClipDataset(samples, CONFIG), 1, rank=2, world_size=2)
+    with pytest.raises(InputError, match="rand_augment: expected"):
+        DataConfig(rand_augment="rnd-m7")
+    with pytest.raises(InputError, match=r"data\.random_erasing: expected a probability, got 2"):
+        DataConfig(random_erasing=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rand_augment": "rand-m9-n2-p1"},
+        {"color_jitter": 0.4},
+        {"random_erasing": 1.0},
+        {"augment": "random_resized_crop"},
+        {"flip": True},
+        {"repeats": 2},
+        {"sampling": "uniform"},
+        {"sampling_rate": 3},
+        {"short_side": 40},
+    ],
+)
+def test_every_option_changes_training_and_only_sampling_changes_validation(
+    changes: dict[str, Any], samples: list[Sample]
+) -> None:
+    plain = with_changes(CONFIG, flip=False, augment="none", sampling_rate=2)
+    changed = with_changes(plain, **changes)
+
+    def clips(config: DataConfig, mode: Any) -> bytes:
+        dataset = ClipDataset(samples, config, mode)
+        return b"".join(dataset[i]["clip"].numpy().tobytes() for i in range(3))
+
+    assert clips(plain, "train") != clips(changed, "train")
+    validation_too = bool({"sampling", "sampling_rate"} & set(changes))
+    assert (clips(plain, "val") != clips(changed, "val")) == validation_too
