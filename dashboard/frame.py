@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import ParamSpec
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ from vmae.core.errors import VmaeError
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, read_catalog
 
+P = ParamSpec("P")
 log = logging.getLogger("vmae.dashboard")
 
 # Drawn here: a named symbol would be fetched from outside.
@@ -36,13 +38,13 @@ def page_frame() -> None:
     st.html(_STYLE)
 
 
-def guarded(page: Callable[[], None]) -> Callable[[], None]:
-    """The page, with errors a user can cause shown as the sentence they are."""
+def guarded(page: Callable[P, None]) -> Callable[P, None]:
+    """The page (or a fragment of one), with errors a user can cause shown as the sentence they are."""
 
     @functools.wraps(page)
-    def run() -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            page()
+            page(*args, **kwargs)
         except VmaeError as e:
             show_error(e)
 

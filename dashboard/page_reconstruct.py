@@ -17,7 +17,7 @@ from vmae.core.videomae import VideoMAE
 from vmae.dashboard import export, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, fit, frame_indices, last_start
 from vmae.dashboard.components import show_viewer
-from vmae.dashboard.frame import catalog, empty_state, show_error
+from vmae.dashboard.frame import catalog, empty_state, guarded, show_error
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, CheckpointEntry, DatasetEntry, class_names, read_samples
 from vmae.dashboard.state import (
@@ -67,6 +67,7 @@ def page() -> None:
 
 
 @st.fragment
+@guarded
 def _workspace(settings: Settings, found: Catalog) -> None:
     with st.container(horizontal=True, gap="medium"):
         controls = st.container(width=264, gap="small")
@@ -80,16 +81,23 @@ def _workspace(settings: Settings, found: Catalog) -> None:
         _choose_form(model)
         other = _choose_comparison(found, entry)
     with stage:
-        for sentence in st.session_state.pop("view_refused", []):
-            st.warning(sentence)
-        if clip is None:
-            empty_state(
-                "No clip yet",
-                "The checkpoint's validation list is not on this machine. Upload a video on the left, or:",
-                {"vmae dashboard --data val.csv": "Start the dashboard with a list of videos."},
-            )
-            return
-        _show(model, entry, clip, other)
+        _stage(model, entry, clip, other)
+
+
+@guarded
+def _stage(
+    model: VideoMAE, entry: CheckpointEntry, clip: ClipInfo | None, other: CheckpointEntry | None
+) -> None:
+    for sentence in st.session_state.pop("view_refused", []):
+        st.warning(sentence)
+    if clip is None:
+        empty_state(
+            "No clip yet",
+            "The checkpoint's validation list is not on this machine. Upload a video on the left, or:",
+            {"vmae dashboard --data val.csv": "Start the dashboard with a list of videos."},
+        )
+        return
+    _show(model, entry, clip, other)
 
 
 # -- the view's state ----------------------------------------------------------------------------------

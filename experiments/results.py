@@ -214,6 +214,21 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
     return sorted((int(p.step), float(p.value)) for p in points)
 
 
+def experiment_id(store: Store) -> str:
+    """The id of the store's experiment, as addresses of MLflow's pages need it; empty where there is none."""
+    path = store.sqlite_path
+    if path:
+        if not path.exists():
+            return ""
+        with _open(path) as db:
+            row = db.execute("select experiment_id from experiments where name = ?", (EXPERIMENT,)).fetchone()
+        return str(row[0]) if row else ""
+    from vmae.experiments.tracking import _client
+
+    found = _client(store.uri).get_experiment_by_name(EXPERIMENT)
+    return str(found.experiment_id) if found else ""
+
+
 def pictures(run: Run, key: str = "reconstruction") -> list[tuple[int, Path]]:
     """The pictures a run logged under a key, as (step, file), in the order of steps.
 

@@ -1,0 +1,196 @@
+"""Figures as Vega-Lite specifications (Streamlit draws them in the page's own colours, light and dark)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+BLUE, ORANGE, GREY = "#2f81f7", "#e8590c", "#8b949e"
+Rows = Sequence[dict[str, Any]]
+
+
+def ranking(rows: Rows, *, field: str, metric: str, lines: dict[str, float], percent: bool) -> dict[str, Any]:
+    """A sweep's metric against the swept value: mean, spread over seeds, every seed, reference lines.
+
+    `rows` have `value` (text), `order`, `score`, `seed`; `lines` are named heights (chance, random weights).
+    """
+    x = {
+        "field": "value",
+        "type": "ordinal",
+        "sort": {"field": "order"},
+        "title": field,
+        "axis": {"labelAngle": 0},
+    }
+    y_format = ".0%" if percent else ".3~g"
+    y = {"type": "quantitative", "title": metric, "axis": {"format": y_format}, "scale": {"zero": percent}}
+    tooltip = [
+        {"field": "value", "title": field},
+        {"field": "score", "title": metric, "format": ".1%" if percent else ".4~g"},
+        {"field": "seed", "title": "seed"},
+    ]
+    layers: list[dict[str, Any]] = [
+        {
+            "data": {
+                "values": [{"name": f"{k} ({v:.1%})" if percent else k, "y": v} for k, v in lines.items()]
+            },
+            "mark": {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.5},
+            "encoding": {
+                "y": {"field": "y", "type": "quantitative"},
+                "color": {
+                    "field": "name",
+                    "type": "nominal",
+                    "scale": {"range": [ORANGE, GREY, "#8250df"]},
+                    "legend": {"title": None, "orient": "bottom", "symbolStrokeWidth": 2},
+                },
+            },
+        },
+        {
+            "mark": {"type": "errorbar", "extent": "stdev", "ticks": True, "color": BLUE},
+            "encoding": {"x": x, "y": {**y, "field": "score"}},
+        },
+        {
+            "mark": {"type": "line", "color": BLUE, "point": {"size": 70, "color": BLUE}},
+            "encoding": {"x": x, "y": {**y, "field": "score", "aggregate": "mean"}},
+        },
+        {
+            "mark": {"type": "circle", "size": 34, "opacity": 0.45, "color": BLUE},
+            "encoding": {"x": x, "y": {**y, "field": "score"}, "tooltip": tooltip},
+        },
+    ]
+    return {
+        "data": {"values": list(rows)},
+        "layer": layers if lines else layers[1:],
+        "resolve": {"scale": {"color": "independent"}},
+        "height": 320,
+    }
+
+
+def curves(rows: Rows, *, colour: str, x: str, y: str, log: bool = False) -> dict[str, Any]:
+    """Lines over steps, one for each `run`, coloured by `name`; rows have run, name, step, score."""
+    return {
+        "data": {"values": list(rows)},
+        "mark": {"type": "line", "strokeWidth": 1.8, "interpolate": "linear"},
+        "encoding": {
+            "x": {"field": "step", "type": "quantitative", "title": x, "axis": {"grid": False}},
+            "y": {
+                "field": "score",
+                "type": "quantitative",
+                "title": y,
+                "scale": {"zero": False, "type": "log" if log else "linear"},
+            },
+            "color": {
+                "field": "name",
+                "type": "nominal",
+                "title": colour,
+                "sort": None,
+                "legend": {"orient": "bottom"},
+            },
+            "detail": {"field": "run"},
+            "tooltip": [{"field": "name"}, {"field": "step"}, {"field": "score", "format": ".4~g"}],
+        },
+        "height": 320,
+    }
+
+
+def parallel(rows: Rows, *, columns: Sequence[str], colour: str) -> dict[str, Any]:
+    """Parallel coordinates: one line a trial, every column scaled to its own range.
+
+    Rows have `trial`, `score` (the colour) and the columns' numbers.
+    """
+    return {
+        "data": {"values": list(rows)},
+        "transform": [
+            {"fold": list(columns), "as": ["column", "raw"]},
+            {"filter": "isValid(datum.raw)"},
+            {
+                "joinaggregate": [
+                    {"op": "min", "field": "raw", "as": "low"},
+                    {"op": "max", "field": "raw", "as": "high"},
+                ],
+                "groupby": ["column"],
+            },
+            {
+                "calculate": "datum.high > datum.low"
+                " ? (datum.raw - datum.low) / (datum.high - datum.low) : 0.5",
+                "as": "place",
+            },
+        ],
+        "height": 280,
+        "layer": [
+            {
+                "mark": {"type": "line", "opacity": 0.75, "strokeWidth": 2, "point": {"size": 40}},
+                "encoding": {
+                    "x": {
+                        "field": "column",
+                        "type": "nominal",
+                        "sort": list(columns),
+                        "title": None,
+                        "axis": {"labelAngle": 0, "domain": False, "grid": True, "labelLimit": 130},
+                        "scale": {"type": "point", "padding": 0.25},
+                    },
+                    "y": {"field": "place", "type": "quantitative", "axis": None},
+                    "detail": {"field": "trial"},
+                    "color": {
+                        "field": "score",
+                        "type": "quantitative",
+                        "title": colour,
+                        "scale": {"scheme": "viridis"},
+                        "legend": {"orient": "right", "gradientLength": 160},
+                    },
+                    "tooltip": [
+                        {"field": "trial"},
+                        {"field": "column"},
+                        {"field": "raw", "title": "value", "format": ".4~g"},
+                        {"field": "score", "title": colour, "format": ".4~g"},
+                    ],
+                },
+            },
+            *[
+                {
+                    "transform": [
+                        {"aggregate": [{"op": op, "field": "raw", "as": "end"}], "groupby": ["column"]}
+                    ],
+                    "mark": {"type": "text", "fontSize": 10, "color": GREY, "dy": dy},
+                    "encoding": {
+                        "x": {"field": "column", "type": "nominal", "sort": list(columns)},
+                        "y": {"datum": place},
+                        "text": {"field": "end", "format": ".3~g"},
+                    },
+                }
+                for op, place, dy in (("min", 0, 12), ("max", 1, -12))
+            ],
+        ],
+    }
+
+
+def bars(rows: Rows, *, x: str, y: str) -> dict[str, Any]:
+    """Counts by name; rows have name and count."""
+    return {
+        "data": {"values": list(rows)},
+        "mark": {"type": "bar", "color": BLUE, "cornerRadiusEnd": 2},
+        "encoding": {
+            "x": {"field": "name", "type": "nominal", "title": x, "sort": None, "axis": {"labelAngle": -35}},
+            "y": {"field": "count", "type": "quantitative", "title": y, "axis": {"tickMinStep": 1}},
+            "tooltip": [{"field": "name"}, {"field": "count"}],
+        },
+        "height": 240,
+    }
+
+
+def scatter(rows: Rows, *, title: str) -> dict[str, Any]:
+    """Points coloured by class; rows have x, y, name, label (tooltip) and chosen."""
+    return {
+        "data": {"values": list(rows)},
+        "params": [{"name": "zoom", "select": "interval", "bind": "scales"}],
+        "mark": {"type": "point", "filled": True},
+        "encoding": {
+            "x": {"field": "x", "type": "quantitative", "axis": None, "scale": {"zero": False}},
+            "y": {"field": "y", "type": "quantitative", "axis": None, "scale": {"zero": False}},
+            "color": {"field": "name", "type": "nominal", "title": title, "scale": {"scheme": "category20"}},
+            "size": {"condition": {"test": "datum.chosen", "value": 320}, "value": 46},
+            "shape": {"condition": {"test": "datum.chosen", "value": "diamond"}, "value": "circle"},
+            "opacity": {"condition": {"test": "datum.chosen", "value": 1}, "value": 0.75},
+            "tooltip": [{"field": "label", "title": "clip"}, {"field": "name", "title": title}],
+        },
+        "height": 440,
+    }

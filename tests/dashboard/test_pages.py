@@ -1,0 +1,95 @@
+"""Every other page on the real miniature store, control by control, and empty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from vmae.dashboard.settings import VARIABLE
+
+
+def open_page(name: str) -> Any:
+    """The page alone, as the app runs it (AppTest cannot follow a navigation of functions)."""
+    script = (
+        "from vmae.dashboard.frame import guarded\n"
+        f"from vmae.dashboard.page_{name} import page\n"
+        "guarded(page)()\n"
+    )
+    return AppTest.from_string(script, default_timeout=60).run()
+
+
+def healthy(app: Any) -> Any:
+    assert not app.exception, [e.message for e in app.exception]
+    assert not app.error, [e.value for e in app.error]
+    return app
+
+
+def headings(app: Any) -> list[str]:
+    return [h.value for h in app.subheader]
+
+
+PAGES = ["reconstruct", "sweeps", "runs"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_without_a_store_every_page_names_a_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, json.dumps({"runs_dir": str(tmp_path / "none")}))
+    app = healthy(open_page(name))
+    assert any(c.value.startswith("vmae ") for c in app.code)
+    assert not (tmp_path / "none").exists()
+
+
+def test_sweeps(dashboard: Any) -> None:
+    app = healthy(open_page("sweeps"))
+    assert headings(app)[:3] == ["Ranking", "Learning curves", "Trials"]
+    assert len(app.get("vega_lite_chart")) >= 3
+    table = app.dataframe[0].value
+    assert list(table["mask ratio"]) == ["0.5", "0.75"]
+    assert table["accuracy"].tolist() == pytest.approx([0.6, 0.8])
+    assert len(app.get("bidi_component")) == 1
+    healthy(app.selectbox(key="sweep_curve").set_value("train/loss").run())
+    healthy(app.number_input(key="strip_clip").set_value(1).run())
+    healthy(app.number_input(key="strip_seed").set_value(3).run())
+    healthy(app.segmented_control(key="strip_own").set_value("one for all").run())
+    healthy(app.slider(key="strip_ratio").set_value(0.6).run())
+    assert len(app.get("bidi_component")) == 1
+
+
+def test_runs(dashboard: Any) -> None:
+    app = healthy(open_page("runs"))
+    assert "3 runs" in [c.value for c in app.caption]
+    healthy(app.text_input(key="runs_where").set_value("probe/top1 >= 0.7").run())
+    assert app.dataframe[0].value["name"].tolist() == ["mini ratio 0.75"]
+    assert "Reconstruction by epoch" in headings(app)
+    healthy(app.text_input(key="runs_where").set_value("").run())
+    healthy(app.pills(key="runs_kind").set_value(["sweep"]).run())
+    assert app.dataframe[0].value["name"].tolist() == ["mini"]
+    healthy(app.pills(key="runs_kind").set_value([]).run())
+    healthy(app.selectbox(key="runs_metric").set_value("probe/top1").run())
+    healthy(app.toggle(key="runs_log").set_value(True).run())
+    healthy(app.toggle(key="runs_live").set_value(True).run())
+    app.text_input(key="runs_where").set_value("no operator").run()
+    assert "Expected" in app.error[0].value or "expected" in app.error[0].value
+
+
+def test_comparing_runs_shows_what_differs(dashboard: Any) -> None:
+    def script() -> None:
+        from vmae.dashboard.page_runs import compare
+        from vmae.dashboard.settings import Settings
+        from vmae.experiments.results import list_runs
+
+        settings = Settings.from_env()
+        compare(settings, [r for r in list_runs(settings.store) if r.kind == "trial"])
+
+    app = healthy(AppTest.from_function(script, default_timeout=60).run())
+    table = app.dataframe[0].value
+    assert table.index.tolist() == ["mask.ratio"]
+    assert sorted(table.iloc[0]) == ["0.5", "0.75"]
+    healthy(app.toggle(key="runs_all_False").set_value(True).run())
+    assert "data.val_csv" in app.dataframe[0].value.index
