@@ -123,7 +123,7 @@ def _kernels_of(plan: AttentionPlan) -> Iterator[tuple[str, Tile]]:
 
 def _patch_constants(patch: int, tubelet: int, channels: int, runs: bool) -> dict[str, Any]:
     constants = {"P": tubelet * patch**2 * channels, "C": channels, "PATCH": patch, "TUBELET": tubelet}
-    # A launcher bakes arguments equal to 1 in: the channel's stride in channels-last memory, the column's else.
+    # The launcher bakes in arguments equal to 1: the channel's stride (channels last) or the column's.
     return constants | ({"stride_c": 1} if runs else {"stride_w": 1})
 
 

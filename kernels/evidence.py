@@ -1,0 +1,85 @@
+"""From measurements to dispatch: `python -m vmae.kernels.evidence RESULT.json ...`.
+
+Writes `results/evidence.json`. For every op and measured size, the Triton kernel is chosen where its median
+beats by `MARGIN` the best of what the torch path could be (eager, compiled, SDPA for attention); the torch
+path otherwise. A size range reaches from each measured size half-way to its neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vmae.kernels.dispatch import EVIDENCE_FILE, FAMILIES, OPS
+
+MARGIN = 1.02  # below that a difference is within the spread of two runs
+# What the torch path of an op is called in the benches; torch.compile fuses it, so its time counts too.
+TORCH_PATH = ("torch path", "compiled torch path", "sdpa default")
+_SIZE = {
+    "gather_patches": "P",
+    "fused_attention": "N",
+    "masked_patch_loss": "P",
+    "assemble_decoder_tokens": "D",
+}
+
+
+def family_of(result: dict[str, Any]) -> str:
+    """Return "sm_90" and so on for a result's GPU."""
+    major, minor = result["machine"]["capability"].split(".")
+    return f"sm_{max(f for f in FAMILIES if f <= int(major) * 10 + int(minor))}"
+
+
+def rows_of(result: dict[str, Any], source: str) -> dict[str, list[dict[str, Any]]]:
+    """Return, per op, one row per measured size: where the kernel won and where it did not."""
+    table: dict[str, list[dict[str, Any]]] = {}
+    for op in OPS:
+        measured: dict[int, list[tuple[float, float]]] = {}
+        for row in result.get("ops", []):
+            if row["op"] != op:
+                continue
+            times = {t["name"]: t["ms"] for t in row["timings"] if t["ms"] is not None}
+            others = [times[n] for n in TORCH_PATH if n in times]
+            if not others:
+                continue
+            # A refused kernel never wins. Where a size was timed forward and with its backward, both count.
+            ours = times.get("ours", float("inf"))
+            measured.setdefault(row["shape"][_SIZE[op]], []).append((ours, min(others)))
+        sizes = sorted(measured)
+        for i, size in enumerate(sizes):
+            wins = all(ours * MARGIN <= other for ours, other in measured[size])
+            low = 0 if i == 0 else (sizes[i - 1] + size) // 2 + 1
+            high = 1 << 30 if i == len(sizes) - 1 else (size + sizes[i + 1]) // 2
+            ratios = ", ".join(f"{other / ours:.2f}x" for ours, other in measured[size])
+            table.setdefault(op, []).append(
+                {
+                    "min_size": low,
+                    "max_size": high,
+                    "path": "triton" if wins else "torch",
+                    "why": f"kernel at {ratios} of the torch path's speed at size {size} ({source})",
+                }
+            )
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Merge the given results into the evidence table; a family given again is replaced."""
+    parser = argparse.ArgumentParser(prog="python -m vmae.kernels.evidence", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=EVIDENCE_FILE)
+    args = parser.parse_args(argv)
+    table = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    for path in args.results:
+        result = json.loads(path.read_text())
+        if result["dry_run"]:
+            parser.error(f"{path} is a dry run: it measured nothing")
+        table[family_of(result)] = rows_of(result, path.name)
+    args.out.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
