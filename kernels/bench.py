@@ -1,6 +1,6 @@
 """Timing of the ops side by side: checked first, interleaved, beside the GPU's own ceilings.
 
-Every variant of an op is compared with the float64 reference on a few clips of the very inputs that are timed;
+Every variant of an op is compared with the float64 reference on a few clips of the inputs that are timed;
 a variant whose output is wrong is listed with its error and not timed. On a GPU each variant is captured into
 a CUDA graph over several input sets (so that neither launches nor the cache are measured); the variants take
 turns and medians are kept with their spread. On a CPU (dry run) the same code runs with a host clock.

@@ -1,0 +1,76 @@
+"""`vmae bench kernels`: which path each op takes and why, its resources, its speed on this GPU."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--aot", is_flag=True, help="Compile the kernels for sm_80, sm_90 and sm_100; needs no GPU.")
+@click.option("--only", metavar="REGEX", default="attention/short|loss/",
+              show_default=True, help="With --aot: which kernels, by name; '' for all.")  # fmt: skip
+@click.option("--family", type=click.Choice(["80", "90", "100"]), multiple=True,
+              help="With --aot: which GPU family.  [default: all]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> None:
+    """Say which path every kernel op takes here and why; on a GPU, time each against its baselines.
+
+    With --aot, compile ahead of time instead and compare registers, spills and shared memory with the table
+    that is checked in; a spill or a passed limit fails.
+    """
+    import json
+
+    from vmae.core.errors import InputError
+
+    if aot:
+        _aot(only, family)
+        return
+    import torch
+
+    from vmae.cli.tables import format_table
+    from vmae.kernels import kernel_status
+
+    status = kernel_status()
+    rows = []
+    if torch.cuda.is_available():
+        import time
+
+        from vmae.kernels.gpu_suite import run_ops
+
+        def say(line: str) -> None:
+            click.echo(line, err=as_json)
+
+        rows, _ = run_ops("cuda", dry_run=False, deadline=time.monotonic() + 240, say=say)
+    if as_json:
+        click.echo(json.dumps({"status": [vars(s) for s in status], "ops": rows}, indent=1))
+        return
+    if not status:
+        raise InputError("expected at least one op; got none")
+    click.echo(format_table(["op", "path", "why"], [[s.op, s.path, s.reason] for s in status], left=3))
+    if not rows:
+        click.echo("\nno CUDA GPU here, so nothing is timed; --aot compiles the kernels without one")
+
+
+def _aot(only: str, family: tuple[str, ...]) -> None:
+    """In a process of its own: Triton decides at import whether it interprets or compiles."""
+    import importlib.util
+    import os
+    import re
+    import subprocess
+    import sys
+
+    from vmae.core.errors import InputError
+
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("expected Triton to be installed for --aot; it is not (pip install triton)")
+    try:
+        re.compile(only)
+    except re.error as e:
+        raise InputError(f"expected a regular expression for --only; got {only!r} ({e})") from e
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "vmae.kernels.aot", "--check", "--only", only]
+    for f in family:
+        command += ["--family", f]
+    code = subprocess.run(command, env=env, check=False).returncode
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,186 @@
+"""Tables and pictures from the GPU suite's JSON; what the README, the dashboard and `vmae bench report` show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vmae.kernels.checks import require
+
+RESULTS = Path(__file__).parent / "results"
+PEAK_BF16_FLOP_PER_S = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # the vendor's, dense
+# For every timed op: the variants it is held against, as the issue's targets name them.
+BASELINES = {
+    "fused_attention": ("sdpa default", "sdpa flash", "sdpa cudnn", "sdpa efficient"),
+    "gather_patches": ("torch path", "compiled torch path"),
+    "patch_embedding": ("official: normalise, conv3d, index", "compiled official"),
+    "masked_patch_loss": ("official: labels, mse", "compiled torch path", "compiled official"),
+    "assemble_decoder_tokens": ("torch path", "compiled torch path"),
+}
+
+
+def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the measured results `gpu_*.json` of a folder, oldest first; dry runs are left out.
+
+    Raises KernelInputError where a file is of another schema.
+    """
+    found = []
+    for path in sorted(folder.glob("gpu_*.json")):
+        result = json.loads(path.read_text())
+        require(result.get("schema") == 1, f"schema 1 in {path}", result.get("schema"))
+        if not result["dry_run"]:
+            found.append(result | {"file": path.name})
+    return sorted(found, key=lambda r: str(r["started"]))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _ours(row: dict[str, Any]) -> float | None:
+    times = [t["ms"] for t in row["timings"] if t["name"].startswith("ours") and t["ms"] is not None]
+    return min(times) if times else None
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return " ".join(f"{k}={v}" for k, v in row["shape"].items())
+
+
+def ops_table(result: dict[str, Any]) -> str:
+    """One line per op and shape: ours, the share of this GPU's ceilings, the ratio to every baseline."""
+    copy, matrix = result["ceilings"]["copy_bytes_per_s"], result["ceilings"]["bf16_flop_per_s"]
+    rows = []
+    for row in result.get("ops", []):
+        ours = _ours(row)
+        cells = [row["op"], _shape(row), row["what"]]
+        if ours is None:
+            reason = next((t["refused"] for t in row["timings"] if t["name"].startswith("ours")), "no kernel")
+            rows.append([*cells, "-", "-", "-", str(reason)])
+            continue
+        seconds = ours * 1e-3
+        ratios = [
+            f"{t['name']} {t['ms'] / ours:.2f}x"
+            for name in BASELINES[row["op"]]
+            for t in row["timings"]
+            if t["name"] == name and t["ms"] is not None
+        ]
+        cells += [f"{ours * 1e3:.1f}", f"{100 * row['bytes'] / seconds / copy:.0f}%"]
+        rows.append([*cells, f"{100 * row['flops'] / seconds / matrix:.0f}%", ", ".join(ratios)])
+    header = ["op", "shape", "what", "ours (us)", "of copy bandwidth", "of bf16 rate", "baseline / ours"]
+    return _table(header, rows)
+
+
+def steps_table(result: dict[str, Any]) -> str:
+    """One line per size, ratio and variant of the whole pre-training step."""
+    peak = PEAK_BF16_FLOP_PER_S.get(result["machine"].get("gpu", ""))
+    rows = []
+    for row in result.get("steps", []):
+        name = row["variant"] + (" + graph" if row["graph"] else "")
+        cells = [row["size"], str(row["ratio"]), str(row["batch"]), name]
+        if "ms" not in row:
+            rows.append([*cells, "-", "-", "-", str(row["refused"])])
+            continue
+        memory = row.get("peak_mem_gib")
+        cells += [f"{row['ms']:.2f} ({row['ms_q1']:.2f} to {row['ms_q3']:.2f})", f"{row['clips_per_s']:.0f}"]
+        mfu = f"{100 * row['flop_per_s'] / peak:.1f}%" if peak else "-"
+        rows.append([*cells, mfu, "-" if memory is None else f"{memory:.1f}"])
+    return _table(["size", "mask", "batch", "variant", "ms (quartiles)", "clips/s", "MFU", "GiB"], rows)
+
+
+def profile_table(result: dict[str, Any], top: int = 20) -> str:
+    """The step's kernels, largest first."""
+    kernels = result["profile"]["kernels"]
+    total = sum(k["ms"] for k in kernels)
+    rows = [
+        [f"`{k['kernel'][:70]}`", str(k["calls"]), f"{k['ms']:.3f}", f"{100 * k['ms'] / total:.1f}%"]
+        for k in kernels[:top]
+    ]
+    return _table(["kernel", "calls", "ms", "share"], rows)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Everything one machine measured, as Markdown."""
+    m, c = result["machine"], result["ceilings"]
+    parts = [
+        f"## {m.get('gpu', 'CPU')}, {result['started']}",
+        f"torch {m['torch']}, triton {m.get('triton', '-')}, transformers {m.get('transformers', '-')}. "
+        f"Measured ceilings: copy {c['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
+        f"bf16 products {c['bf16_flop_per_s'] / 1e12:.0f} TFLOP/s. File `{result.get('file', '')}`.",
+    ]
+    if "tests" in result:
+        tail = result["tests"]["pytest"].get("tail", [result["tests"]["pytest"].get("skipped", "")])
+        parts.append(f"Kernel tests on this GPU: {tail[-1] if tail else 'no output'}")
+    for title, key, make in (
+        ("Ops", "ops", ops_table),
+        ("Whole step", "steps", steps_table),
+        ("Step by kernel", "profile", profile_table),
+    ):
+        if result.get(key):
+            parts += [f"### {title}", make(result)]
+    if result.get("left_out"):
+        parts.append("Out of time: " + "; ".join(result["left_out"]) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_roofline(result: dict[str, Any], path: Path) -> None:
+    """Ours and the best baseline of every op under this GPU's measured roof; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    copy, matrix = result["ceilings"]["copy_bytes_per_s"], result["ceilings"]["bf16_flop_per_s"]
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    grid = [10 ** (x / 20) for x in range(-10, 75)]
+    axes.plot(grid, [min(matrix, copy * x) / 1e12 for x in grid], color="0.3", label="measured roof")
+    markers = {"fused_attention": "o", "gather_patches": "s", "patch_embedding": "D",
+               "masked_patch_loss": "^", "assemble_decoder_tokens": "v"}  # fmt: skip
+    seen: set[str] = set()
+    for row in result.get("ops", []):
+        ours = _ours(row)
+        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES[row["op"]] and t["ms"]]
+        x = row["flops"] / row["bytes"]
+        for ms, color in ((min(others) if others else None, "tab:gray"), (ours, "tab:orange")):
+            if ms is None:
+                continue
+            label = row["op"] if color == "tab:orange" and row["op"] not in seen else None
+            seen |= {row["op"]} if label else set()
+            y = row["flops"] / (ms * 1e-3) / 1e12
+            axes.plot(x, y, markers[row["op"]], color=color, markersize=8, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
+    axes.set_title(f"{result['machine'].get('gpu', '')}: ours (orange), best baseline (gray)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_ratios(result: dict[str, Any], path: Path) -> None:
+    """Best baseline over ours, one bar per op and shape; 1 is even; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = []
+    for row in result.get("ops", []):
+        ours = _ours(row)
+        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES[row["op"]] and t["ms"]]
+        if ours and others:
+            bars.append((f"{row['op']} {row['what']}\n{_shape(row)}", min(others) / ours))
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * max(1, len(bars))), layout="constrained")
+    labels, values = [b[0] for b in bars], [b[1] for b in bars]
+    colors = ["tab:orange" if v >= 1 else "tab:gray" for v in values]
+    axes.barh(labels, values, color=colors)
+    for i, v in enumerate(values):
+        axes.annotate(f"{v:.2f}x", (v, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.axvline(1.0, color="0.3", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("best baseline / ours (time)")
+    axes.set_title(result["machine"].get("gpu", ""))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
