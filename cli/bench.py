@@ -6,7 +6,14 @@ import click
 
 from vmae.cli.lazy import LazyGroup, Verbs
 
-VERBS: Verbs = {}
+VERBS: Verbs = {
+    "kernels": (
+        "vmae.cli.bench_kernels",
+        "kernels",
+        "Which kernels are active and why; time or compile them.",
+    ),
+    "report": ("vmae.cli.bench_report", "report", "Tables and pictures from GPU results."),
+}
 
 
 @click.group(cls=LazyGroup, verbs=VERBS)

@@ -134,7 +134,8 @@ def transformers_step(case: StepCase, device: str, *, compile_backend: str | Non
     import transformers
 
     ours = case.config()
-    config = transformers.VideoMAEConfig(
+    shared: Any = transformers  # its own annotations lag behind what its configs take
+    config = shared.VideoMAEConfig(
         image_size=ours.height,
         patch_size=ours.patch_size,
         num_frames=ours.frames,
@@ -150,7 +151,7 @@ def transformers_step(case: StepCase, device: str, *, compile_backend: str | Non
         attn_implementation="sdpa",
     )
     torch.manual_seed(0)
-    model = transformers.VideoMAEForPreTraining(config).to(device).train()
+    model = shared.VideoMAEForPreTraining(config).to(device).train()
     optimizer = _optimizer(model, device)
     video, mask = _inputs(case, device)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1, 1) for v in (ours.mean, ours.std))

@@ -539,7 +539,8 @@ def tokens_bench(b: int, visible: int, masked: int, d: int, *, device: str, comp
 
     def exact(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
         leaves = [x[k].detach().double().requires_grad_() for k in ("visible", "token")]
-        out = reference.assemble_decoder_tokens(*leaves, x["pos"].double(), x["seen"], x["hidden"])
+        visible, token = leaves
+        out = reference.assemble_decoder_tokens(visible, token, x["pos"].double(), x["seen"], x["hidden"])
         return out.detach(), *torch.autograd.grad(out, leaves, x["dout"].double())
 
     torch_path = _in_mode("torch", kernels.assemble_decoder_tokens)

@@ -1,4 +1,4 @@
-"""Tables and pictures from the GPU suite's JSON; what the README, the dashboard and `vmae bench report` show."""
+"""Tables and pictures from the GPU suite's JSON, for the README, the dashboard and `vmae bench report`."""
 
 from __future__ import annotations
 

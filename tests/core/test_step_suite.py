@@ -1,0 +1,101 @@
+"""The whole step as the GPU suite times it, at a tiny size on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vmae.core import step_suite
+from vmae.core.errors import InputError
+from vmae.core.graph import capture_step
+from vmae.core.masking import TokenMask, sample_mask
+from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.kernels import use_kernels
+from vmae.kernels.dispatch import interpreting
+
+CASE = step_suite.TINY[0]
+
+
+@pytest.mark.parametrize("mode", ["torch", "triton"])
+def test_the_model_compiles_without_a_graph_break(mode: str) -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    config = VideoMAEConfig.from_size("tiny", frames=4, height=16, width=16, depth=1, decoder_depth=1)
+    model = VideoMAE(config)
+    mask = sample_mask("tube", 0.5, config.grid, 2, torch.Generator().manual_seed(1))
+    video = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    graphs: list[Any] = []
+
+    def backend(module: Any, _inputs: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    def loss_of(visible: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        return model(video, TokenMask(visible, masked))
+
+    with use_kernels(mode):
+        eager = loss_of(mask.visible, mask.masked)
+        compiled = torch.compile(loss_of, fullgraph=True, backend=backend)
+        torch.testing.assert_close(compiled(mask.visible, mask.masked), eager)
+    targets = {str(node.target) for node in graphs[0].graph.nodes}
+    opaque = {name for name in targets if name.startswith("vmae.")}
+    # In the interpreter mode triton reaches the ops on the CPU too; the torch path leaves none in the graph.
+    assert len(graphs) == 1
+    if mode == "torch":
+        assert not opaque
+    elif interpreting() or torch.cuda.is_available():
+        assert {name.split(".")[1] for name in opaque} == {
+            "gather_patches",
+            "attention_fwd",
+            "decoder_tokens",
+            "patch_loss",
+        }
+
+
+def test_eager_variants_agree_and_are_timed() -> None:
+    ours = []
+    for name, graph, build in step_suite._variants(CASE, "cpu", "aot_eager"):
+        if "compile" in name or not name.startswith("ours"):
+            continue
+        assert not graph
+        ours.append(float(build()()))
+    assert len(ours) == 2
+    assert ours[0] == pytest.approx(ours[1], rel=step_suite.LOSS_TOLERANCE)
+
+
+def test_flops_are_those_of_the_plan() -> None:
+    """facts: ViT-B at 0.9 is 202.3 GFLOP per clip and training step."""
+    case = step_suite.StepCase(size="base", ratio=0.9, batch=1)
+    assert case.flops_per_clip() / 1e9 == pytest.approx(202.3, rel=0.01)
+
+
+def test_capture_is_the_step_itself_without_a_gpu() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    assert capture_step(step, (torch.zeros(1),), model=model, optimizer=optimizer) is step
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_captured_step_trains_as_the_plain_one() -> None:
+    def train(graph: bool) -> list[float]:
+        run = step_suite.our_step(CASE, "cuda", mode="torch", compile_backend=None, graph=graph)
+        return [float(run()) for _ in range(5)]
+
+    assert train(True) == pytest.approx(train(False), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_captured_step_needs_a_capturable_optimiser() -> None:
+    model = nn.Linear(2, 2).cuda()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(InputError, match="capturable"):
+        capture_step(lambda x: x, (torch.zeros(1, device="cuda"),), model=model, optimizer=optimizer)

@@ -1,0 +1,72 @@
+"""The ahead-of-time gate: kernels compile for every family, without spills, as the checked-in table says.
+
+A few kernels are compiled afresh in the plain test run, all of them under `slow`. Compilation happens in a
+process of its own, because this one interprets kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmae.kernels import aot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recompile(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "vmae.kernels.aot", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+def test_the_table_lists_every_shipped_case_and_no_fault() -> None:
+    rows = aot.load_table()["rows"]
+    cases = {case.key: case for case in aot.cases()}
+    assert set(rows) == set(cases), "run `python -m vmae.kernels.aot --write`"
+    faults = {k: f for k, row in rows.items() if (f := aot.Resources(**row).faults(cases[k].family))}
+    assert not faults
+
+
+def test_hopper_attention_uses_its_own_matrix_instructions() -> None:
+    for key, row in aot.load_table()["rows"].items():
+        if key.startswith("attention/") and "fp32" not in key and key.endswith("sm_90"):
+            assert "HGMMA" in row["matrix_unit"], key
+
+
+def test_the_gate_sees_a_spill_a_limit_and_a_change() -> None:
+    good = aot.Resources(
+        registers=128, spill_bytes=0, stack_bytes=0, shared_bytes=1024, num_warps=8, matrix_unit=""
+    )
+    assert good.faults(90) == []
+    assert "spills 8" in replace(good, spill_bytes=8).faults(90)[0]
+    assert "limit 166912" in replace(good, shared_bytes=200_000).faults(80)[0]
+    assert replace(good, shared_bytes=200_000).faults(90) == []
+    assert "register file" in replace(good, registers=255, num_warps=16).faults(90)[0]
+    table = {"x": vars(good)}
+    assert aot.compare("x", good, 90, table) == []
+    assert "1024" in aot.compare("x", replace(good, shared_bytes=2048), 90, table)[0]
+    assert aot.compare("y", good, 90, table) == ["not in the table: run with --write"]
+
+
+def test_key_kernels_recompile_as_the_table_says(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    wanted = r"short_fwd N=160 D=64 bf16 \||loss/loss\+grad P=1536 channels last mse normalised \|"
+    done = recompile(tmp_path, "--check", "--family", "90", "--only", wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| sm_90") == 2
+    assert "HGMMA" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", aot.FAMILIES)
+def test_every_kernel_recompiles_as_the_table_says(family: int, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    done = recompile(tmp_path, "--check", "--family", str(family))
+    assert done.returncode == 0, done.stdout + done.stderr
