@@ -92,6 +92,19 @@ def to_channels(frames: np.ndarray, channels: int) -> np.ndarray:
     raise InputError(f"the viewer shows models of 1 or 3 channels; this one takes {channels}")
 
 
+def data_grid(frames: int, height: int, width: int, patch_size: int = 2) -> TokenGrid:
+    """A frame to fit clips into where no model says one (even number of frames)."""
+    from vmae.core.grid import TokenGrid
+
+    return TokenGrid(
+        frames=frames,
+        height=height,
+        width=width,
+        patch_size=patch_size,
+        tubelet_size=2 if frames % 2 == 0 else 1,
+    )
+
+
 def _short_side(height: int, width: int, grid: TokenGrid) -> int:
     scale = max(grid.height / height, grid.width / width)
     return max(1, round(min(height, width) * scale))

@@ -15,6 +15,8 @@ from vmae.dashboard import charts
 from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.page_sweeps import thin
 from vmae.dashboard.settings import Settings
+from vmae.dashboard.sources import probe_score
+from vmae.dashboard.trials import curve_index, training_loss
 from vmae.experiments.results import Filter, Run, history, list_runs, pictures
 
 MAX_COMPARED = 12
@@ -98,9 +100,9 @@ def _frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "status": r.status.lower(),
                 "started": datetime.datetime.fromtimestamp(r.start_ms / 1000),
                 "minutes": None if r.duration_s is None else r.duration_s / 60,
-                "accuracy": r.metrics.get("probe/top1", r.metrics.get("val/top1")),
+                "accuracy": probe_score(r.metrics),
                 "reconstruction error": r.metrics.get("eval/loss"),
-                "loss": r.metrics.get("train/loss"),
+                "loss": training_loss(r),
                 "mask ratio": r.params.get("mask.ratio"),
                 "sweep": r.sweep,
                 "run": r.run_id[:8],
@@ -129,7 +131,7 @@ def _curves(settings: Settings, runs: Sequence[Run]) -> None:
     if not names:
         st.info("These runs have no metrics yet.")
         return
-    first = names.index("train/loss") if "train/loss" in names else 0
+    first = curve_index(names)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     metric = left.selectbox("Metric", names, index=first, key="runs_metric")
     log = right.toggle("Log scale", key="runs_log")

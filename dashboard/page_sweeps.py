@@ -18,6 +18,7 @@ from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
 from vmae.dashboard.trials import (
     DEFAULT_METRIC,
     TrialRow,
+    curve_index,
     published_rows,
     reference_lines,
     swept_fields,
@@ -109,13 +110,15 @@ def _ranking(rows: list[TrialRow], fields: list[str], metric: str) -> None:
 
 
 def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None:
-    names = sorted({m for r in rows for m in r.run.metrics if m.startswith(("train/", "perf/"))})
+    names = sorted(
+        {m for r in rows for m in r.run.metrics if m.startswith(("pretrain/", "finetune/", "train/"))}
+    )
     head, pick = st.columns([1, 1], vertical_alignment="center")
     head.subheader("Learning curves", anchor=False)
     if not names:
         st.info("No trial has trained yet.")
         return
-    first = names.index("train/loss") if "train/loss" in names else 0
+    first = curve_index(names)
     metric = pick.selectbox("Curve", names, index=first, label_visibility="collapsed", key="sweep_curve")
     points = [
         {"run": r.run.run_id, "name": r.value, "step": step, "score": value}
@@ -125,7 +128,7 @@ def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None
     st.vega_lite_chart(
         charts.curves(points, colour=_title(fields), x="step", y=metric), width="stretch", key="sweep_curves"
     )
-    if metric == "train/loss" and "mask.ratio" in fields:
+    if metric.endswith("loss") and "mask.ratio" in fields:
         st.caption("The loss at different mask ratios measures different tasks: it does not rank them.")
 
 

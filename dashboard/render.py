@@ -21,10 +21,11 @@ def sheet_columns(frames: int, width: int) -> int:
     return max(1, min(frames, 16000 // width))
 
 
-def sprite_sheet(frames: np.ndarray) -> str:
+def sprite_sheet(frames: np.ndarray, quality: int | None = None) -> str:
     """uint8 [T, H, W, 3] as one WebP data URL, frames left to right, then down.
 
-    Small sheets are lossless; large ones lossy at quality 92.
+    Without a `quality`, small sheets are lossless and large ones lossy at 92: what is measured by eye must
+    not be the codec's.
     """
     t, h, w, _ = frames.shape
     columns = sheet_columns(t, w)
@@ -33,10 +34,10 @@ def sprite_sheet(frames: np.ndarray) -> str:
     sheet.reshape(rows * columns, h, w, 3)[:t] = frames
     image = Image.fromarray(sheet.transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3))
     buffer = io.BytesIO()
-    if t * h * w <= _LOSSLESS_PIXELS:
+    if quality is None and t * h * w <= _LOSSLESS_PIXELS:
         image.save(buffer, "WEBP", lossless=True, quality=0, method=0)
     else:
-        image.save(buffer, "WEBP", quality=92, method=1)
+        image.save(buffer, "WEBP", quality=quality or 92, method=1)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -53,10 +54,15 @@ def palette_stops(count: int = 9) -> list[str]:
     return [f"rgb({r},{g},{b})" for r, g, b in _palette()[np.linspace(0, 255, count).astype(int)]]
 
 
+def colourise(share: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1] as the palette's colours, uint8 [..., 3]."""
+    return _palette()[(share * 255).clip(0, 255).round().astype(np.uint8)]
+
+
 def error_map(original: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Absolute error (mean over channels) of two uint8 [T, H, W, C] as colours uint8 [T, H, W, 3]."""
     error = np.abs(original.astype(np.int16) - made.astype(np.int16)).mean(-1) / 255
-    return _palette()[(error / ERROR_MAX * 255).clip(0, 255).round().astype(np.uint8)]
+    return colourise(error / ERROR_MAX)
 
 
 def contact_sheet(

@@ -10,12 +10,16 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmae.core.checkpoint import WEIGHTS_NAME
 from vmae.core.errors import VmaeError
 from vmae.core.video.annotations import Sample, read_annotations
 from vmae.dashboard.settings import Settings
 from vmae.experiments.results import Run, list_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ def weights_file(path: Path) -> Path | None:
 
 def probe_score(metrics: dict[str, float]) -> float | None:
     """The downstream accuracy that a run is ranked by, or None."""
-    for name in ("probe/top1", "probe/val_top1", "val/top1"):
+    for name in ("probe/top1", "finetune/top1", "finetune/val_top1", "evaluate/top1"):
         if name in metrics:
             return metrics[name]
     return None
@@ -160,6 +164,39 @@ def read_samples(dataset: DatasetEntry) -> list[Sample]:
         return read_annotations(dataset.csv, dataset.data_root or None)
     except VmaeError:
         return []
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `vmae data check` wrote about a list: one row a file; `column` holds the verdict."""
+
+    path: Path
+    when: str
+    table: pd.DataFrame
+    column: str
+
+
+def check_report(dataset: DatasetEntry) -> CheckReport | None:
+    """The newest report of `vmae data check` beside a list; None where there is none that can be read."""
+    import datetime
+
+    import pandas as pd
+
+    csv = Path(dataset.csv)
+    found = [
+        *csv.parent.glob(f"{csv.stem}*check*/*.csv"),
+        *csv.parent.glob(f"{csv.stem}*check*.csv"),
+    ]
+    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            table = pd.read_csv(path)
+        except (ValueError, OSError):
+            continue
+        for column in ("verdict", "status", "problem", "reason"):
+            if column in table.columns:
+                when = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%d %b %Y %H:%M")
+                return CheckReport(path, when, table.fillna("ok"), column)
+    return None
 
 
 def class_names(dataset: DatasetEntry) -> dict[int, str]:

@@ -11,6 +11,20 @@ from vmae.experiments.results import Run
 DEFAULT_METRIC = "probe/top1"
 
 
+# The first of these that a run has is its learning curve.
+CURVES = ("pretrain/step_loss", "pretrain/loss", "finetune/step_loss", "finetune/loss", "train/loss")
+
+
+def curve_index(names: list[str]) -> int:
+    """Where the usual learning curve stands in a list of metrics; 0 without one."""
+    return next((names.index(c) for c in CURVES if c in names), 0)
+
+
+def training_loss(run: Run) -> float | None:
+    """The last training loss of a run, whichever stage it ended in."""
+    return next((run.metrics[c] for c in CURVES[1::2] if c in run.metrics), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
     """One trial: what was varied, how it went."""

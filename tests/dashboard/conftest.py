@@ -103,10 +103,18 @@ def make_store(home: Path) -> MiniStore:
             tags={"vmae.sweep": "masking_ratio", "vmae.checkpoint": str(folder / "model")},
         ) as run:
             for step in range(5):
-                run.log_metrics({"train/loss": 1 - 0.1 * step - 0.02 * i}, step)
+                run.log_metrics({"pretrain/step_loss": 1 - 0.1 * step - 0.02 * i}, step)
                 picture = np.full((16, 64, 3), 40 * step, np.uint8)
                 run.log_image(picture, "reconstruction", step)
-            run.log_metrics({"probe/top1": 0.6 + 0.2 * i, "probe/chance": 0.5, "eval/loss": 0.8 - 0.1 * i}, 5)
+            run.log_metrics(
+                {
+                    "probe/top1": 0.6 + 0.2 * i,
+                    "probe/chance": 0.5,
+                    "eval/loss": 0.8 - 0.1 * i,
+                    "pretrain/loss": 0.6,
+                },
+                5,
+            )
     settings = json.dumps({"runs_dir": str(runs_dir), "checkpoints": [], "data": []})
     return MiniStore(runs_dir, csv, videos, settings)
 

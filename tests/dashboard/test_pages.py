@@ -32,7 +32,7 @@ def headings(app: Any) -> list[str]:
     return [h.value for h in app.subheader]
 
 
-PAGES = ["reconstruct", "sweeps", "runs"]
+PAGES = ["reconstruct", "sweeps", "runs", "data", "features"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -53,7 +53,7 @@ def test_sweeps(dashboard: Any) -> None:
     assert list(table["mask ratio"]) == ["0.5", "0.75"]
     assert table["accuracy"].tolist() == pytest.approx([0.6, 0.8])
     assert len(app.get("bidi_component")) == 1
-    healthy(app.selectbox(key="sweep_curve").set_value("train/loss").run())
+    healthy(app.selectbox(key="sweep_curve").set_value("pretrain/loss").run())
     healthy(app.number_input(key="strip_clip").set_value(1).run())
     healthy(app.number_input(key="strip_seed").set_value(3).run())
     healthy(app.segmented_control(key="strip_own").set_value("one for all").run())
@@ -93,3 +93,54 @@ def test_comparing_runs_shows_what_differs(dashboard: Any) -> None:
     assert sorted(table.iloc[0]) == ["0.5", "0.75"]
     healthy(app.toggle(key="runs_all_False").set_value(True).run())
     assert "data.val_csv" in app.dataframe[0].value.index
+
+
+def test_data(dashboard: Any) -> None:
+    app = healthy(open_page("data"))
+    assert headings(app) == [
+        "4 clips, 2 classes",
+        "Last check of the files",
+        "Clips",
+        "What training sees of a clip",
+    ]
+    assert f"vmae data check {dashboard.csv}" in [c.value for c in app.code]
+    assert len(app.get("bidi_component")) == 2
+    healthy(app.multiselect(key="data_classes").set_value([1]).run())
+    assert any("2 clips" in c.value for c in app.caption)
+    healthy(app.number_input(key="aug_clip").set_value(2).run())
+    healthy(app.selectbox(key="aug_kind").set_value("random_resized_crop").run())
+    healthy(app.toggle(key="aug_flip").set_value(True).run())
+    healthy(app.number_input(key="aug_seed").set_value(5).run())
+    healthy(app.slider(key="aug_ratio").set_value(0.5).run())
+    assert app.number_input(key="data_page").value == 1
+
+
+def test_data_shows_the_last_check_and_names_broken_clips(dashboard: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    csv = tmp_path / "list.csv"
+    csv.write_text(f"{dashboard.videos[0]} 0\nbroken.mp4 1\n")
+    (tmp_path / "list.check.csv").write_text("path,verdict\na.mp4,ok\nbroken.mp4,unreadable\n")
+    app = AppTest.from_string(
+        "from vmae.dashboard.page_data import _clips, _report\n"
+        "from vmae.dashboard.sources import DatasetEntry, read_samples\n"
+        f"d = DatasetEntry(id='x', label='x', csv={str(csv)!r}, data_root='')\n"
+        "_report(d)\n"
+        "_clips(d, read_samples(d), {})\n",
+        default_timeout=60,
+    ).run()
+    healthy(app)
+    assert "**1** unreadable" in app.markdown[0].value
+    assert app.dataframe[0].value["path"].tolist() == ["broken.mp4"]
+    assert app.warning[0].value.startswith("Not readable: clip 1")
+
+
+def test_features(dashboard: Any) -> None:
+    app = healthy(open_page("features"))
+    assert headings(app) == ["Attention", "Features"]
+    assert len(app.get("bidi_component")) == 2
+    healthy(app.slider(key="attention_layer").set_value(1).run())
+    healthy(app.toggle(key="attention_heads").set_value(True).run())
+    healthy(app.segmented_control(key="features_map").set_value("PCA").run())
+    healthy(app.selectbox(key="features_clip").set_value(3).run())
+    healthy(app.selectbox(key="features_checkpoint").select_index(1).run())
+    assert app.metric[0].label.startswith("Five nearest")
