@@ -19,7 +19,16 @@ from vmae.cli.lazy import LazyGroup, Verbs
 VERBS: Verbs = {
     "sweep": ("vmae.cli.sweep", "sweep", "Run many trials that differ in one thing, and rank them."),
     "pretrain": ("vmae.cli.pretrain", "pretrain", "Pre-train a masked autoencoder."),
+    "finetune": ("vmae.cli.finetune", "finetune", "Train a classifier from pre-trained or fresh weights."),
+    "evaluate": ("vmae.cli.evaluate", "evaluate", "Measure a classifier on several views of each video."),
     "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
+    "predict": ("vmae.cli.predict", "predict", "Say what is in videos."),
+    "reconstruct": ("vmae.cli.reconstruct", "reconstruct", "Original, masked and reconstruction as a film."),
+    "recipes": (
+        "vmae.cli.recipes",
+        "recipes",
+        "The named configurations: the papers', the demo's, small data's.",
+    ),
     "runs": ("vmae.cli.runs", "runs", "List, show and compare runs."),
     "dashboard": (
         "vmae.cli.dashboard",

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmae.core.evaluate import Evaluation
     from vmae.core.train import Report
     from vmae.experiments.config import ExperimentConfig
 
@@ -57,8 +58,14 @@ def resolve_config(
     size: str | None,
     epochs: int | None,
     assignments: tuple[str, ...],
+    shape_of: ExperimentConfig | None = None,
 ) -> ExperimentConfig:
-    """The configuration that a command line asks for: recipe or file, then options, then `--set`."""
+    """The configuration that a command line asks for: recipe or file, then options, then `--set`.
+
+    `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's.
+    """
+    from dataclasses import replace
+
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.experiments import recipes
@@ -70,6 +77,9 @@ def resolve_config(
         config = ExperimentConfig.load(config_file)
     else:
         config = recipes.get(recipe or "demo_pretrain")
+    if shape_of is not None:
+        data = replace(shape_of.data, segments=config.data.segments, crops=config.data.crops)
+        config = replace(config, model=shape_of.model, data=replace(data, repeats=config.data.repeats))
     if size is not None:
         config = config.with_size(size)
     changes: dict[str, Any] = {}
@@ -107,6 +117,19 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
     made = make_demo_data(DEMO_DATA)
     if made.made:
         click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
+
+
+def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Accuracies over all videos, and where the details are."""
+    videos = len(evaluation.predictions)
+    views = max(p.views for p in evaluation.predictions)
+    click.echo(
+        f"top-1 {evaluation.top1:.1%}  top-5 {evaluation.top5:.1%}  mean class {evaluation.mean_class:.1%}  "
+        f"(chance {1 / len(evaluation.confusion):.1%}) on {videos} videos, {views} views each"
+    )
+    if evaluation.unreadable:
+        click.echo(f"{evaluation.unreadable} videos could not be read and count as wrong")
+    click.echo(f"details: {folder}/predictions.csv, confusion.png")
 
 
 @contextmanager

@@ -75,12 +75,14 @@ def finetune(
     report: Report = silent,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
+    labels: list[str] | None = None,
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
 
     Every `config.eval_every` epochs the model (its average, with `train.ema_decay`) is evaluated on `val`,
     one centre clip a video; `run_dir/best` keeps the weights of the best top-1. Mixing pairs clips within a
-    process, so unlike pre-training the numbers depend on the number of processes when mixing is on.
+    process, so unlike pre-training the numbers depend on the number of processes when mixing is on. `labels`
+    are the classes' names, kept with the weights.
 
     Raises InputError for labels the model has no class for, and as `fit` does.
     """
@@ -127,5 +129,10 @@ def finetune(
         should_stop=should_stop,
         after_epoch=validate,
         best_metric="val/top1" if val is not None else None,
-        meta={"finetune": to_dict(config), "optim": to_dict(optim), "train": to_dict(train)},
+        meta={
+            "finetune": to_dict(config),
+            "optim": to_dict(optim),
+            "train": to_dict(train),
+            **({"labels": labels} if labels else {}),
+        },
     )

@@ -376,7 +376,8 @@ def fit(
         from safetensors import SafetensorError
 
         try:
-            save_model(path, plain, {**(meta or {}), "job": job, **facts})
+            sampling = {k: getattr(dataset.config, k) for k in ("sampling", "sampling_rate")}
+            save_model(path, plain, {**(meta or {}), "job": job, "sampling": sampling, **facts})
         except (OSError, SafetensorError) as e:
             text = f"step {step}: {path.name} NOT saved ({e}); training goes on"
             warnings.warn(text, stacklevel=2)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError
+from vmae.core.finetune import FinetuneConfig
 from vmae.core.masking import MaskConfig, mask_counts
 from vmae.core.optim import OptimConfig
 from vmae.core.probe import ProbeConfig
@@ -24,11 +25,16 @@ class ExperimentConfig:
     """What the run is called in lists."""
     recipe: str = ""
     """The named recipe it started from, if any."""
+    job: Literal["pretrain", "finetune"] = "pretrain"
+    """What the optimiser, the loop and the data section are meant for."""
+    init: str = ""
+    """Weights to start from: a path, a name of `vmae zoo list`, or hf://org/name. Empty: fresh weights."""
     model: VideoMAEConfig = field(default_factory=lambda: VideoMAEConfig.from_size("tiny"))
     mask: MaskConfig = field(default_factory=MaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     evaluation_ratio: float = 0.75
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
@@ -38,6 +44,11 @@ class ExperimentConfig:
         if self.data.frames != self.model.frames:
             raise InputError(
                 f"expected data.frames = model.frames, got {self.data.frames} and {self.model.frames}"
+            )
+        if self.data.size != (self.model.height, self.model.width):
+            raise InputError(
+                f"expected data.size = model.height, model.width; got {self.data.size} and "
+                f"{(self.model.height, self.model.width)}"
             )
         mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
         mask_counts("tube", self.evaluation_ratio, self.model.grid)

@@ -1,0 +1,66 @@
+"""`vmae evaluate`: accuracy of a classifier over several views of each video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from vmae.cli.options import runs_dir_option, set_option
+from vmae.cli.training import show_evaluation
+
+
+@click.command()
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="Fine-tuned model: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.",
+)
+@click.option(
+    "--data", "test_csv", type=click.Path(path_type=Path), help="Test list.  [default: the run's held-out]"
+)
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the list's paths start from.")
+@click.option("--segments", type=int, help="Temporal views of each video.  [default: the run's]")
+@click.option("--crops", type=int, help="Spatial crops of each temporal view.  [default: the run's]")
+@click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
+@set_option
+@runs_dir_option
+def evaluate(
+    checkpoint: str,
+    test_csv: Path | None,
+    data_root: Path | None,
+    segments: int | None,
+    crops: int | None,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    runs_dir: Path | None,
+) -> None:
+    """Evaluate a classifier: softmax averaged over segments x crops views of each video.
+
+    Writes predictions.csv (one line a video, keyed by its full path), confusion.png and metrics.json. A video
+    that cannot be read stops it (--set data.bad_eval=count: counts it as wrong).
+    """
+    from vmae.core.config import override, parse_assignments
+    from vmae.core.progress import progress
+    from vmae.experiments import finetuning
+    from vmae.experiments.tracking import store_at
+
+    store = store_at(runs_dir)
+    config = finetuning.evaluation_config(store, checkpoint)
+    changes: dict[str, object] = {}
+    if test_csv is not None:
+        changes["data.test_csv"] = str(test_csv)
+    if data_root is not None:
+        changes["data.data_root"] = str(data_root)
+    for key, value in (("segments", segments), ("crops", crops)):
+        if value is not None:
+            changes[f"data.{key}"] = value
+    config = override(config, {**changes, **parse_assignments(assignments)})
+    result, folder = finetuning.evaluate_run(
+        config, store, checkpoint, progress=lambda videos: progress("evaluate", videos, unit="video")
+    )
+    if as_json:
+        click.echo(json.dumps({**result.metrics(), "videos": len(result.predictions), "folder": str(folder)}))
+        return
+    show_evaluation(result, folder)

@@ -1,0 +1,134 @@
+"""`vmae reconstruct`: original, masked clip and reconstruction side by side, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmae.cli.options import runs_dir_option
+
+KINDS = (".mp4", ".gif", ".png")
+
+
+@click.command()
+@click.argument("video")
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="Pre-trained model: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write: .mp4, .gif or .png.",
+)
+@click.option("--ratio", type=float, help="Share of masked tokens.  [default: as trained, else 0.9]")
+@click.option("--mask", "mask_type", default="tube", show_default=True, help="Kind of mask.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Of the mask.")
+@click.option(
+    "--start", type=click.IntRange(0), help="First frame of the clip.  [default: so that it is central]"
+)
+@click.option(
+    "--sampling-rate",
+    type=click.IntRange(1),
+    help="Stride between frames.  [default: the checkpoint's, or 4]",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["both", "model_only", "as_trained"]),
+    default="both",
+    show_default=True,
+    help="model_only uses nothing of the hidden pixels; as_trained borrows their mean and variance.",
+)
+@click.option("--fps", default=8.0, show_default=True, type=float, help="Frames a second of the film.")
+@runs_dir_option
+def reconstruct(
+    video: str,
+    checkpoint: str,
+    output: Path,
+    ratio: float | None,
+    mask_type: str,
+    seed: int,
+    start: int | None,
+    sampling_rate: int | None,
+    form: str,
+    fps: float,
+    runs_dir: Path | None,
+) -> None:
+    """Hide most of VIDEO and let the model fill it in: original, what it sees, reconstruction, error.
+
+    Every picture says what it uses: the usual reconstruction takes each hidden patch's mean and variance from
+    the original, so it looks better than the model is; "model only" does not.
+    """
+    import numpy as np
+    import torch
+
+    from vmae.core.errors import InputError
+    from vmae.core.masking import sample_mask
+    from vmae.core.reconstruction import reconstruct as rebuild
+    from vmae.core.reconstruction import reconstruction_metrics, to_rgb
+    from vmae.core.train import clip_to_video, make_generator
+    from vmae.core.video.reader import cached_info, read_clip
+    from vmae.core.video.sampling import dense_indices
+    from vmae.core.videomae import VideoMAE
+    from vmae.dashboard import render
+    from vmae.dashboard.clips import fit, to_channels
+    from vmae.experiments import finetuning, run
+    from vmae.experiments.tracking import store_at
+
+    kind = output.suffix.lower()
+    if kind not in KINDS:
+        raise InputError(f"--output: expected a name ending in {', '.join(KINDS)}; got '{output}'")
+    if not output.parent.is_dir():
+        raise InputError(f"--output: expected an existing folder, got '{output.parent}'")
+    if not 0 < fps <= 120:
+        raise InputError(f"--fps: expected more than 0 and at most 120, got {fps:g}")
+    model, meta, notes = finetuning.load_model_at(store_at(runs_dir), checkpoint)
+    if not isinstance(model, VideoMAE):
+        raise InputError(f"expected a pre-trained model with a decoder, got a classifier at {checkpoint}")
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    grid = model.config.grid
+    if ratio is None:
+        ratio = float(meta.get("mask", {}).get("ratio", 0.9))
+    mask = sample_mask(mask_type, ratio, grid, 1, make_generator(seed, "picture"))
+
+    rate = sampling_rate or int(meta.get("sampling", {}).get("sampling_rate", 4))
+    info = cached_info(video)
+    if start is None:
+        indices = dense_indices(info.num_frames, grid.frames, rate)
+    elif start < info.num_frames:
+        indices = np.minimum(start + rate * np.arange(grid.frames), info.num_frames - 1)
+    else:
+        raise InputError(f"--start: expected a frame below {info.num_frames} (the video's), got {start}")
+    frames = to_channels(fit(read_clip(video, indices, info=info), grid), grid.channels)
+
+    device = run.default_device()
+    model.to(device).eval()
+    made = rebuild(model, clip_to_video(torch.from_numpy(frames)[None], device), mask.to(device))
+    forms = ["as_trained", "model_only"] if form == "both" else [form]
+    if made.target == "raw":
+        forms = ["as_trained"]
+    labels = {
+        "as_trained": "predicted pixels" if made.target == "raw" else "as trained (true patch statistics)",
+        "model_only": "model only",
+    }
+    rows = [("original", to_rgb(made.original[0])), ("encoder sees", to_rgb(made.masked_input[0]))]
+    rows += [(labels[f], to_rgb(getattr(made, f)[0])) for f in forms]
+    last = getattr(made, forms[-1])[0]
+    rows.append((f"error 0..{render.ERROR_MAX:g}", render.error_map(made.original[0], last)))
+    scale = max(1, round(192 / grid.height))
+    if kind == ".png":
+        content = render.png_bytes(rows, scale=max(1, scale // 2))
+    else:
+        wide = render.side_by_side(rows, scale=scale)
+        content = render.gif_bytes(wide, fps) if kind == ".gif" else render.mp4_bytes(wide, fps)
+    output.write_bytes(content)
+    for f in forms:
+        numbers = reconstruction_metrics(made, f).means()
+        text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        click.echo(f"{labels[f]}: {text} (masked pixels)")
+    click.echo(f"wrote {output}")

@@ -1,0 +1,339 @@
+"""Fine-tuning and evaluation runs: named, tracked, resumable by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.config import flatten
+from vmae.core.errors import InputError, nearest
+from vmae.core.evaluate import Evaluation, confusion_picture, evaluate, write_predictions
+from vmae.core.finetune import finetune
+from vmae.core.progress import Progress
+from vmae.core.train import Report, TrainResult, derive_seed
+from vmae.core.video.dataset import ClipDataset, build_cache
+from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.zoo import load_init
+from vmae.experiments import jobs, run
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.tracking import Store, Tracker, create_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOutcome:
+    """A finished (or stopped) fine-tuning run; `evaluation` is None when stopped or without a list."""
+
+    result: TrainResult
+    evaluation: Evaluation | None
+    folder: Path
+
+
+def model_source(store: Store, text: str) -> str:
+    """What `--init` and `--checkpoint` take: a run of this store by name, else a path or a zoo name.
+
+    A run's fine-tuned model is its best one, where it has one.
+    """
+    folder = jobs.run_dir(store, text) if text and Path(text).name == text else None
+    if folder is not None and (folder / "config.yaml").exists():
+        best = folder / "best"
+        return str(best if best.is_dir() else folder / "model")
+    return text
+
+
+def load_model_at(
+    store: Store, text: str
+) -> tuple[VideoMAE | VideoClassifier, dict[str, Any], tuple[str, ...]]:
+    """`(model, meta, notes)` of a run's name, a path or a zoo name.
+
+    Raises InputError for an unknown name (the nearest run or zoo entry is named), CheckpointError for a file
+    that cannot be read.
+    """
+    try:
+        loaded = load_init(model_source(store, text))
+    except InputError as e:
+        runs = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
+        hint = nearest(text, runs)
+        raise InputError(
+            f"expected a run, a path or a published checkpoint, got '{text}'{hint}" if hint else str(e)
+        ) from e
+    return loaded.model, loaded.meta, loaded.notes
+
+
+def with_init(
+    config: ExperimentConfig, store: Store
+) -> tuple[ExperimentConfig, VideoMAE | VideoClassifier | None, tuple[str, ...]]:
+    """The configuration with its model section as `config.init` has it, the weights, and notes on them.
+
+    The encoder's widths are the checkpoint's; the clip's shape stays the configuration's (positions are
+    interpolated where it is another one).
+    """
+    if not config.init:
+        return config, None, ()
+    m = config.model
+    loaded = load_init(model_source(store, config.init), frames=m.frames, height=m.height, width=m.width)
+    c = loaded.model.config
+    kept: tuple[str, ...] = (
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "patch_size",
+        "tubelet_size",
+        "pos_grid",
+    )
+    kept += ("mean", "std", "norm_eps", "head_norm_eps", "channels")
+    shape = {name: getattr(c, name) for name in kept}
+    if isinstance(c, VideoMAEConfig):
+        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"):
+            shape[name] = getattr(c, name)
+    return replace(config, model=replace(m, **shape)), loaded.model, loaded.notes
+
+
+def build_classifier(
+    config: ExperimentConfig, num_classes: int, init: VideoMAE | VideoClassifier | None = None
+) -> VideoClassifier:
+    """A classifier on `config.model`'s encoder, with `init`'s encoder weights where there are any.
+
+    The head is drawn from the run's seed either way; torch's global generator is left as it was.
+    """
+    f = config.finetune
+    changes = {"drop_path": f.drop_path, "dropout": f.dropout, "init_scale": f.init_scale}
+    shape = VideoClassifierConfig.from_encoder(config.model, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.train.seed, "weights"))
+        model = VideoClassifier(shape, num_classes)
+    if init is not None:
+        state = init.encoder.state_dict()
+        model.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("norm.")})
+    return model
+
+
+def class_names(config: ExperimentConfig, num_classes: int) -> list[str] | None:
+    """Names from `classes.txt` (one a line) beside the training list, where there are enough of them."""
+    path = Path(config.data.train_csv).with_name("classes.txt")
+    if not config.data.train_csv or not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return names if len(names) == num_classes else None
+
+
+def finetune_stage(
+    config: ExperimentConfig,
+    data: run.Data,
+    run_dir: Path,
+    *,
+    init: VideoMAE | VideoClassifier | None = None,
+    device: torch.device,
+    tracker: Tracker | None = None,
+    report: Report | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    resume: bool = True,
+) -> tuple[VideoClassifier, TrainResult]:
+    """Fine-tune a classifier in `run_dir` (or continue the one there), validated on `data.val`."""
+    model = build_classifier(config, data.num_classes, init)
+    result = finetune(
+        model=model,
+        config=config.finetune,
+        dataset=data.train,
+        val=data.val,
+        optim=config.optim,
+        train=config.train,
+        run_dir=run_dir,
+        device=device,
+        report=run.reporter(tracker, report),
+        resume=resume,
+        should_stop=should_stop,
+        labels=class_names(config, data.num_classes),
+    )
+    return model, result
+
+
+def test_list(config: ExperimentConfig, cache_dir: Path) -> ClipDataset:
+    """The test list (the held-out list where there is none), with segments x crops views a video."""
+    data = config.data
+    samples = run.read_list(data, data.test_csv or data.val_csv)
+    cache = build_cache(samples, replace(data, cache_dir=str(cache_dir)))
+    return ClipDataset(samples, data, "test", config.train.seed, cache=cache)
+
+
+def evaluate_stage(
+    model: VideoClassifier,
+    config: ExperimentConfig,
+    folder: Path,
+    cache_dir: Path,
+    *,
+    device: torch.device,
+    names: list[str] | None = None,
+    tracker: Tracker | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate on the test views; `folder` gets predictions.csv, confusion.png and metrics.json."""
+    dataset = test_list(config, cache_dir)
+    views = dataset.clips_per_video
+    evaluation = evaluate(
+        model,
+        dataset,
+        num_classes=model.num_classes,
+        batch_size=max(1, config.train.batch_size // views),
+        device=device,
+        precision=config.train.precision,
+        progress=progress,
+    )
+    names = names or class_names(config, model.num_classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.csv", evaluation, names)
+    picture = confusion_picture(evaluation.confusion, names)
+    from PIL import Image
+
+    Image.fromarray(picture).save(folder / "confusion.png")
+    numbers = {**evaluation.metrics(), "videos": len(evaluation.predictions), "views": views}
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    if tracker is not None:
+        tracker.log_metrics({f"test/{k}": v for k, v in evaluation.metrics().items()}, 0)
+        for name in ("predictions.csv", "confusion.png", "metrics.json"):
+            tracker.log_artifact(folder / name, "evaluation")
+    return evaluation
+
+
+def finetune_run(
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    report: Report | None = None,
+    cache_progress: Callable[[int, int], None] | None = None,
+    test_progress: Callable[[int], Progress] | None = None,
+    notes: Callable[[str], None] | None = None,
+) -> FinetuneOutcome:
+    """Fine-tune, or go on with the run of this name; evaluate the best epoch's model on the test views.
+
+    Nothing is written before the lists are read and every held-out video is known to decode.
+    """
+    device = run.default_device()
+    config, init, remarks = with_init(config, store)
+    for remark in remarks:
+        if notes is not None:
+            notes(remark)
+    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
+    home = jobs.run_dir(store, config.name)
+    config.save(home / "config.yaml")
+    create_store(store)
+    with (
+        Tracker(
+            store,
+            home,
+            name=config.name,
+            key=f"run:{config.name}",
+            kind="finetune",
+            params=flatten(config),
+            tags={"vmae.recipe": config.recipe, "vmae.init": config.init or "fresh weights"},
+        ) as tracker,
+        jobs.stop_on_signal() as should_stop,
+    ):
+        tracker.log_artifact(home / "config.yaml")
+        _, result = finetune_stage(
+            config,
+            data,
+            home,
+            init=init,
+            device=device,
+            tracker=tracker,
+            report=report,
+            should_stop=should_stop,
+        )
+        tracker.set_tags({"vmae.checkpoint": str(result.best_model_path or result.model_path)})
+        if result.stopped:
+            tracker.finish("KILLED")
+            return FinetuneOutcome(result=result, evaluation=None, folder=home)
+        evaluation = None
+        if data.val is not None:
+            best, _, _ = load_model_at(store, str(result.best_model_path or result.model_path))
+            assert isinstance(best, VideoClassifier)
+            dataset_size = len(test_list(config, store.runs_dir / "cache"))
+            shown = test_progress(dataset_size) if test_progress is not None else None
+            evaluation = evaluate_stage(
+                best,
+                config,
+                home / "evaluation",
+                store.runs_dir / "cache",
+                device=device,
+                tracker=tracker,
+                progress=shown,
+            )
+    return FinetuneOutcome(result=result, evaluation=evaluation, folder=home)
+
+
+def evaluate_run(
+    config: ExperimentConfig,
+    store: Store,
+    source: str,
+    *,
+    progress: Callable[[int], Progress] | None = None,
+) -> tuple[Evaluation, Path]:
+    """Evaluate the classifier at `source` on the configuration's test list, recorded as a run of its own.
+
+    Returns the result and the folder with predictions.csv, confusion.png and metrics.json. Raises InputError
+    when the model is not a classifier or takes other clips than the configuration cuts.
+    """
+    model, meta, _ = load_model_at(store, source)
+    if not isinstance(model, VideoClassifier):
+        raise InputError(
+            f"expected a fine-tuned classifier, got a pre-trained model at {source}: "
+            "`vmae finetune --init` or `vmae probe` it"
+        )
+    dataset = test_list(config, store.runs_dir / "cache")
+    create_store(store)
+    name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
+    home = jobs.run_dir(store, name)
+    with Tracker(
+        store,
+        home,
+        name=name,
+        key=f"run:{name}",
+        kind="evaluate",
+        params=flatten(config),
+        tags={"vmae.checkpoint": source},
+    ) as tracker:
+        evaluation = evaluate_stage(
+            model,
+            config,
+            home / "evaluation",
+            store.runs_dir / "cache",
+            device=run.default_device(),
+            names=meta.get("labels"),
+            tracker=tracker,
+            progress=progress(len(dataset)) if progress is not None else None,
+        )
+    return evaluation, home / "evaluation"
+
+
+def evaluation_config(store: Store, source: str) -> ExperimentConfig:
+    """The configuration to evaluate a model with: its run's, or one with its clip shape and sampling."""
+    path = Path(model_source(store, source))
+    for folder in (path, *path.parents):
+        if (folder / "config.yaml").is_file():
+            return ExperimentConfig.load(folder / "config.yaml")
+    model, meta, _ = load_model_at(store, source)
+    return config_of_model(model, meta)
+
+
+def config_of_model(model: VideoMAE | VideoClassifier, meta: dict[str, Any]) -> ExperimentConfig:
+    """A configuration with the clip shape of a model and, where it carries it, how it sampled frames."""
+    base = ExperimentConfig()
+    c = model.config
+    sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in ("sampling_rate", "sampling")}
+    data = replace(base.data, frames=c.frames, size=(c.height, c.width), short_side=c.height, **sampling)
+    shape = {"frames": c.frames, "height": c.height, "width": c.width, "channels": c.channels}
+    return replace(
+        base,
+        name="model",
+        data=data,
+        model=VideoMAEConfig.from_size(
+            "tiny", patch_size=c.patch_size, tubelet_size=c.tubelet_size, mean=c.mean, std=c.std, **shape
+        ),
+    )
