@@ -60,8 +60,9 @@ def predict(
     from vmae.core.video.dataset import ClipDataset
     from vmae.experiments import finetuning, run
     from vmae.experiments.tracking import store_at
+    from vmae.experiments.weights import load_model_at
 
-    model, meta, notes = finetuning.load_model_at(store_at(runs_dir), checkpoint)
+    model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
     if not isinstance(model, VideoClassifier):
         raise InputError(f"expected a fine-tuned classifier, got a pre-trained model at {checkpoint}")
     names = _names(labels_file, meta, model.num_classes)

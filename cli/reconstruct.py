@@ -76,8 +76,9 @@ def reconstruct(
     from vmae.core.videomae import VideoMAE
     from vmae.dashboard import render
     from vmae.dashboard.clips import fit, to_channels
-    from vmae.experiments import finetuning, run
+    from vmae.experiments import run
     from vmae.experiments.tracking import store_at
+    from vmae.experiments.weights import load_model_at
 
     kind = output.suffix.lower()
     if kind not in KINDS:
@@ -86,7 +87,7 @@ def reconstruct(
         raise InputError(f"--output: expected an existing folder, got '{output.parent}'")
     if not 0 < fps <= 120:
         raise InputError(f"--fps: expected more than 0 and at most 120, got {fps:g}")
-    model, meta, notes = finetuning.load_model_at(store_at(runs_dir), checkpoint)
+    model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
     if not isinstance(model, VideoMAE):
         raise InputError(f"expected a pre-trained model with a decoder, got a classifier at {checkpoint}")
     for note in notes:

@@ -31,7 +31,7 @@ class ExperimentConfig:
     """Weights to start from: a path, a name of `vmae zoo list`, or hf://org/name. Empty: fresh weights."""
     model: VideoMAEConfig = field(default_factory=lambda: VideoMAEConfig.from_size("tiny"))
     mask: MaskConfig = field(default_factory=MaskConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(frames=8, size=(64, 64), short_side=64))
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

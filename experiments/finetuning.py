@@ -12,17 +12,18 @@ import torch
 
 from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.config import flatten
-from vmae.core.errors import InputError, nearest
+from vmae.core.errors import InputError
 from vmae.core.evaluate import Evaluation, confusion_picture, evaluate, write_predictions
 from vmae.core.finetune import finetune
 from vmae.core.progress import Progress
 from vmae.core.train import Report, TrainResult, derive_seed
 from vmae.core.video.dataset import ClipDataset, build_cache
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.zoo import load_init
+from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import jobs, run
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
+from vmae.experiments.weights import Model, load_model_at, model_source, with_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,69 +35,8 @@ class FinetuneOutcome:
     folder: Path
 
 
-def model_source(store: Store, text: str) -> str:
-    """What `--init` and `--checkpoint` take: a run of this store by name, else a path or a zoo name.
-
-    A run's fine-tuned model is its best one, where it has one.
-    """
-    folder = jobs.run_dir(store, text) if text and Path(text).name == text else None
-    if folder is not None and (folder / "config.yaml").exists():
-        best = folder / "best"
-        return str(best if best.is_dir() else folder / "model")
-    return text
-
-
-def load_model_at(
-    store: Store, text: str
-) -> tuple[VideoMAE | VideoClassifier, dict[str, Any], tuple[str, ...]]:
-    """`(model, meta, notes)` of a run's name, a path or a zoo name.
-
-    Raises InputError for an unknown name (the nearest run or zoo entry is named), CheckpointError for a file
-    that cannot be read.
-    """
-    try:
-        loaded = load_init(model_source(store, text))
-    except InputError as e:
-        runs = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
-        hint = nearest(text, runs)
-        raise InputError(
-            f"expected a run, a path or a published checkpoint, got '{text}'{hint}" if hint else str(e)
-        ) from e
-    return loaded.model, loaded.meta, loaded.notes
-
-
-def with_init(
-    config: ExperimentConfig, store: Store
-) -> tuple[ExperimentConfig, VideoMAE | VideoClassifier | None, tuple[str, ...]]:
-    """The configuration with its model section as `config.init` has it, the weights, and notes on them.
-
-    The encoder's widths are the checkpoint's; the clip's shape stays the configuration's (positions are
-    interpolated where it is another one).
-    """
-    if not config.init:
-        return config, None, ()
-    m = config.model
-    loaded = load_init(model_source(store, config.init), frames=m.frames, height=m.height, width=m.width)
-    c = loaded.model.config
-    kept: tuple[str, ...] = (
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "patch_size",
-        "tubelet_size",
-        "pos_grid",
-    )
-    kept += ("mean", "std", "norm_eps", "head_norm_eps", "channels")
-    shape = {name: getattr(c, name) for name in kept}
-    if isinstance(c, VideoMAEConfig):
-        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"):
-            shape[name] = getattr(c, name)
-    return replace(config, model=replace(m, **shape)), loaded.model, loaded.notes
-
-
 def build_classifier(
-    config: ExperimentConfig, num_classes: int, init: VideoMAE | VideoClassifier | None = None
+    config: ExperimentConfig, num_classes: int, init: Model | None = None
 ) -> VideoClassifier:
     """A classifier on `config.model`'s encoder, with `init`'s encoder weights where there are any.
 
@@ -128,7 +68,7 @@ def finetune_stage(
     data: run.Data,
     run_dir: Path,
     *,
-    init: VideoMAE | VideoClassifier | None = None,
+    init: Model | None = None,
     device: torch.device,
     tracker: Tracker | None = None,
     report: Report | None = None,
@@ -146,7 +86,7 @@ def finetune_stage(
         train=config.train,
         run_dir=run_dir,
         device=device,
-        report=run.reporter(tracker, report),
+        report=run.reporter(tracker, report, stage="finetune"),
         resume=resume,
         should_stop=should_stop,
         labels=class_names(config, data.num_classes),
@@ -231,7 +171,7 @@ def finetune_run(
             key=f"run:{config.name}",
             kind="finetune",
             params=flatten(config),
-            tags={"vmae.recipe": config.recipe, "vmae.init": config.init or "fresh weights"},
+            tags={**config_tags(config), "vmae.init": config.init or "fresh weights"},
         ) as tracker,
         jobs.stop_on_signal() as should_stop,
     ):
@@ -254,8 +194,7 @@ def finetune_run(
         if data.val is not None:
             best, _, _ = load_model_at(store, str(result.best_model_path or result.model_path))
             assert isinstance(best, VideoClassifier)
-            dataset_size = len(test_list(config, store.runs_dir / "cache"))
-            shown = test_progress(dataset_size) if test_progress is not None else None
+            shown = test_progress(len(data.val)) if test_progress is not None else None
             evaluation = evaluate_stage(
                 best,
                 config,
@@ -322,7 +261,7 @@ def evaluation_config(store: Store, source: str) -> ExperimentConfig:
     return config_of_model(model, meta)
 
 
-def config_of_model(model: VideoMAE | VideoClassifier, meta: dict[str, Any]) -> ExperimentConfig:
+def config_of_model(model: Model, meta: dict[str, Any]) -> ExperimentConfig:
     """A configuration with the clip shape of a model and, where it carries it, how it sampled frames."""
     base = ExperimentConfig()
     c = model.config

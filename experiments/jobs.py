@@ -20,6 +20,7 @@ from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
+from vmae.experiments.weights import with_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ def pretrain_run(
     Nothing is written before the lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
+    config, _, _ = with_init(config, store)
     data = run.open_data(config, store.runs_dir / "cache", cache_progress)
     home = run_dir(store, config.name)
     config.save(home / "config.yaml")

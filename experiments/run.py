@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vmae.core.checkpoint import load_matching
 from vmae.core.errors import InputError, VideoError
 from vmae.core.masking import MaskConfig, sample_mask
 from vmae.core.pictures import contact_sheet
@@ -24,6 +25,7 @@ from vmae.core.video.annotations import Sample, num_classes, read_annotations
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE
+from vmae.core.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.tracking import Tracker
 
@@ -91,10 +93,22 @@ def read_list(data: DataConfig, csv: str) -> list[Sample]:
 
 
 def build_model(config: ExperimentConfig) -> VideoMAE:
-    """The model with fresh weights drawn from the run's seed; torch's global generator is left as it was."""
+    """The model with fresh weights drawn from the run's seed, or those of `config.init`.
+
+    torch's global generator is left as it was. Raises InputError when `init` is not a pre-trained model.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
-        return VideoMAE(config.model)
+        model = VideoMAE(config.model)
+    if config.init:
+        m = config.model
+        init = load_init(config.init, frames=m.frames, height=m.height, width=m.width).model
+        if not isinstance(init, VideoMAE):
+            raise InputError(
+                f"expected a pre-trained model with a decoder at {config.init}, got a classifier"
+            )
+        load_matching(model, init.state_dict(), config.init)
+    return model
 
 
 def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, index: int = 0) -> np.ndarray:

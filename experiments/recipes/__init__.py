@@ -25,7 +25,7 @@ REFERENCE_LOSS: dict[str, tuple[tuple[float, float], ...]] = {
 def get(name: str) -> ExperimentConfig:
     """The recipe's configuration; InputError names the nearest where there is none of that name."""
     if name not in ALL:
-        raise InputError(f"expected a recipe among {', '.join(ALL)}; got '{name}'{nearest(name, list(ALL))}")
+        raise InputError(f"expected a recipe of `vmae recipes`; got '{name}'{nearest(name, list(ALL))}")
     return ALL[name]()
 
 

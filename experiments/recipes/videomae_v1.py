@@ -87,6 +87,8 @@ def finetuning(
             size=(pixels, pixels),
             augment="random_resized_crop",
             flip=flip,
+            rand_augment="rand-m7-n4-mstd0.5-inc1",
+            random_erasing=0.25,
             repeats=2,
             segments=views[0],
             crops=views[1],

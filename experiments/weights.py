@@ -1,0 +1,64 @@
+"""Where weights come from: `--init` and `--checkpoint` take a run's name, a path or a published name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vmae.core.classifier import VideoClassifier
+from vmae.core.errors import InputError, nearest
+from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.zoo import load_init
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.tracking import Store
+
+Model = VideoMAE | VideoClassifier
+
+
+def model_source(store: Store, text: str) -> str:
+    """A run of this store by its name becomes its model's folder (the best epoch's, where one is kept)."""
+    folder = store.runs_dir / text
+    if text and Path(text).name == text and (folder / "config.yaml").exists():
+        best = folder / "best"
+        return str(best if best.is_dir() else folder / "model")
+    return text
+
+
+def load_model_at(store: Store, text: str) -> tuple[Model, dict[str, Any], tuple[str, ...]]:
+    """`(model, meta, notes)` of a run's name, a path or a zoo name.
+
+    Raises InputError for an unknown name (the nearest run or zoo entry is named), CheckpointError for a file
+    that cannot be read.
+    """
+    try:
+        loaded = load_init(model_source(store, text))
+    except InputError as e:
+        runs = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
+        hint = nearest(text, runs)
+        if not hint:
+            raise
+        raise InputError(f"expected a run, a path or a published checkpoint, got '{text}'{hint}") from e
+    return loaded.model, loaded.meta, loaded.notes
+
+
+def with_init(
+    config: ExperimentConfig, store: Store
+) -> tuple[ExperimentConfig, Model | None, tuple[str, ...]]:
+    """The configuration with its model section as `config.init` has it, the weights, and notes on them.
+
+    The widths are the checkpoint's; the clip's shape stays the configuration's (positions are interpolated
+    where it is another one). A run's name in `init` becomes the path of its model.
+    """
+    if not config.init:
+        return config, None, ()
+    m = config.model
+    source = model_source(store, config.init)
+    loaded = load_init(source, frames=m.frames, height=m.height, width=m.width)
+    c = loaded.model.config
+    kept = ["embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "pos_grid"]
+    kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels"]
+    if isinstance(c, VideoMAEConfig):
+        kept += ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
+    shape = {name: getattr(c, name) for name in kept}
+    return replace(config, init=source, model=replace(m, **shape)), loaded.model, loaded.notes
