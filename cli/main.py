@@ -29,7 +29,8 @@ VERBS: Verbs = {
         "recipes",
         "The named configurations: the papers', the demo's, small data's.",
     ),
-    "runs": ("vmae.cli.runs", "runs", "List, show and compare runs."),
+    "runs": ("vmae.cli.runs", "runs", "List, compare, export and delete runs."),
+    "sweeps": ("vmae.cli.sweeps", "sweeps", "List sweeps; see where one is while it runs."),
     "dashboard": (
         "vmae.cli.dashboard",
         "dashboard",

@@ -6,21 +6,27 @@ thousand runs must not; a tracking server is read through MLflow's client. Both 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import operator
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from vmae.core.errors import InputError, nearest
+from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.experiments.tracking import EXPERIMENT, KEY_TAG, KIND_TAG, Store
 
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "vmae.sweep"
 CHECKPOINT_TAG = "vmae.checkpoint"
+_TAG_COLUMNS = {"kind": KIND_TAG, "key": KEY_TAG, "sweep": SWEEP_TAG, "parent_id": PARENT_TAG}
+_HEAD_COLUMNS = ("run_id", "name", "status", "start_ms", "end_ms", "duration_s")
+ALIASES = {"id": "run_id", "started": "start_ms", "minutes": "duration_s"}
+"""Column names of the command line that show another column in a shorter form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +71,11 @@ class Run:
 
     def value(self, column: str) -> Any:
         """A column by name: `name`, `kind`, `status`, ..., a metric, a parameter or a tag; None if absent."""
-        if column in ("run_id", "name", "status", "start_ms", "end_ms", "kind", "key", "sweep", "duration_s"):
+        column = ALIASES.get(column, column)
+        if column in _HEAD_COLUMNS:
             return getattr(self, column)
+        if column in _TAG_COLUMNS:
+            return self.tags.get(_TAG_COLUMNS[column])
         if column in self.metrics:
             return self.metrics[column]
         return self.params.get(column, self.tags.get(column))
@@ -112,15 +121,19 @@ class Filter:
             raise InputError(f"--where: expected COLUMN OP VALUE with OP one of = != > >= < <=, got '{text}'")
         return cls(column=match[1], op=match[2], value=match[3])
 
-    def matches(self, run: Run) -> bool:
-        got = run.value(self.column)
+    def accepts(self, got: Any) -> bool:
+        """Whether a run with this value of the column passes; a run without one never does."""
         if got is None:
             return False
         compare: Callable[[Any, Any], bool] = self._OPS[self.op]
         try:
-            return compare(float(got), float(self.value))
+            value = float(self.value) * (60 if self.column == "minutes" else 1)
+            return compare(float(got), value)
         except ValueError:
-            return compare(str(got), self.value)
+            pass
+        if self.column == "status":
+            return compare(str(got).upper(), self.value.upper())
+        return compare(str(got), self.value)
 
 
 def list_runs(
@@ -130,19 +143,83 @@ def list_runs(
     sort: str = "start_ms",
     descending: bool = True,
     limit: int | None = None,
+    columns: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Runs of the store, newest first unless sorted otherwise; runs without the sorted column come last."""
+    """Runs of the store, newest first unless sorted otherwise; runs without the sorted column come last.
+
+    `columns` limits which parameters, metrics and tags are read (all by default): reading two columns of ten
+    thousand runs takes a twentieth of the time of reading everything. A column that is NaN counts as absent
+    for the order.
+    """
     if not exists(store):
         return []
-    if store.sqlite_path:
-        runs = _sqlite_runs(store.sqlite_path, where, sort, descending, limit)
-    else:
-        runs = _server_runs(store)
-    runs = [r for r in runs if all(f.matches(r) for f in where)]
-    present = [r for r in runs if r.value(sort) is not None]
-    absent = [r for r in runs if r.value(sort) is None]
-    present.sort(key=lambda r: _sort_key(r.value(sort)), reverse=descending)
-    return (present + absent)[:limit]
+    path = store.sqlite_path
+    if path is None:
+        runs = _server_runs(store, where, limit if sort == "start_ms" and descending else None)
+        return _select(runs, lambda name: {r.run_id: r.value(name) for r in runs}, where, sort, descending)[
+            :limit
+        ]
+    with _open(path) as db:
+        heads = _heads(db)
+
+        def column(name: str) -> dict[str, Any]:
+            return _column(db, heads, name)
+
+        chosen = _select(heads, column, where, sort, descending)[:limit]
+        return _with_details(db, chosen, columns)
+
+
+def _select(
+    runs: list[Run],
+    column: Callable[[str], dict[str, Any]],
+    where: Sequence[Filter],
+    sort: str,
+    descending: bool,
+) -> list[Run]:
+    """Filter and sort by columns that `column(name)` gives as {run id: value}."""
+    for condition in where:
+        values = column(condition.column)
+        runs = [r for r in runs if condition.accepts(values.get(r.run_id))]
+    values = column(sort)
+    keys = {r.run_id: _sort_key(values.get(r.run_id)) for r in runs}
+    present = [r for r in runs if keys[r.run_id] is not None]
+    absent = [r for r in runs if keys[r.run_id] is None]
+    present.sort(key=lambda r: keys[r.run_id] or (0, ""), reverse=descending)
+    return present + absent
+
+
+def check_columns(store: Store, columns: Sequence[str]) -> None:
+    """Refuse a column that no run of the store has.
+
+    Raises:
+        InputError: names the column and the nearest known one. An empty store accepts any.
+    """
+    wanted = [c for c in columns if c not in (*_HEAD_COLUMNS, *_TAG_COLUMNS, *ALIASES)]
+    if not wanted or not exists(store):
+        return
+    known = known_columns(store)
+    for name in wanted:
+        if known and name not in known:
+            raise InputError(f"expected a column that some run has, got '{name}'{nearest(name, known)}")
+
+
+def known_columns(store: Store) -> list[str]:
+    """Every metric, parameter and tag that some run has, sorted."""
+    path = store.sqlite_path
+    if path is None:
+        runs = list_runs(store)
+        return sorted({k for r in runs for group in (r.metrics, r.params, r.tags) for k in group})
+    if not exists(store):
+        return []
+    with _open(path) as db:
+        found: set[str] = set()
+        for table in ("latest_metrics", "params", "tags"):
+            # The keys lead the tables' indices: jumping from one to the next reads a row per key.
+            (key,) = db.execute(f"select min(key) from {table}").fetchone()
+            while key is not None:
+                found.add(key)
+                (key,) = db.execute(f"select min(key) from {table} where key > ?", (key,)).fetchone()
+    return sorted(found)
 
 
 def exists(store: Store) -> bool:
@@ -157,14 +234,15 @@ def find(store: Store, what: str) -> Run:
     Raises:
         InputError: none or several match; names the nearest.
     """
-    runs = list_runs(store)
+    runs = list_runs(store, columns=["key"])
     exact = [r for r in runs if what in (r.run_id, r.key)]
     if not exact:
         exact = [r for r in runs if r.name == what][:1]
     if not exact and len(what) >= 4:
         exact = [r for r in runs if r.run_id.startswith(what)]
     if len(exact) == 1:
-        return exact[0]
+        (found,) = list_runs(store, where=[Filter(column="run_id", op="=", value=exact[0].run_id)])
+        return found
     if exact:
         raise InputError(f"expected one run, got {len(exact)} whose id starts with '{what}'")
     names = list(dict.fromkeys(r.name for r in runs))
@@ -176,7 +254,7 @@ def find(store: Store, what: str) -> Run:
 
 def children(store: Store, parent: Run) -> list[Run]:
     """The runs under a sweep's parent run, oldest first."""
-    return [r for r in list_runs(store, descending=False) if r.parent_id == parent.run_id]
+    return list_runs(store, where=[Filter(column="parent_id", op="=", value=parent.run_id)], descending=False)
 
 
 def list_sweeps(store: Store) -> list[Run]:
@@ -190,8 +268,8 @@ def best_run(store: Store, metric: str, *, highest: bool = True, where: Sequence
     Raises:
         InputError: no run has the metric; names the nearest one there is.
     """
-    runs = [r for r in list_runs(store, where=where, sort=metric, descending=highest) if metric in r.metrics]
-    if not runs:
+    runs = list_runs(store, where=where, sort=metric, descending=highest, limit=1)
+    if not runs or not math.isfinite(runs[0].metrics.get(metric, math.nan)):
         known = sorted({m for r in list_runs(store, where=where) for m in r.metrics})
         raise InputError(f"expected a metric that some run has, got '{metric}'{nearest(metric, known)}")
     return runs[0]
@@ -208,9 +286,8 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
                 (run_id, metric),
             ).fetchall()
         return [(int(s), float("nan") if v is None else float(v)) for s, v in rows]
-    from vmae.experiments.tracking import _client
-
-    points = _client(store.uri).get_metric_history(run_id, metric)
+    with _reachable(store) as client:
+        points = client.get_metric_history(run_id, metric)
     return sorted((int(p.step), float(p.value)) for p in points)
 
 
@@ -255,37 +332,82 @@ def artifact_folder(run: Run) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _sort_key(value: Any) -> tuple[int, Any]:
+def export(runs: Sequence[Run], file: Path) -> None:
+    """Write runs as `.csv` or `.parquet`: one row a run, columns `metrics.*`, `params.*`, `tags.*`.
+
+    Metrics are numbers, everything else text (`start_ms`, `end_ms` integers); what a run lacks is empty.
+    """
+    heads = ("run_id", "name", "kind", "status", "start_ms", "end_ms", "artifact_uri")
+    columns: dict[str, list[Any]] = {h: [getattr(r, h) for r in runs] for h in heads}
+    for group in ("metrics", "params", "tags"):
+        for key in sorted({k for r in runs for k in getattr(r, group)}):
+            columns[f"{group}.{key}"] = [getattr(r, group).get(key) for r in runs]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {"start_ms": pa.int64(), "end_ms": pa.int64()}
+
+        def kind(name: str) -> pa.DataType:
+            return pa.float64() if name.startswith("metrics.") else types.get(name, pa.string())
+
+        arrays = {name: pa.array(values, kind(name)) for name, values in columns.items()}
+        pq.write_table(pa.table(arrays), file)
+        return
+    import csv
+
+    with open(file, "w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _sort_key(value: Any) -> tuple[int, Any] | None:
+    """Numbers before text, by value; None for what cannot be ordered."""
+    if value is None:
+        return None
     try:
-        return (1, float(value))
+        number = float(value)
     except (TypeError, ValueError):
-        return (0, str(value))
+        return (1, str(value))
+    return None if math.isnan(number) else (0, number)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
     # Read-only: a reader must not make a file, nor hold a lock that a writer waits for.
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        ) as db:
+            yield db
+    except sqlite3.DatabaseError as e:
+        raise VmaeError(f"expected an MLflow database at {path}, got: {e}") from e
 
 
-def _sqlite_runs(
-    path: Path, where: Sequence[Filter], sort: str, descending: bool, limit: int | None
-) -> list[Run]:
-    with _open(path) as db:
-        rows = db.execute(
-            "select r.run_uuid, r.name, r.status, r.start_time, r.end_time, r.artifact_uri "
-            "from runs r join experiments e on e.experiment_id = r.experiment_id "
-            "where e.name = ? and r.lifecycle_stage = 'active' order by r.start_time",
-            (EXPERIMENT,),
-        ).fetchall()
-        # A plain newest-first list needs the details of the few runs it shows, not of all.
-        if not where and limit is not None and sort == "start_ms":
-            rows = rows[-limit:] if descending else rows[:limit]
-        ids = [r[0] for r in rows]
-        params = _by_run(db, "select run_uuid, key, value from params", ids)
-        tags = _by_run(db, "select run_uuid, key, value from tags", ids)
-        metrics = _by_run(
-            db, "select run_uuid, key, case when is_nan then 'nan' else value end from latest_metrics", ids
-        )
+@contextlib.contextmanager
+def _reachable(store: Store) -> Iterator[Any]:
+    """A client of the tracking server; VmaeError names the server where it does not answer."""
+    from vmae.experiments.tracking import _client, _first_line
+
+    client = _client(store.uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield client
+    except MlflowException as e:
+        raise VmaeError(f"expected the tracking server {store.uri} to answer, got: {_first_line(e)}") from e
+
+
+def _heads(db: sqlite3.Connection) -> list[Run]:
+    """Every active run without parameters, metrics and tags."""
+    rows = db.execute(
+        "select r.run_uuid, r.name, r.status, r.start_time, r.end_time, r.artifact_uri "
+        "from runs r join experiments e on e.experiment_id = r.experiment_id "
+        "where e.name = ? and r.lifecycle_stage = 'active' order by r.start_time",
+        (EXPERIMENT,),
+    )
     return [
         Run(
             run_id=run_id,
@@ -294,56 +416,101 @@ def _sqlite_runs(
             start_ms=start or 0,
             end_ms=end,
             artifact_uri=uri or "",
-            params=params.get(run_id, {}),
-            metrics={k: float(v) for k, v in metrics.get(run_id, {}).items()},
-            tags=tags.get(run_id, {}),
         )
         for run_id, name, status, start, end, uri in rows
     ]
 
 
-def _by_run(db: sqlite3.Connection, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+_TABLES = {"params": "value", "tags": "value", "latest_metrics": "case when is_nan then 'nan' else value end"}
 
-    def add(rows: Iterable[tuple[str, str, Any]]) -> None:
-        for run_id, key, value in rows:
-            found.setdefault(run_id, {})[key] = value
 
-    if len(ids) > 5000:
-        add(db.execute(query))
-    else:
-        for start in range(0, len(ids), 500):
-            part = ids[start : start + 500]
-            marks = ",".join("?" * len(part))
-            add(db.execute(f"{query} where run_uuid in ({marks})", part))
+def _column(db: sqlite3.Connection, heads: Sequence[Run], name: str) -> dict[str, Any]:
+    """One column of every run: {run id: value}, read by the tables' index on the key."""
+    name = ALIASES.get(name, name)
+    if name in _HEAD_COLUMNS:
+        return {r.run_id: getattr(r, name) for r in heads}
+    key = _TAG_COLUMNS.get(name, name)
+    found: dict[str, Any] = {}
+    for table in ("tags",) if name in _TAG_COLUMNS else ("tags", "params", "latest_metrics"):
+        rows = db.execute(f"select run_uuid, {_TABLES[table]} from {table} where key = ?", (key,))
+        values = dict(rows.fetchall())
+        found |= {k: float(v) for k, v in values.items()} if table == "latest_metrics" else values
     return found
 
 
-def _server_runs(store: Store) -> list[Run]:
-    from vmae.experiments.tracking import _client
+def _with_details(db: sqlite3.Connection, heads: Sequence[Run], columns: Sequence[str] | None) -> list[Run]:
+    """The runs with their parameters, tags and latest metrics (or those among `columns`)."""
+    keys = None if columns is None else [_TAG_COLUMNS.get(c, c) for c in columns]
+    ids = [r.run_id for r in heads]
+    parts = {name: _by_run(db, name, value, ids, keys) for name, value in _TABLES.items()}
+    return [
+        Run(
+            run_id=r.run_id,
+            name=r.name,
+            status=r.status,
+            start_ms=r.start_ms,
+            end_ms=r.end_ms,
+            artifact_uri=r.artifact_uri,
+            params=parts["params"].get(r.run_id, {}),
+            tags=parts["tags"].get(r.run_id, {}),
+            metrics={k: float(v) for k, v in parts["latest_metrics"].get(r.run_id, {}).items()},
+        )
+        for r in heads
+    ]
 
-    client = _client(store.uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
-        runs += [
-            Run(
-                run_id=r.info.run_id,
-                name=r.info.run_name or "",
-                status=r.info.status,
-                start_ms=r.info.start_time or 0,
-                end_ms=r.info.end_time,
-                artifact_uri=r.info.artifact_uri or "",
-                params=dict(r.data.params),
-                metrics=dict(r.data.metrics),
-                tags=dict(r.data.tags),
+
+def _by_run(
+    db: sqlite3.Connection, table: str, value: str, ids: Sequence[str], keys: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    conditions: list[tuple[str, list[str]]] = [("", [])]
+    if keys is not None:
+        conditions = [("where key = ?", [key]) for key in keys]
+    elif len(ids) <= 2000:
+        parts = [list(ids[start : start + 500]) for start in range(0, len(ids), 500)]
+        conditions = [(f"where run_uuid in ({','.join('?' * len(part))})", part) for part in parts]
+    for condition, arguments in conditions:
+        for run_id, key, got in db.execute(
+            f"select run_uuid, key, {value} from {table} {condition}", arguments
+        ):
+            found.setdefault(run_id, {})[key] = got
+    return found
+
+
+def _server_runs(store: Store, where: Sequence[Filter], limit: int | None) -> list[Run]:
+    """Runs from a tracking server, newest first: it filters by tag, the rest is done here."""
+    asked = [f for f in where if f.op == "=" and f.column in _TAG_COLUMNS and "'" not in f.value]
+    query = " and ".join(f"tags.`{_TAG_COLUMNS[f.column]}` = '{f.value}'" for f in asked)
+    wanted = limit if len(asked) == len(where) else None
+    with _reachable(store) as client:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            size = 1000 if wanted is None else min(1000, wanted - len(runs))
+            page = client.search_runs(
+                [experiment.experiment_id],
+                query,
+                max_results=size,
+                page_token=token,
+                order_by=["start_time DESC"],
             )
-            for r in page
-        ]
-        token = page.token
-        if not token:
-            return runs
+            runs += [
+                Run(
+                    run_id=r.info.run_id,
+                    name=r.info.run_name or "",
+                    status=r.info.status,
+                    start_ms=r.info.start_time or 0,
+                    end_ms=r.info.end_time,
+                    artifact_uri=r.info.artifact_uri or "",
+                    params=dict(r.data.params),
+                    metrics=dict(r.data.metrics),
+                    tags=dict(r.data.tags),
+                )
+                for r in page
+            ]
+            token = page.token
+            if not token or (wanted is not None and len(runs) >= wanted):
+                return runs

@@ -1,0 +1,175 @@
+"""`vmae sweeps`: sweeps that were run or are running, read from their folders, from any shell."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmae.cli.lazy import LazyGroup, Verbs
+from vmae.cli.options import runs_dir_option
+
+if TYPE_CHECKING:
+    from vmae.experiments.sweeps.spec import Plan
+    from vmae.experiments.sweeps.status import TrialState
+
+VERBS: Verbs = {
+    "list": ("vmae.cli.sweeps", "list_", "List the sweeps of a run directory."),
+    "status": ("vmae.cli.sweeps", "status", "Where a sweep is: trials, numbers, time left."),
+}
+_ALIVE_S = 30.0  # a running trial writes its progress about every second
+
+
+@click.group(cls=LazyGroup, verbs=VERBS)
+def sweeps() -> None:
+    """Look at sweeps while they run and afterwards."""
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@runs_dir_option
+def list_(as_json: bool, runs_dir: Path | None) -> None:
+    """List sweeps, the latest first."""
+    from vmae.cli.tables import format_table, percent
+    from vmae.experiments.sweeps import driver
+    from vmae.experiments.sweeps.spec import Plan
+    from vmae.experiments.sweeps.status import groups, trial_states, winner
+    from vmae.experiments.tracking import store_at
+
+    folder = driver.sweeps_dir(store_at(runs_dir))
+    plans = sorted(folder.glob("*/plan.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    entries: list[dict[str, object]] = []
+    rows: list[list[str]] = []
+    for path in plans:
+        plan = Plan.load(path.parent)
+        states = trial_states(plan, path.parent)
+        counts = _counts(states)
+        state = _state(states, path.parent)
+        best = winner(groups(states), plan.metric)
+        value = best.mean[plan.metric] if best else None
+        entries.append(
+            {
+                "name": plan.name,
+                "sweep": plan.sweep,
+                "state": state,
+                "trials": len(states),
+                **counts,
+                "metric": plan.metric,
+                "best": best.label if best else None,
+                "best_value": value,
+            }
+        )
+        done = f"{counts['done']} of {len(states)}"
+        rows.append(
+            [plan.name, state, done, str(counts["failed"]), best.label if best else "-", percent(value)]
+        )
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+    elif not entries:
+        click.echo(f"no sweeps yet in {folder}; start one with `vmae sweep masking_ratio`")
+    else:
+        click.echo(format_table(["sweep", "state", "done", "failed", "best", "metric"], rows, left=2))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until it ends (Ctrl-C leaves).")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
+@runs_dir_option
+def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None:
+    """Show where sweep NAME is. It only reads: the sweep itself is not disturbed."""
+    from vmae.experiments.sweeps import driver
+    from vmae.experiments.sweeps.spec import Plan
+    from vmae.experiments.sweeps.status import trial_states
+    from vmae.experiments.tracking import store_at
+
+    folder = driver.find_sweep(store_at(runs_dir), name)
+    plan = Plan.load(folder)
+    if as_json:
+        click.echo(json.dumps(_as_json(plan, trial_states(plan, folder), folder), indent=1))
+        return
+    while True:
+        states = trial_states(plan, folder)
+        state = _state(states, folder)
+        if watch:
+            click.clear()
+        click.echo(_text(plan, states, state))
+        if not watch or state != "running":
+            return
+        time.sleep(2.0)
+
+
+def _counts(states: list[TrialState]) -> dict[str, int]:
+    kinds = ("done", "running", "failed", "pending")
+    return {kind: sum(s.status == kind for s in states) for kind in kinds}
+
+
+def _state(states: list[TrialState], folder: Path) -> str:
+    """`done`, `failed`, `running`, or `stopped` where trials are left and none has reported lately."""
+    counts = _counts(states)
+    if counts["done"] == len(states):
+        return "done"
+    newest = max((p.stat().st_mtime for p in folder.glob("trials/*/progress.json")), default=0.0)
+    newest = max(newest, (folder / "plan.json").stat().st_mtime)
+    if time.time() - newest < _ALIVE_S:
+        return "running"
+    return "failed" if counts["done"] + counts["failed"] == len(states) else "stopped"
+
+
+def _text(plan: Plan, states: list[TrialState], state: str) -> str:
+    from vmae.cli.tables import format_table, number, percent
+    from vmae.core.progress import format_duration
+    from vmae.experiments.sweeps.status import label_of, time_left_s
+
+    counts = _counts(states)
+    line = f"{plan.name} ({plan.title}): {state}; " + ", ".join(f"{v} {k}" for k, v in counts.items() if v)
+    left = time_left_s(states, max(1, counts["running"])) if state == "running" else None
+    if left is not None:
+        line += f"; about {format_duration(left)} left"
+    rows = [
+        [
+            label_of(s.trial),
+            str(s.trial.seed),
+            s.stage if s.status == "running" else s.status,
+            f"{s.fraction:.0%}",
+            number(s.metrics.get("pretrain/loss")),
+            number(s.metrics.get("eval/loss")),
+            percent(s.metrics.get(plan.metric)),
+            format_duration(s.seconds) if s.seconds else "-",
+        ]
+        for s in states
+    ]
+    header = ["trial", "seed", "state", "", "loss", "error", plan.metric, "time"]
+    lines = [line, "", format_table(header, rows)]
+    lines += [f"failed: {s.trial.id}: {s.error}" for s in states if s.error]
+    if state in ("stopped", "failed"):
+        lines.append(f"go on with: vmae sweep --resume {plan.name}")
+    return "\n".join(lines)
+
+
+def _as_json(plan: Plan, states: list[TrialState], folder: Path) -> dict[str, object]:
+    return {
+        "name": plan.name,
+        "sweep": plan.sweep,
+        "metric": plan.metric,
+        "state": _state(states, folder),
+        **_counts(states),
+        "trials": [
+            {
+                "id": s.trial.id,
+                "overrides": s.trial.overrides,
+                "seed": s.trial.seed,
+                "baseline": s.trial.baseline,
+                "status": s.status,
+                "stage": s.stage,
+                "fraction": s.fraction,
+                "seconds": s.seconds,
+                "metrics": s.metrics,
+                "error": s.error,
+            }
+            for s in states
+        ],
+    }

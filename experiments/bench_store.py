@@ -1,0 +1,200 @@
+"""A store of many runs, made for measuring, and what reading it costs."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmae.core.config import flatten
+from vmae.experiments import results
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.results import Filter
+from vmae.experiments.tracking import (
+    EXPERIMENT,
+    KEY_TAG,
+    KIND_TAG,
+    Store,
+    create_store,
+    environment_tags,
+    store_at,
+)
+
+TRIALS_PER_SWEEP = 20
+_METRICS = (
+    "pretrain/loss", "pretrain/step_loss", "pretrain/lr", "pretrain/grad_norm", "pretrain/step_clips_per_s",
+    "pretrain/pred_variance", "eval/loss", "probe/top1", "probe/top5", "probe/mean_class", "probe/chance",
+    "perf/tracking_share", "system/cpu_percent", "system/memory_percent",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One thing measured: wall seconds (median and all of them) and the process's peak memory in MiB."""
+
+    what: str
+    median_s: float
+    all_s: tuple[float, ...]
+    peak_mib: float
+
+
+def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
+    """Add `runs` runs to a store: sweeps of 20 trials with their parents, every parameter and tag of a real
+    run, fourteen metrics of `points` values each.
+
+    Rows are written straight into the database that MLflow made (its client takes about 20 ms a call, so a
+    large store would take an hour). For measuring only; seeded, so the same call makes the same rows.
+    """
+    create_store(store)
+    path = store.sqlite_path
+    assert path is not None
+    draw = random.Random(0)
+    params = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(ExperimentConfig()).items()}
+    tags = {**environment_tags(), "vmae.recipe": "demo_pretrain", "vmae.data_digest": "0" * 12}
+    columns = (
+        "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, "
+        "source_version, lifecycle_stage, artifact_uri, experiment_id"
+    )
+    now = int(time.time() * 1000) - runs * 60_000
+    with sqlite3.connect(path) as db:
+        (experiment,) = db.execute(
+            "select experiment_id from experiments where name = ?", (EXPERIMENT,)
+        ).fetchone()
+        parent = ""
+        for number in range(runs):
+            run_id = f"{draw.getrandbits(128):032x}"
+            is_sweep = number % (TRIALS_PER_SWEEP + 1) == 0
+            sweep = f"sweep-{number // (TRIALS_PER_SWEEP + 1)}"
+            parent = run_id if is_sweep else parent
+            name = sweep if is_sweep else f"ratio{number % 7}_s{number % 3}"
+            start = now + number * 60_000
+            values = (
+                run_id,
+                name,
+                "UNKNOWN",
+                "",
+                "",
+                "bench",
+                "FINISHED",
+                start,
+                start + 50_000,
+                "",
+                "active",
+            )
+            marks = ",".join("?" * 13)
+            uri = str(store.runs_dir / "artifacts" / run_id / "artifacts")
+            db.execute(f"insert into runs ({columns}) values ({marks})", (*values, uri, experiment))
+            own = {
+                KIND_TAG: "sweep" if is_sweep else "trial",
+                KEY_TAG: f"bench:{number}",
+                "vmae.sweep": sweep,
+            }
+            own |= {} if is_sweep else {"mlflow.parentRunId": parent}
+            db.executemany(
+                "insert into tags (run_uuid, key, value) values (?, ?, ?)",
+                [(run_id, k, v) for k, v in {**tags, **own}.items()],
+            )
+            trial = {
+                **params,
+                "mask.ratio": str(draw.choice((0.5, 0.75, 0.9, 0.95))),
+                "train.seed": str(number),
+            }
+            db.executemany(
+                "insert into params (run_uuid, key, value) values (?, ?, ?)",
+                [(run_id, k, v) for k, v in trial.items()],
+            )
+            rows = [
+                (key, draw.random(), start + step, run_id, step, False)
+                for key in _METRICS
+                for step in range(1, points + 1)
+            ]
+            db.executemany(
+                "insert into metrics (key, value, timestamp, run_uuid, step, is_nan) "
+                "values (?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            db.executemany(
+                "insert into latest_metrics (key, value, timestamp, run_uuid, step, is_nan) "
+                "values (?, ?, ?, ?, ?, ?)",
+                [row for row in rows if row[4] == points],
+            )
+
+
+def measure_store(store: Store, *, repeats: int = 5) -> list[Timing]:
+    """What the commands (whole processes, start-up included) and the dashboard's functions take."""
+    commands: dict[str, list[str]] = {
+        "vmae runs list": [],
+        "vmae runs list --kind trial": ["--kind", "trial"],
+        "vmae runs list --sort probe/top1": ["--sort", "probe/top1"],
+        "vmae runs list --where 'probe/top1 > 0.9'": ["--where", "probe/top1 > 0.9"],
+        "vmae runs list --limit 0": ["--limit", "0"],
+        "vmae runs list --limit 0 --json": ["--limit", "0", "--json"],
+    }
+    found = [
+        _process(what, ["-m", "vmae", "runs", "list", *words, "--runs-dir", str(store.runs_dir)], repeats)
+        for what, words in commands.items()
+    ]
+    newest = results.list_runs(store, limit=1)[0]
+    sweep = results.list_sweeps(store)[0]
+    functions: dict[str, Callable[[], Any]] = {
+        "list_runs(limit=200)": lambda: results.list_runs(store, limit=200),
+        "list_runs(columns=3 of them)": lambda: results.list_runs(
+            store, columns=["kind", "mask.ratio", "probe/top1"]
+        ),
+        "list_runs(), every value": lambda: results.list_runs(store),
+        "list_sweeps()": lambda: results.list_sweeps(store),
+        "children(sweep)": lambda: results.children(store, sweep),
+        "best_run(probe/top1)": lambda: results.best_run(store, "probe/top1"),
+        "list_runs(where probe/top1 > 0.99)": lambda: results.list_runs(
+            store, where=[Filter(column="probe/top1", op=">", value="0.99")]
+        ),
+        "find(name)": lambda: results.find(store, newest.name),
+        "history(run, pretrain/step_loss)": lambda: results.history(
+            store, newest.run_id, "pretrain/step_loss"
+        ),
+    }
+    for what, function in functions.items():
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found.append(Timing(what=what, median_s=statistics.median(times), all_s=tuple(times), peak_mib=peak))
+    return found
+
+
+def _process(what: str, arguments: list[str], repeats: int) -> Timing:
+    times, peak = [], 0.0
+    # A process's peak memory is known to a parent that starts nothing else: so each has a small one.
+    code = (
+        "import resource, subprocess, sys, time; start = time.perf_counter(); "
+        "subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL, check=True); "
+        "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    for _ in range(repeats):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        seconds, kib = done.stdout.split()
+        times.append(float(seconds))
+        peak = max(peak, float(kib) / 1024)
+    return Timing(what=what, median_s=statistics.median(times), all_s=tuple(times), peak_mib=peak)
+
+
+def bench(folder: Path, runs: int, repeats: int) -> tuple[Store, list[Timing]]:
+    """Make a store of `runs` runs in `folder` (kept and used again where it has as many) and measure it."""
+    store = store_at(folder)
+    have = len(results.list_runs(store, columns=[]))
+    if have < runs:
+        fill_store(store, runs - have)
+    return store, measure_store(store, repeats=repeats)
