@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.config import flatten
+from vmae.core.video.dataset import DataConfig
 from vmae.experiments import results
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.results import Filter
@@ -58,7 +59,8 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
     path = store.sqlite_path
     assert path is not None
     draw = random.Random(0)
-    params = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(ExperimentConfig()).items()}
+    config = ExperimentConfig(data=DataConfig(frames=8))
+    params = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(config).items()}
     tags = {**environment_tags(), "vmae.recipe": "demo_pretrain", "vmae.data_digest": "0" * 12}
     columns = (
         "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, "

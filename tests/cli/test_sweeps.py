@@ -66,7 +66,7 @@ def test_status_through_a_sweeps_life(
 
     _result(folder, first, 0.25)
     path = _progress(folder, second, stage="failed", error="the disk is full")
-    for file in (path, folder / "plan.json"):
+    for file in (path, trial_dir(folder, first) / "progress.json", folder / "plan.json"):
         os.utime(file, (time.time() - 100,) * 2)
     out = _vmae(capsys, "status", plan.name)
     assert "failed; 1 done, 1 failed" in out

@@ -74,7 +74,7 @@ def test_known_columns_and_their_check(store: Store) -> None:
     assert {"probe/top1", "mask.ratio", "vmae.recipe"} <= set(known)
     results.check_columns(store, ["probe/top1", "minutes", "kind", "name"])
     with pytest.raises(InputError, match=r"did you mean 'probe/top1'\?"):
-        results.check_columns(store, ["probe/top2"])
+        results.check_columns(store, ["prob/top1"])
 
 
 def test_a_plain_list_reads_few_rows(store: Store) -> None:
