@@ -110,7 +110,9 @@ def extract_features(
     parts: list[Tensor] = []
     labels: list[Tensor] = []
     paths: list[str] = []
-    for batch in build_loader(dataset, batch_size, shuffle=False, seed=0, epoch=0, drop_last=False):
+    for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
+        if not batch["path"]:
+            continue
         with autocast(precision, device):
             tokens = encode(clip_to_video(batch["clip"], device)).float()  # [B, N, D]
         parts.append(_pool(tokens, pooling, model).cpu())
@@ -397,17 +399,22 @@ def evaluation_loss(
     was_training = model.training
     model.to(device).eval()
     total, count = 0.0, 0
-    for i, batch in enumerate(
-        build_loader(dataset, batch_size, shuffle=False, seed=0, epoch=0, drop_last=False)
-    ):
+    for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
         n = len(batch["label"])
-        masks, decode = sample_masks(
-            mask, model.config.grid, n, generator=make_generator(seed, i, "evaluation")
-        )
+        if not n:
+            continue
+        drawn = [
+            sample_masks(mask, model.config.grid, 1, generator=make_generator(seed, index, "evaluation"))
+            for index in batch["index"].tolist()
+        ]
+        visible = torch.cat([m.visible for m, _ in drawn])
+        masked = torch.cat([m.masked for m, _ in drawn])
+        decoded = [d for _, d in drawn if d is not None]
+        decode = torch.cat(decoded) if decoded else None
         with autocast(precision, device):
             loss = model(
                 clip_to_video(batch["clip"], device),
-                TokenMask(masks.visible, masks.masked).to(device),
+                TokenMask(visible, masked).to(device),
                 None if decode is None else decode.to(device),
             )
         total += float(loss) * n
