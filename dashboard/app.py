@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from vmae.dashboard import page_data, page_features, page_reconstruct, page_runs, page_sweeps
+from vmae.dashboard import page_data, page_features, page_kernels, page_reconstruct, page_runs, page_sweeps
 from vmae.dashboard.frame import guarded, page_frame
 
 PAGES = [
@@ -18,6 +18,7 @@ PAGES = [
         icon=":material/hub:",
         url_path="features",
     ),
+    st.Page(guarded(page_kernels.page), title="Kernels", icon=":material/memory:", url_path="kernels"),
 ]
 
 page_frame()

@@ -194,3 +194,77 @@ def scatter(rows: Rows, *, title: str) -> dict[str, Any]:
         },
         "height": 440,
     }
+
+
+def roofline(rows: Rows, bytes_per_s: float, flop_per_s: float) -> dict[str, Any]:
+    """Rates under the machine's measured roof; rows have intensity, tflops, op, what, shape, kind, variant."""
+    ridge = flop_per_s / bytes_per_s
+    known = [r["intensity"] for r in rows] or [ridge]
+    low, high = min(*known, ridge) / 2, max(*known, ridge) * 2
+    roof = [{"x": x, "y": min(flop_per_s, bytes_per_s * x) / 1e12} for x in (low, ridge, high)]
+    x = {"type": "quantitative", "scale": {"type": "log"}, "title": "FLOP per byte"}
+    y = {"type": "quantitative", "scale": {"type": "log"}, "title": "TFLOP/s"}
+    return {
+        "layer": [
+            {
+                "data": {"values": roof},
+                "mark": {"type": "line", "color": GREY, "strokeWidth": 2},
+                "encoding": {"x": {**x, "field": "x"}, "y": {**y, "field": "y"}},
+            },
+            {
+                "data": {"values": [r for r in rows if r["tflops"]]},
+                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.85},
+                "encoding": {
+                    "x": {**x, "field": "intensity"},
+                    "y": {**y, "field": "tflops"},
+                    "color": {
+                        "field": "kind",
+                        "type": "nominal",
+                        "title": None,
+                        "scale": {"domain": ["ours", "baseline"], "range": [ORANGE, GREY]},
+                        "legend": {"orient": "bottom"},
+                    },
+                    "shape": {"field": "op", "type": "nominal", "legend": {"orient": "bottom", "columns": 3}},
+                    "tooltip": [
+                        {"field": "op"},
+                        {"field": "what"},
+                        {"field": "shape"},
+                        {"field": "variant"},
+                        {"field": "us", "title": "µs", "format": ".1f"},
+                        {"field": "tflops", "title": "TFLOP/s", "format": ".3~g"},
+                    ],
+                },
+            },
+        ],
+        "height": 380,
+    }
+
+
+def ratios(rows: Rows) -> dict[str, Any]:
+    """Horizontal bars around 1; rows have name, shape, ratio."""
+    y = {"field": "case", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 320}}
+    return {
+        "data": {"values": list(rows)},
+        "transform": [{"calculate": "datum.name + '  ' + datum.shape", "as": "case"}],
+        "layer": [
+            {
+                "mark": {"type": "bar", "cornerRadiusEnd": 2},
+                "encoding": {
+                    "y": y,
+                    "x": {"field": "ratio", "type": "quantitative", "title": "best baseline / ours (time)"},
+                    "color": {"condition": {"test": "datum.ratio >= 1", "value": ORANGE}, "value": GREY},
+                    "tooltip": [{"field": "case"}, {"field": "ratio", "format": ".2f"}],
+                },
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 4, "color": GREY},
+                "encoding": {
+                    "y": y,
+                    "x": {"field": "ratio", "type": "quantitative"},
+                    "text": {"field": "ratio", "format": ".2f"},
+                },
+            },
+            {"mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 1}}},
+        ],
+        "height": {"step": 22},
+    }

@@ -62,6 +62,7 @@ def player_data(
     fps: float,
     per_row: int,
     indices: np.ndarray | None = None,
+    start: int = 0,
 ) -> dict[str, Any]:
     """What a player gets.
 
@@ -71,6 +72,7 @@ def player_data(
         fps: frames a second at speed 1.
         per_row: panels side by side.
         indices: frame numbers in the file, shown beside the frame.
+        start: the frame shown first.
     """
     frames, height, width = shape
     return with_version(
@@ -81,6 +83,7 @@ def player_data(
             "columns": render.sheet_columns(frames, width),
             "fps": fps,
             "perRow": per_row,
+            "start": start,
             "indices": None if indices is None else [int(i) for i in indices],
             "panels": [{"title": t, "note": n, "sheet": s, "clickable": c} for t, n, s, c in panels],
         }

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from vmae.core.errors import VideoError, VmaeError
@@ -85,11 +84,11 @@ def _report(dataset: DatasetEntry) -> None:
         st.markdown("The files of this list have not been checked here.")
         st.code(f"vmae data check {dataset.csv}", language="bash")
         return
-    st.caption(f"{report.path.name}, {report.when}")
-    counts = Counter(str(v) for v in report.table[report.column])
-    st.markdown(" · ".join(f"**{n}** {name}" for name, n in counts.most_common()))
-    bad = report.table[~report.table[report.column].isin(["ok", ""])]
-    st.dataframe(bad if len(bad) else report.table.head(200), hide_index=True, height=210, width="stretch")
+    when, table = report
+    counts = Counter(table["status"])
+    st.markdown(f"{when}: " + " · ".join(f"**{n}** {name}" for name, n in counts.most_common()))
+    bad = table[table["status"] != "ok"]
+    st.dataframe(bad if len(bad) else table.head(500), hide_index=True, height=210, width="stretch")
 
 
 # -- clips ---------------------------------------------------------------------------------------------
@@ -168,9 +167,9 @@ def _one(clip: ClipInfo, sample: Sample, names: dict[int, str]) -> None:
         "frames": str(clip.num_frames),
         "frames a second": f"{clip.fps:.3g}",
         "size": f"{clip.width} x {clip.height} pixels",
-        "file": sample.path,
+        "file": f"`{sample.path}`",
     }
-    right.table(pd.DataFrame({"": facts.values()}, index=list(facts)))
+    right.markdown("\n".join(f"- {name}: **{value}**" for name, value in facts.items()))
 
 
 # -- augmentations and masks ---------------------------------------------------------------------------

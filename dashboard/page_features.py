@@ -102,6 +102,7 @@ def _attention(entry: CheckpointEntry, dataset: DatasetEntry, clip: ClipInfo) ->
         fps=clip.fps / dataset.sampling_rate,
         per_row=5,
         indices=indices,
+        start=slot * grid.tubelet_size,
     )
     show_player(data, key="attention", on_pick=lambda: _look_from(model, len(panels)))
     by_slot = weights.mean(0).sum((1, 2))

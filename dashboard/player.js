@@ -51,6 +51,7 @@ class Player {
     const images = await Promise.all(this.urls(data).map(loadImage));
     if (token !== this.token) return;
     this.take(images, data);
+    if (!this.data) this.frame = data.start || 0;
     this.data = data;
     this.root.classList.remove("busy");
     this.one(".scrub").max = data.frames - 1;

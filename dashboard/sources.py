@@ -166,37 +166,20 @@ def read_samples(dataset: DatasetEntry) -> list[Sample]:
         return []
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What `vmae data check` wrote about a list: one row a file; `column` holds the verdict."""
-
-    path: Path
-    when: str
-    table: pd.DataFrame
-    column: str
-
-
-def check_report(dataset: DatasetEntry) -> CheckReport | None:
-    """The newest report of `vmae data check` beside a list; None where there is none that can be read."""
+def check_report(dataset: DatasetEntry) -> tuple[str, pd.DataFrame] | None:
+    """When `vmae data check` last reported on a list, and the report, one row a file; None without."""
     import datetime
 
     import pandas as pd
 
-    csv = Path(dataset.csv)
-    found = [
-        *csv.parent.glob(f"{csv.stem}*check*/*.csv"),
-        *csv.parent.glob(f"{csv.stem}*check*.csv"),
-    ]
-    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-        try:
-            table = pd.read_csv(path)
-        except (ValueError, OSError):
-            continue
-        for column in ("verdict", "status", "problem", "reason"):
-            if column in table.columns:
-                when = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%d %b %Y %H:%M")
-                return CheckReport(path, when, table.fillna("ok"), column)
-    return None
+    file = Path(dataset.csv).with_suffix(".report.csv")
+    try:
+        table = pd.read_csv(file, keep_default_na=False)
+    except (OSError, ValueError):
+        return None
+    if "status" not in table.columns:
+        return None
+    return datetime.datetime.fromtimestamp(file.stat().st_mtime).strftime("%d %b %Y %H:%M"), table
 
 
 def class_names(dataset: DatasetEntry) -> dict[int, str]:

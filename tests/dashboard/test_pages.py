@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_without_a_store_every_page_names_a_command(
 ) -> None:
     monkeypatch.setenv(VARIABLE, json.dumps({"runs_dir": str(tmp_path / "none")}))
     app = healthy(open_page(name))
-    assert any(c.value.startswith("vmae ") for c in app.code)
+    assert any(c.value.startswith(("vmae ", "python -m vmae")) for c in app.code)
     assert not (tmp_path / "none").exists()
 
 
@@ -119,7 +120,7 @@ def test_data_shows_the_last_check_and_names_broken_clips(dashboard: Any, tmp_pa
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     csv = tmp_path / "list.csv"
     csv.write_text(f"{dashboard.videos[0]} 0\nbroken.mp4 1\n")
-    (tmp_path / "list.check.csv").write_text("path,verdict\na.mp4,ok\nbroken.mp4,unreadable\n")
+    (tmp_path / "list.report.csv").write_text("path,status,reason\na.mp4,ok,\nbroken.mp4,bad,unreadable\n")
     app = AppTest.from_string(
         "from vmae.dashboard.page_data import _clips, _report\n"
         "from vmae.dashboard.sources import DatasetEntry, read_samples\n"
@@ -129,7 +130,7 @@ def test_data_shows_the_last_check_and_names_broken_clips(dashboard: Any, tmp_pa
         default_timeout=60,
     ).run()
     healthy(app)
-    assert "**1** unreadable" in app.markdown[0].value
+    assert "**1** bad" in app.markdown[0].value
     assert app.dataframe[0].value["path"].tolist() == ["broken.mp4"]
     assert app.warning[0].value.startswith("Not readable: clip 1")
 
@@ -144,3 +145,70 @@ def test_features(dashboard: Any) -> None:
     healthy(app.selectbox(key="features_clip").set_value(3).run())
     healthy(app.selectbox(key="features_checkpoint").select_index(1).run())
     assert app.metric[0].label.startswith("Five nearest")
+
+
+def measured() -> dict[str, Any]:
+    """A result of the GPU suite's shape; the numbers are made up for this test."""
+    timings = [
+        {"name": "ours", "ms": 0.05},
+        {"name": "sdpa flash", "ms": 0.1},
+        {"name": "x", "ms": None, "refused": "no"},
+    ]
+    op = {
+        "op": "fused_attention",
+        "what": "forward",
+        "shape": {"B": 8, "N": 160},
+        "bytes": 1e8,
+        "flops": 1e10,
+    }
+    step = {"size": "base", "ratio": 0.9, "batch": 8, "variant": "ours", "graph": True}
+    return {
+        "machine": {"gpu": "NVIDIA H200", "torch": "2.13.0", "triton": "3.7.1"},
+        "started": "2000-01-01",
+        "ceilings": {"copy_bytes_per_s": 4e12, "bf16_flop_per_s": 7e14},
+        "ops": [{**op, "timings": timings}],
+        "steps": [
+            {**step, "ms": 10.0, "clips_per_s": 800.0, "flop_per_s": 3e14, "peak_mem_gib": 9.5},
+            {**step, "refused": "out of memory"},
+        ],
+        "profile": {"kernels": [{"kernel": "gemm", "calls": 3, "ms": 1.5}]},
+        "left_out": ["huge"],
+    }
+
+
+def test_kernels_shows_a_measured_machine(dashboard: Any) -> None:
+    from vmae.dashboard.page_kernels import op_rows, ratio_rows
+
+    assert ratio_rows(op_rows(measured()))[0]["ratio"] == pytest.approx(2.0)
+
+    def script() -> None:
+        import streamlit as st
+
+        from vmae.dashboard.page_kernels import show
+
+        show(st.session_state["result"])
+
+    app = AppTest.from_function(script, default_timeout=60)
+    app.session_state["result"] = measured()
+    healthy(app.run())
+    assert headings(app) == [
+        "Roofline",
+        "Best baseline over ours",
+        "Ops",
+        "Whole pre-training step",
+        "The step by kernel",
+    ]
+    assert app.dataframe[1].value["MFU"][0] == pytest.approx(3e14 / 989e12)
+
+
+def test_kernels_without_a_gpu_names_the_command_and_shows_what_is_active_and_compiled(
+    dashboard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vmae.dashboard import page_kernels
+
+    shutil.copy(page_kernels.RESULTS / "aot.json", tmp_path)
+    monkeypatch.setattr(page_kernels, "RESULTS", tmp_path)
+    app = healthy(open_page("kernels"))
+    assert app.code[0].value == page_kernels.SUITE
+    assert {"Active on this machine", "Compiled ahead of time"} <= set(headings(app))
+    healthy(app.pills(key="kernels_arch").set_value(app.pills(key="kernels_arch").options[0]).run())
