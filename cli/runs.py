@@ -27,6 +27,11 @@ VERBS: Verbs = {
     "compare": ("vmae.cli.runs_compare", "compare", "What differs between runs, and their curves."),
     "best": ("vmae.cli.runs", "best", "Show the run with the best value of a metric."),
     "export": ("vmae.cli.runs_export", "export", "Write runs as csv or parquet."),
+    "register": (
+        "vmae.cli.runs_register",
+        "register",
+        "Make a checkpoint a version of an MLflow model.",
+    ),
     "delete": ("vmae.cli.runs_delete", "delete", "Delete runs from the store, after asking."),
     "gc": ("vmae.cli.runs_delete", "gc", "Find (and with --delete remove) files of deleted runs."),
     "sync": ("vmae.cli.runs", "sync", "Send what the tracking store missed while it was away."),

@@ -59,7 +59,7 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
     path = store.sqlite_path
     assert path is not None
     draw = random.Random(0)
-    config = ExperimentConfig(data=DataConfig(frames=8))
+    config = ExperimentConfig(data=DataConfig(frames=8, size=(64, 64)))
     params = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(config).items()}
     tags = {**environment_tags(), "vmae.recipe": "demo_pretrain", "vmae.data_digest": "0" * 12}
     columns = (

@@ -24,7 +24,7 @@ def _plan(runs_dir: Path) -> tuple[Plan, Path]:
         title="How much to hide",
         space={"mask.ratio": [0.5, 0.75]},
         metric="probe/top1",
-        base=ExperimentConfig(data=DataConfig(frames=8)),
+        base=ExperimentConfig(data=DataConfig(frames=8, size=(64, 64))),
         baseline=False,
     )
     folder = runs_dir / "sweeps" / plan.name

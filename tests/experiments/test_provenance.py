@@ -20,7 +20,7 @@ def _data(folder: Path) -> DataConfig:
         (folder / name).write_bytes(b"12345")
         os.utime(folder / name, ns=(1, 1_000_000))
     (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
-    return DataConfig(train_csv=str(folder / "train.csv"), frames=8)
+    return DataConfig(train_csv=str(folder / "train.csv"), frames=8, size=(64, 64))
 
 
 def test_digest_follows_lists_and_files_not_their_place(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Checkpoints as versions of MLflow registered models, ready to predict from video paths."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vmae
+from vmae.core.checkpoint import load_model
+from vmae.core.config import to_dict
+from vmae.core.errors import InputError, VmaeError
+from vmae.core.video.dataset import DataConfig
+from vmae.experiments import results
+from vmae.experiments.finetuning import config_of_model
+from vmae.experiments.results import Run
+from vmae.experiments.sweeps.spec import Plan
+from vmae.experiments.sweeps.status import TrialState, groups, winner
+from vmae.experiments.tracking import Store, _client, _first_line
+
+if TYPE_CHECKING:
+    from vmae.core.classifier import VideoClassifier
+    from vmae.core.videomae import VideoMAE
+
+_REQUIREMENTS = (
+    "mlflow", "torch", "numpy", "einops", "safetensors", "decord", "av", "opencv-python-headless", "pillow",
+    "pyyaml",
+)  # fmt: skip
+_PACKAGES = ("core", "kernels", "experiments")
+
+
+def register(store: Store, run: Run, name: str) -> int:
+    """Register a run's checkpoint as a version of the model `name`; returns the version.
+
+    The model folder goes into the run's artifacts (`model/`): weights, how clips are cut, class names and a
+    copy of the package, so that `mlflow.pyfunc.load_model(f"models:/{name}/{version}")` works where only the
+    requirements are installed. A run that is a version of the model already is not registered twice.
+
+    Raises:
+        InputError: the name is not one MLflow takes, or the run has no checkpoint.
+        VmaeError: the store refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not name.strip() or any(c in name for c in "/:.%\\"):
+        raise InputError(f"expected a model name without / : . % \\, got '{name}'")
+    if run.checkpoint is None or not run.checkpoint.exists():
+        raise InputError(f"expected run '{run.name}' to have a checkpoint, got {run.checkpoint or 'none'}")
+    client = _client(store.uri)
+    try:
+        quoted = name.replace("'", "")
+        for found in client.search_model_versions(f"name = '{quoted}'"):
+            if found.run_id == run.run_id:
+                return int(found.version)
+        with tempfile.TemporaryDirectory() as folder:
+            save_pyfunc(run, Path(folder) / "model")
+            client.log_artifacts(run.run_id, str(Path(folder) / "model"), "model")
+        if not client.search_registered_models(f"name = '{quoted}'"):
+            client.create_registered_model(name)
+        tags = {
+            k: v for k, v in run.tags.items() if k in (results.SWEEP_TAG, "vmae.recipe", "vmae.data_digest")
+        }
+        made = client.create_model_version(
+            name, f"runs:/{run.run_id}/model", run.run_id, tags=tags, description=f"run {run.name}"
+        )
+        return int(made.version)
+    except MlflowException as e:
+        raise VmaeError(
+            f"expected {store.uri} to take a version of model '{name}', got: {_first_line(e)}"
+        ) from e
+
+
+def register_best(store: Store, plan: Plan, states: list[TrialState], name: str) -> tuple[Run, int]:
+    """Register the best trial of a sweep: of the winning value, the seed with the highest metric.
+
+    Raises:
+        InputError: as `register`, or no trial finished.
+    """
+    best = winner(groups(states), plan.metric)
+    if best is None:
+        raise InputError(f"expected a finished trial to register in sweep {plan.name}, found none")
+    members = [
+        s
+        for s in states
+        if not s.trial.baseline and s.trial.overrides == best.overrides and plan.metric in s.metrics
+    ]
+    top = max(members, key=lambda s: s.metrics[plan.metric])
+    run = results.find(store, plan.trial_key(top.trial))
+    return run, register(store, run, name)
+
+
+def save_pyfunc(run: Run, folder: Path) -> None:
+    """Write an MLflow model folder of a run's checkpoint."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+
+    assert run.checkpoint is not None
+    model, meta = load_model(run.checkpoint)
+    with tempfile.TemporaryDirectory() as scratch:
+        facts = Path(scratch) / "facts.json"
+        labels = meta.get("labels")
+        facts.write_text(json.dumps({"data": to_dict(_data_of(run, model, meta)), "labels": labels}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"checkpoint": str(run.checkpoint), "facts": str(facts)},
+                code_paths=[str(_package(Path(scratch)))],
+                model_config={"segments": 1, "crops": 1},
+                pip_requirements=[f"{n}=={version(n).partition('+')[0]}" for n in _REQUIREMENTS],
+                metadata={"run": run.name, "model": type(model).__name__},
+            )
+
+
+def _data_of(run: Run, model: VideoMAE | VideoClassifier, meta: dict[str, Any]) -> DataConfig:
+    """How the run cut its clips (from its parameters; from the checkpoint where it has none), no lists."""
+    data = config_of_model(model, meta).data
+    known = {k.removeprefix("data."): v for k, v in run.params.items() if k.startswith("data.")}
+    kept: dict[str, Any] = {
+        "sampling": known.get("sampling", data.sampling),
+        "sampling_rate": int(known.get("sampling_rate", data.sampling_rate)),
+        "short_side": int(known.get("short_side", data.short_side)),
+    }
+    return replace(data, workers=0, cache=False, train_csv="", val_csv="", data_root="", **kept)
+
+
+def _package(scratch: Path) -> Path:
+    """A copy of the package without what only the command line and the dashboard need."""
+    source = Path(vmae.__file__).parent
+    target = scratch / "vmae"
+    target.mkdir()
+    shutil.copy(source / "__init__.py", target)
+    for name in _PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "results", "*.md")
+        shutil.copytree(source / name, target / name, ignore=ignored)
+    return target
