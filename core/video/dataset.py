@@ -20,8 +20,10 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video import augment, sampling
 from vmae.core.video.annotations import AnnotationFormat, Sample
 from vmae.core.video.cache import DecodedCache
+from vmae.core.video.isolate import run_limited
+from vmae.core.video.probes import Probes, probes_path
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
-from vmae.core.video.reader import cached_info, open_video
+from vmae.core.video.reader import VideoInfo, cached_info, is_remembered, open_video, remember_info
 
 Mode = Literal["train", "val", "test"]
 
@@ -138,6 +140,10 @@ class ClipDataset:
         self.cache = cache
         self.epoch = 0
         self._rand_augment = RandAugment.parse(config.rand_augment)
+        # What `vmae data check` has found out about this list, if it has been run.
+        listed = {"train": config.train_csv, "val": config.val_csv, "test": config.test_csv}[mode]
+        remembered = probes_path(listed) if listed else None
+        self._probes = Probes(remembered) if remembered is not None and remembered.is_file() else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -175,7 +181,14 @@ class ClipDataset:
             indices = self._frame_indices(sample, len(frames), rng)
             self._cut(frames[indices.reshape(-1)], rng, out)
             return
-        info = cached_info(sample.path, timeout_s=config.timeout_s)
+        # The read has its own limit; a decoder that is stuck inside one call is left behind after twice that.
+        frames = run_limited(lambda: self._read(sample, rng), sample.path, 2 * config.timeout_s + 1)
+        self._cut(frames, rng, out)
+
+    def _read(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
+        """The frames of the clip (or of all temporal views), uint8 `[T, H, W, 3]`, before the crop."""
+        config = self.config
+        info = self._info(sample.path)
         indices = self._frame_indices(sample, info.num_frames, rng)
         native = min(info.height, info.width)
         short = native if config.short_side == 0 else min(native, config.short_side)
@@ -183,8 +196,14 @@ class ClipDataset:
             # Evaluation resizes the short side to the crop's: decode at that size where it is smaller.
             short = min(short, max(config.size))
         with open_video(sample.path, info=info, timeout_s=config.timeout_s) as video:
-            frames = video.read(indices.reshape(-1), short if short != native else None)
-        self._cut(frames, rng, out)
+            return video.read(indices.reshape(-1), short if short != native else None)
+
+    def _info(self, path: str) -> VideoInfo:
+        if self._probes is not None and not is_remembered(path):
+            found = self._probes.get(path)
+            if found is not None:
+                remember_info(found)
+        return cached_info(path, timeout_s=self.config.timeout_s)
 
     def _frame_indices(self, sample: Sample, num_frames: int, rng: np.random.Generator | None) -> np.ndarray:
         """int64 `[T]`, or `[segments, T]` in test."""

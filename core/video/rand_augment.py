@@ -2,7 +2,7 @@
 
 One draw per clip, so that a moving scene stays one scene. RandAugment follows the official `rand_augment.py`
 (V1, from timm): the "increasing" set of 15 operations, each applied with probability 0.5, magnitudes on a
-scale of 0 to 10. Its photometric operations equal PIL's to the grey level (colour, contrast, sharpness: within
+scale of 0 to 10. Its photometric operations equal PIL's to the grey level (colour, contrast, sharpness: to
 one). Departures: applied to the cropped clip (official: to the whole frame before the crop), and geometry is
 bilinear with a fill of grey 128.
 """

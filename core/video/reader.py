@@ -22,7 +22,7 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -177,15 +177,20 @@ def cached_info(path: str | Path, *, timeout_s: float | None = DEFAULT_TIMEOUT_S
         if st.st_size == known.size_bytes and st.st_mtime_ns == known.mtime_ns:
             return known
     info = probe_video(path, timeout_s=timeout_s)
-    _INFO[path] = info
-    while len(_INFO) > _INFO_LIMIT:
-        _INFO.popitem(last=False)
+    remember_info(info)
     return info
 
 
 def remember_info(info: VideoInfo) -> None:
     """Let `cached_info` answer for this file without a probe."""
     _INFO[info.path] = info
+    while len(_INFO) > _INFO_LIMIT:
+        _INFO.popitem(last=False)
+
+
+def is_remembered(path: str) -> bool:
+    """Whether `cached_info` has an answer for this file (it may have changed since)."""
+    return path in _INFO
 
 
 def read_clip(
@@ -362,20 +367,40 @@ class OpenVideo:
             k = end
         return got if len(got) == len(wanted) else None
 
-    def _read_sequential(self, wanted: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
+    def decode(self) -> Generator[Any, None, None]:
+        """Every frame of a video file in display order, from the start, as PyAV frames (see `to_array`).
+
+        Raises:
+            VideoError: `corrupt` at the first damaged frame, `timeout`.
+        """
         container, stream = self._reopen()
+        try:
+            for count, frame in enumerate(container.decode(stream)):
+                self._deadline.check()
+                if frame.is_corrupt:
+                    raise VideoError(self.info.path, "corrupt", f"damaged data at frame {count}")
+                yield frame
+        except VideoError:
+            raise
+        except Exception as e:
+            raise _classify(self.info.path, e, self._deadline, opened=True) from e
+        finally:
+            self.close()
+
+    def to_array(self, frame: Any, size: tuple[int, int] | None = None) -> np.ndarray:
+        """A frame of `decode` as uint8 `[H, W, 3]`, RGB, rotated for display, scaled to `size` (H, W)."""
+        return self._frame(frame, *(size or (self.info.height, self.info.width)))
+
+    def _read_sequential(self, wanted: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
         want = {int(i) for i in wanted}
         last = max(want)
         got: dict[int, np.ndarray] = {}
-        for count, frame in enumerate(container.decode(stream)):
-            self._deadline.check()
-            if frame.is_corrupt:
-                raise VideoError(self.info.path, "corrupt", f"damaged data at frame {count}")
-            if count in want:
-                got[count] = self._frame(frame, height, width)
-            if count >= last:
-                break
-        self.close()
+        with contextlib.closing(self.decode()) as frames:
+            for count, frame in enumerate(frames):
+                if count in want:
+                    got[count] = self._frame(frame, height, width)
+                if count >= last:
+                    break
         if len(got) != len(want):
             raise VideoError(
                 self.info.path, "truncated", f"expected {self.info.num_frames} frames, decoded {len(got)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -163,6 +164,16 @@ def test_the_probe_is_remembered_until_the_file_changes(
     make_video(path, frames=12)
     os.utime(path, ns=(1, 1))
     assert cached_info(path).num_frames == 12
+
+
+def test_a_marked_key_frame_that_is_none_is_not_trusted(
+    video_kind: Callable[[str], Path], truth: Truth
+) -> None:
+    path = video_kind("h264_one_gop")
+    info = probe_video(path)
+    lying = dataclasses.replace(info, key_pts=info.pts, key_dts=info.pts)
+    frames = truth(path)
+    assert np.array_equal(read_clip(path, [40, 7], info=lying), np.stack([frames[40], frames[7]]))
 
 
 def test_info_survives_pickling(video_kind: Callable[[str], Path]) -> None:

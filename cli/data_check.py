@@ -1,0 +1,69 @@
+"""`vmae data check`: decode every file of a list, report what is bad, write a cleaned list."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("check")
+@click.argument("csv", type=click.Path(path_type=Path))
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
+)
+@click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
+@click.option("--workers", type=int, default=None, help="Processes.  [default: all cores]")
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for one read.")
+@click.option("--quick", is_flag=True, help="First, last and a few frames of each file instead of all.")
+@click.option("--report", type=click.Path(path_type=Path), default=None, help="[default: CSV.report.csv]")
+@click.option("--clean", type=click.Path(path_type=Path), default=None, help="[default: CSV.clean.csv]")
+def check(
+    csv: Path,
+    data_root: Path | None,
+    annotation_format: str,
+    workers: int | None,
+    timeout: float,
+    quick: bool,
+    report: Path | None,
+    clean: Path | None,
+) -> None:
+    """Decode every file of CSV: unreadable, cut, empty, without video, of variable rate or odd size, wrong
+    frame counts, seeking that shows wrong frames.
+
+    Writes a report, a list of the good files, and what reading must know about each file (CSV.probes, used by
+    training). Ends with code 1 when a file is bad.
+    """
+    from vmae.core.progress import progress
+    from vmae.core.video.annotations import read_annotations, write_annotations
+    from vmae.core.video.check import check_samples, write_report
+    from vmae.core.video.probes import probes_path, save_probes
+
+    samples = read_annotations(csv, data_root, format=annotation_format)  # type: ignore[arg-type]
+    stem = str(csv.with_suffix("")) if csv.suffix == ".csv" else str(csv)
+    report, clean = report or Path(f"{stem}.report.csv"), clean or Path(f"{stem}.clean.csv")
+    bad = 0
+    with progress("check", total=len(samples), unit="file") as bar:
+        result = check_samples(
+            samples,
+            workers=workers or os.cpu_count() or 1,
+            full=not quick,
+            timeout_s=timeout,
+            progress=lambda done, total: bar.update(1),
+        )
+        bad = len(result.bad)
+    write_report(result, report)
+    good = [s for s, r in zip(samples, result.reports, strict=True) if r.status == "ok"]
+    if good:
+        write_annotations(clean, good)
+    save_probes(probes_path(csv), [r.info for r in result.reports if r.status == "ok" and r.info is not None])
+    click.echo(result.summary())
+    for r in result.bad[:20]:
+        click.echo(f"bad: {r.path}: {r.reason}" + (f": {r.detail}" if r.detail else ""))
+    if bad > 20:
+        click.echo(f"... and {bad - 20} more in the report")
+    click.echo(f"report: {report}")
+    click.echo(f"clean list: {clean} ({len(good)} files)" if good else "no clean list: every file is bad")
+    if bad:
+        raise click.exceptions.Exit(1)

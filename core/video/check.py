@@ -1,0 +1,222 @@
+"""Decode every file of a list before training does: what is bad, what is unusual, and how each must be read.
+
+Each file is read in a process that can be killed. The classes of faults are those of `reader.probe_video`,
+with which training also decides; `full` adds what only a whole decode can tell.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmae.core.errors import VideoError
+from vmae.core.video.annotations import Sample
+from vmae.core.video.isolate import run_isolated
+from vmae.core.video.reader import DEFAULT_TIMEOUT_S, VideoInfo, open_video, probe_video
+
+NOTES = {
+    "variable_frame_rate": "time between frames varies: a fixed stride in frames is no fixed stride in time",
+    "odd_size": "odd width or height",
+    "frame_count": "the header promises another number of frames than a decode shows",
+    "rotated": "stored rotated; frames are turned on reading",
+    "sequential": "no reliable seeking: every read decodes from the start (see `vmae data optimize`)",
+    "inexact_seek": "seeking shows other frames than a whole decode: read sequentially from now on",
+    "stretch": "the list asks for frames that the file does not have",
+    "duplicate": "listed more than once",
+    "conflicting_label": "listed with different labels",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """One file: `status` is `ok` or `bad` (with `reason` and `detail` of the VideoError); `notes` are keys of
+    `NOTES`; `info` is the probe, where there is one; `seconds` the time the check took."""
+
+    path: str
+    label: int
+    status: str
+    reason: str = ""
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+    header_frames: int = 0
+    seconds: float = 0.0
+    info: VideoInfo | None = None
+
+
+def check_file(sample: Sample, *, full: bool = True, timeout_s: float = DEFAULT_TIMEOUT_S) -> FileReport:
+    """Decode a file: the first, the last and some frames in between by random access, and with `full` every
+    frame in order, against which the others are compared. Never raises for a bad file."""
+    start = time.perf_counter()
+    notes: list[str] = []
+    info: VideoInfo | None = None
+    header_frames = 0
+    try:
+        info = probe_video(sample.path, timeout_s=timeout_s)
+        n = info.num_frames
+        rng = np.random.default_rng(0)
+        wanted = sorted({0, n - 1, n // 2, *(int(i) for i in rng.integers(0, n, 3))})
+        with open_video(sample.path, info=info, timeout_s=timeout_s) as video:
+            # Backwards and one by one: every read is a seek of its own.
+            seen = {i: video.read([i])[0] for i in reversed(wanted)}
+        if info.backend in ("seek", "sequential"):
+            header_frames = _header_frames(sample.path)
+            if full:
+                count, same = _decode_whole(info, seen, timeout_s)
+                if not same:
+                    notes.append("inexact_seek")
+                    info = dataclasses.replace(
+                        info, backend="sequential", num_frames=count, pts=_NONE, key_pts=_NONE, key_dts=_NONE
+                    )
+            if header_frames and header_frames != info.num_frames:
+                notes.append("frame_count")
+        if info.variable_rate:
+            notes.append("variable_frame_rate")
+        if info.width % 2 or info.height % 2:
+            notes.append("odd_size")
+        if info.rotation:
+            notes.append("rotated")
+        if info.backend == "sequential" and "inexact_seek" not in notes:
+            notes.append("sequential")
+        if info.num_frames < sample.start + (sample.num_frames or 1):
+            raise VideoError(
+                sample.path,
+                "truncated",
+                f"the list asks for frame {sample.start + (sample.num_frames or 1) - 1}, "
+                f"the file has {info.num_frames}",
+            )
+    except VideoError as e:
+        return FileReport(
+            path=sample.path,
+            label=sample.label,
+            status="bad",
+            reason=e.reason,
+            detail=e.detail,
+            notes=tuple(notes),
+            header_frames=header_frames,
+            seconds=time.perf_counter() - start,
+            info=info,
+        )
+    return FileReport(
+        path=sample.path,
+        label=sample.label,
+        status="ok",
+        notes=tuple(notes),
+        header_frames=header_frames,
+        seconds=time.perf_counter() - start,
+        info=info,
+    )
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _header_frames(path: str) -> int:
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.best("video")
+        return int(stream.frames or 0) if stream is not None else 0
+
+
+def _decode_whole(info: VideoInfo, seen: dict[int, np.ndarray], timeout_s: float) -> tuple[int, bool]:
+    """`(number of frames, whether random access showed the same)` of a decode from start to end."""
+    same, count = True, 0
+    with open_video(info.path, info=info, timeout_s=timeout_s) as video:
+        for count, frame in enumerate(video.decode(), start=1):
+            index = count - 1
+            if index in seen:
+                same = same and np.array_equal(video.to_array(frame), seen[index])
+    return count, same and count == info.num_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """Reports in the order of the list, one per line of it."""
+
+    reports: list[FileReport]
+
+    @property
+    def bad(self) -> list[FileReport]:
+        """The files that training would skip."""
+        return [r for r in self.reports if r.status == "bad"]
+
+    def summary(self) -> str:
+        """A few lines: counts of files, faults and notes."""
+        n, bad = len(self.reports), self.bad
+        lines = [f"{n} files: {n - len(bad)} ok, {len(bad)} bad ({100 * len(bad) / n:.2f}%)"]
+        lines += [f"  bad  {k}: {v}" for k, v in Counter(r.reason for r in bad).most_common()]
+        notes = Counter(note for r in self.reports for note in r.notes)
+        lines += [f"  note {k}: {v} ({NOTES[k]})" for k, v in notes.most_common()]
+        frames = [r.info.num_frames for r in self.reports if r.info is not None and r.status == "ok"]
+        if frames:
+            lines.append(f"  frames: {min(frames)} to {max(frames)}, median {int(np.median(frames))}")
+        return "\n".join(lines)
+
+
+def check_samples(
+    samples: Sequence[Sample],
+    *,
+    workers: int = 1,
+    full: bool = True,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckResult:
+    """Check every file of a list in parallel; a file that hangs or crashes its process is bad, no more."""
+    reports: list[FileReport | None] = [None] * len(samples)
+    check = partial(check_file, full=full, timeout_s=timeout_s)
+    # The reads inside are limited one by one; together they get a multiple before the process is killed.
+    for done, outcome in enumerate(
+        run_isolated(check, samples, workers=workers, limit_s=4 * timeout_s), start=1
+    ):
+        sample = samples[outcome.index]
+        report = outcome.value
+        if outcome.failure:
+            reason = "unreadable" if outcome.failure == "error" else outcome.failure
+            report = FileReport(
+                path=sample.path, label=sample.label, status="bad", reason=reason, detail=outcome.detail
+            )
+        reports[outcome.index] = report
+        if progress is not None:
+            progress(done, len(samples))
+    whole = [r for r in reports if r is not None]
+    labels: dict[str, set[int]] = {}
+    for r in whole:
+        labels.setdefault(r.path, set()).add(r.label)
+    times = Counter((s.path, s.start, s.num_frames) for s in samples)
+    for k, (r, s) in enumerate(zip(whole, samples, strict=True)):
+        extra = []
+        if times[s.path, s.start, s.num_frames] > 1:
+            extra.append("duplicate")
+        if len(labels[r.path]) > 1:
+            extra.append("conflicting_label")
+        if extra:
+            whole[k] = dataclasses.replace(r, notes=(*r.notes, *extra))
+    return CheckResult(reports=whole)
+
+
+def write_report(result: CheckResult, path: str | Path) -> None:
+    """A csv with a header, one row per file."""
+    columns = [
+        "path", "label", "status", "reason", "detail", "notes", "frames", "header_frames", "fps", "width",
+        "height", "codec", "container", "backend", "seconds",
+    ]  # fmt: skip
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(columns)
+        for r in result.reports:
+            found: list[Any] = [""] * 7
+            if r.info is not None:
+                i = r.info
+                found = [f"{i.fps:.3f}", i.width, i.height, i.codec, i.container, i.backend]
+            frames = r.info.num_frames if r.info is not None else ""
+            row = [r.path, r.label, r.status, r.reason, r.detail, " ".join(r.notes), frames, r.header_frames]
+            writer.writerow([*row, *found[:6], f"{r.seconds:.3f}"])

@@ -1,0 +1,76 @@
+"""`vmae data index`, `check` and `optimize` on real files, end to end, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from vmae.cli.main import main
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of two videos each, one of them cut; names with a space and an accent."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("train/a b/1.mp4", "train/a b/2.mp4", "train/é/1.mp4", "val/é/1.mp4"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"g": "50"})
+            stream.width, stream.height = 96, 64
+            still = rng.integers(0, 255, (8, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            for i in range(30):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(still, i, 1)), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    cut = root / "train/a b/2.mp4"
+    cut.write_bytes(cut.read_bytes()[:500])
+    return root
+
+
+def test_index_check_optimize(folder: Path) -> None:
+    result = run("data", "index", folder, "--layout", "folders", "--relative")
+    assert result.exit_code == 0, result.output
+    assert "2 classes; 3 train, 1 val" in result.output
+    assert (folder / "train.csv").read_text() == "train/a b/1.mp4 0\ntrain/a b/2.mp4 0\ntrain/é/1.mp4 1\n"
+    assert (folder / "classes.txt").read_text() == "a b\né\n"
+
+    result = run("data", "check", folder / "train.csv", "--workers", 1)
+    assert result.exit_code == 1
+    assert "3 files: 2 ok, 1 bad (33.33%)" in result.output
+    assert "2.mp4: unreadable" in result.output
+    assert (folder / "train.report.csv").read_text().count("\n") == 4
+    assert (folder / "train.csv.probes").is_file()
+    clean = (folder / "train.clean.csv").read_text()
+    assert "2.mp4" not in clean
+    assert clean.count("\n") == 2
+    assert run("data", "check", folder / "val.csv", "--workers", 1, "--quick").exit_code == 0
+
+    result = run(
+        "data", "optimize", folder / "train.clean.csv", folder / "fast", "--short-side", 32, "--workers", 1
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 encoded, 0 already good and copied, 0 failed" in result.output
+    assert "speed-up: " in result.output
+    lines = (folder / "fast/train.clean.csv").read_text().splitlines()
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["0", "1"]
+    assert all(Path(line.rsplit(" ", 1)[0]).is_file() for line in lines)
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    result = run("data", "check", tmp_path / "absent.csv")
+    assert "expected a list of videos, found no such file" in str(result.exception)
+    result = run("data", "index", tmp_path, "--layout", "ucf")
+    assert "did you mean 'ucf101'?" in str(result.exception)
+    result = run("data", "optimise", "x", "y")
+    assert result.exit_code == 2
+    assert "did you mean 'optimize'?" in result.output
