@@ -13,6 +13,7 @@ VERBS: Verbs = {
         "Which kernels are active and why; time or compile them.",
     ),
     "report": ("vmae.cli.bench_report", "report", "Tables and pictures from GPU results."),
+    "step": ("vmae.cli.bench_step", "step", "The CPU training step against transformers."),
 }
 
 
