@@ -22,7 +22,9 @@ CELLS = ("16x112x112:2", "16x112x112:8", "16x224x224:2", "16x224x224:8")
 @click.option("--repeats", default=7, show_default=True, help="Timed steps of each contender.")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's]")
 @click.option("--mask-ratio", default=0.9, show_default=True, help="Tube mask.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Also peak memory, in fresh processes.")
+@click.option(
+    "--memory/--no-memory", default=True, show_default=True, help="Also peak memory, in fresh processes."
+)
 @click.option("--json", "json_path", type=click.Path(), help="Write every number to this file.")
 @click.option("--worker", hidden=True, help="One contender's peak memory (used by --memory).")
 def step(
@@ -232,7 +234,7 @@ def _peak_memory(
     import psutil
 
     if contender != "vmae":
-        import transformers.models.videomae.modeling_videomae
+        pass
     import vmae.core.videomae  # noqa: F401
 
     before = psutil.Process().memory_info().rss
@@ -243,7 +245,12 @@ def _peak_memory(
 
 
 def _memory_of(
-    contender: str, size: str, cell: tuple[int, int, int, int], precision: str, mask_ratio: float, threads: int
+    contender: str,
+    size: str,
+    cell: tuple[int, int, int, int],
+    precision: str,
+    mask_ratio: float,
+    threads: int,
 ) -> int:
     import json
     import subprocess

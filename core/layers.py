@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmae.kernels import fused_attention
+from vmae.kernels import fused_attention, linear
 
 
 def sincos_angles(positions: np.ndarray, dim: int) -> np.ndarray:
@@ -51,27 +51,33 @@ class DropPath(nn.Module):
         return f"p={self.p:.3g}"
 
 
+class Linear(nn.Linear):
+    """torch's linear layer on `vmae.kernels.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with learnt q and v biases and none for k, as published."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def packed_qkv(self, x: Tensor) -> Tensor:
         """[B, N, D] to [B, N, 3, heads, head_dim], one matrix product."""
         b, n, d = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return F.linear(x, self.qkv.weight, bias).view(b, n, 3, self.num_heads, d // self.num_heads)
+        return linear(x, self.qkv.weight, bias).view(b, n, 3, self.num_heads, d // self.num_heads)
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
         """[B, N, D] to [B, N - first_query, D]: the outputs of the tokens from `first_query` on."""
-        out = fused_attention(self.packed_qkv(x))  # [B, N, D]
-        return self.proj(out[:, first_query:] if first_query else out)
+        return self.proj(fused_attention(self.packed_qkv(x), first_query=first_query))
 
     def attention_map(self, x: Tensor) -> Tensor:
         """The softmax weights [B, heads, N, N] (rows: queries), computed plainly, for looking at."""
@@ -85,8 +91,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.grid import TokenGrid
-from vmae.core.layers import Block, gather_pos, init_weights, run_blocks, sincos_pos_embed
+from vmae.core.layers import Block, Linear, gather_pos, init_weights, run_blocks, sincos_pos_embed
 from vmae.core.masking import TokenMask
 from vmae.kernels import assemble_decoder_tokens, gather_patches, masked_patch_loss
 
@@ -199,7 +199,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.config = config
         # The linear layer's own initialisation is the official Conv3d's: uniform within 1/sqrt(P).
-        self.proj = nn.Linear(config.grid.patch_dim, config.embed_dim)
+        self.proj = Linear(config.grid.patch_dim, config.embed_dim)
 
     def forward(self, video: Tensor, indices: Tensor) -> Tensor:
         """video [B, C, T, H, W], indices [B, K] to [B, K, D]."""
@@ -259,7 +259,7 @@ class Decoder(nn.Module):
             for rate in drop_path_rates(c.drop_path, c.decoder_depth)
         )
         self.norm = nn.LayerNorm(d, eps=c.head_norm_eps)
-        self.head = nn.Linear(d, c.grid.patch_dim)
+        self.head = Linear(d, c.grid.patch_dim)
         self.apply(init_weights)
 
     def forward(self, x: Tensor, num_predicted: int) -> Tensor:
@@ -286,7 +286,7 @@ class VideoMAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, final_norm=config.encoder_norm)
-        self.encoder_to_decoder = nn.Linear(config.embed_dim, config.decoder_embed_dim, bias=False)
+        self.encoder_to_decoder = Linear(config.embed_dim, config.decoder_embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
         self.decoder = Decoder(config)
         # The decoder's positions at its own width.

@@ -9,6 +9,7 @@ from vmae.kernels.attention.op import fused_attention
 from vmae.kernels.checks import KernelInputError
 from vmae.kernels.decoder_tokens.op import assemble_decoder_tokens
 from vmae.kernels.dispatch import KernelStatus, kernel_status, use_kernels
+from vmae.kernels.linear import linear
 from vmae.kernels.patch_gather.op import gather_patches
 from vmae.kernels.patch_loss.op import masked_patch_loss, patch_targets
 
@@ -19,6 +20,7 @@ __all__ = [
     "fused_attention",
     "gather_patches",
     "kernel_status",
+    "linear",
     "masked_patch_loss",
     "patch_targets",
     "use_kernels",

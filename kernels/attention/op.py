@@ -8,22 +8,22 @@ from torch import Tensor
 
 from vmae.kernels.attention import library  # noqa: F401 (registers the ops)
 from vmae.kernels.attention.configs import MAX_HEAD_DIM
-from vmae.kernels.attention.reference import fused_attention_reference
+from vmae.kernels.attention.cpu import WrittenOutAttention
 from vmae.kernels.checks import FLOAT_DTYPES, describe, require, values_are_checked
 from vmae.kernels.dispatch import use_triton
 
-# On a CPU in bfloat16 the written-out product beats SDPA up to this length (measured on 2 cores:
-# N=392 8 ms forward and 11 ms backward against 11 and 27); in float32 SDPA wins at every decoder length.
-CPU_BF16_MATMUL_MAX_TOKENS = 512
 
-
-def fused_attention(qkv: Tensor, *, scale: float | None = None, lengths: Tensor | None = None) -> Tensor:
+def fused_attention(
+    qkv: Tensor, *, scale: float | None = None, lengths: Tensor | None = None, first_query: int = 0
+) -> Tensor:
     """Return multi-head self-attention over packed projections: `[B, N, 3, H, Dh] -> [B, N, H * Dh]`.
 
     qkv: float32, bfloat16, float16 or float64, `qkv[:, :, 0]` the queries, then keys, then values; any
     strides (the view `linear(x).view(B, N, 3, H, Dh)` needs no copy). Biases belong into that Linear.
     scale: multiplies q k^T; None means Dh**-0.5. lengths: int `[B]`, values in [1, N]: keys at positions
     >= lengths[b] are not attended to (queries there still give rows, which the caller ignores); None = all N.
+    first_query: in [0, N); only the rows of queries from there on are returned, [B, N - first_query, H * Dh]
+    (a decoder's last block needs no others); all keys are attended to.
     Softmax statistics are float32 in half precision. The gradient with respect to qkv comes packed.
 
     Raises KernelInputError (a ValueError) for a wrong shape, dtype or device, an empty axis, and, on the CPU
@@ -50,12 +50,13 @@ def fused_attention(qkv: Tensor, *, scale: float | None = None, lengths: Tensor 
         if values_are_checked(lengths):
             low, high = torch.aminmax(lengths)
             require(int(low) >= 1 and int(high) <= n, f"lengths in [1, {n}]", f"{int(low)} to {int(high)}")
+    require(0 <= first_query < n, f"first_query in [0, {n})", first_query)
     if use_triton("fused_attention", qkv, unsupported=_unsupported(qkv), size=n):
         out, _lse = torch.ops.vmae.attention_fwd(
             qkv, qkv.shape[4] ** -0.5 if scale is None else scale, lengths
         )
-        return out
-    return _attention_torch(qkv, scale, lengths)
+        return out[:, first_query:] if first_query else out
+    return _attention_torch(qkv, scale, lengths, first_query)
 
 
 def _unsupported(qkv: Tensor) -> str | None:
@@ -67,14 +68,15 @@ def _unsupported(qkv: Tensor) -> str | None:
     return None
 
 
-def _attention_torch(qkv: Tensor, scale: float | None, lengths: Tensor | None) -> Tensor:
-    b, n, _, h, dh = qkv.shape
-    short_bf16 = qkv.dtype == torch.bfloat16 and n <= CPU_BF16_MATMUL_MAX_TOKENS
-    if qkv.device.type == "cpu" and short_bf16:
-        return fused_attention_reference(qkv, scale=scale, lengths=lengths)
+def _attention_torch(qkv: Tensor, scale: float | None, lengths: Tensor | None, first_query: int) -> Tensor:
+    n, dh = qkv.shape[1], qkv.shape[4]
+    # Measured on 2 cores, forward and backward, one layer: in bfloat16 the written-out products take a third
+    # (N = 160) to a half (N = 1568) of SDPA's time; in float32 SDPA wins at every length.
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and lengths is None:
+        return WrittenOutAttention.apply(qkv, dh**-0.5 if scale is None else scale, first_query)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, Dh] each
     keep = None
     if lengths is not None:
         keep = (torch.arange(n, device=qkv.device) < lengths[:, None])[:, None, None, :]  # [B, 1, 1, N]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=scale)
-    return out.transpose(1, 2).reshape(b, n, h * dh)
+    out = F.scaled_dot_product_attention(q[:, :, first_query:], k, v, attn_mask=keep, scale=scale)
+    return out.transpose(1, 2).flatten(2)

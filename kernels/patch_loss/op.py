@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, check_video, describe, require
@@ -13,6 +12,7 @@ from vmae.kernels.patch_gather.configs import MAX_PATCH_VALUES
 from vmae.kernels.patch_gather.op import select_pixels
 from vmae.kernels.patch_gather.reference import scale_pixels
 from vmae.kernels.patch_loss import library
+from vmae.kernels.patch_loss.cpu import SquaredErrorLoss
 from vmae.kernels.patch_loss.reference import elementwise_loss, normalise_target
 
 LOSSES = ("mse", "l1", "smooth_l1")
@@ -124,6 +124,9 @@ def masked_patch_loss(
         if pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return library.OnePassLoss.apply(pred, video, indices, weights, form)
         return torch.ops.vmae.patch_loss(pred, video, indices, weights, *form)
+    if loss == "mse" and pred.device.type == "cpu" and not torch.compiler.is_compiling():
+        pixels = select_pixels(video.detach(), indices, patch_size, tubelet_size, layout)
+        return SquaredErrorLoss.apply(pred, pixels, weights, target == "normalized")
     work = compute_dtype(pred.dtype)
     labels = _targets(
         video,
@@ -134,8 +137,6 @@ def masked_patch_loss(
         layout=layout,
         dtype=work,
     )
-    if weights is None and loss == "mse":
-        return F.mse_loss(pred.to(work), labels)
     each = elementwise_loss(pred.to(work), labels, loss)
     if weights is None:
         return each.mean()
