@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,7 @@ from vmae.cli.training import cache_progress, config_options, make_demo_data_if_
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.sweeps.space import Param
     from vmae.experiments.sweeps.spec import Definition, Plan
     from vmae.experiments.tracking import Store
 
@@ -22,6 +24,41 @@ LATEST = "(latest)"
 @click.argument("name", required=False)
 @click.option("--list", "list_them", is_flag=True, help="Show the named sweeps there are.")
 @click.option("--values", help="Values to try instead of the sweep's own, for example 0.5,0.75,0.9,0.95.")
+@click.option(
+    "--param",
+    "param_texts",
+    multiple=True,
+    metavar="PATH=SPACE",
+    help="Vary any field: mask.ratio=0.5,0.75 or optim.base_lr=loguniform(1e-5,1e-3); also uniform(a,b), "
+    "randint(a,b) with both ends, choice(a,b,...) (repeatable).",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["grid", "random", "optuna"]),
+    help="How settings are chosen.  [default: random where a field has a distribution, else grid]",
+)
+@click.option("--samples", type=int, help="Settings drawn by random and Optuna.  [default: 16]")
+@click.option(
+    "--scheduler",
+    type=click.Choice(["none", "asha", "median", "pbt"]),
+    default="none",
+    show_default=True,
+    help="Stop bad trials early (asha, median), or copy weights from good ones (pbt).",
+)
+@click.option(
+    "--stop-on",
+    type=click.Choice(["loss", "knn"]),
+    help="What the scheduler compares: the training loss (refused where trials differ in task) or nearest "
+    "neighbours on features, measured during training.  [default: loss]",
+)
+@click.option("--budget", metavar="TIME", help="Stop after this time, for example 4h, 90m or 1h30m.")
+@click.option(
+    "--then",
+    "stages",
+    multiple=True,
+    type=click.Choice(["probe", "knn", "finetune"]),
+    help="Stage after pre-training; the last one ranks the trials (repeatable).  [default: probe]",
+)
 @config_options
 @click.option(
     "--seeds", type=int, default=1, show_default=True, help="Repeat every trial with this many seeds."
@@ -45,6 +82,13 @@ def sweep(
     name: str | None,
     list_them: bool,
     values: str | None,
+    param_texts: tuple[str, ...],
+    search: str | None,
+    samples: int | None,
+    scheduler: str,
+    stop_on: str | None,
+    budget: str | None,
+    stages: tuple[str, ...],
     recipe: str | None,
     config_file: Path | None,
     train_csv: Path | None,
@@ -61,27 +105,33 @@ def sweep(
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
-    """Run the named sweep NAME, for example `vmae sweep masking_ratio`.
+    """Run the named sweep NAME, for example `vmae sweep masking_ratio`, or vary any field with --param.
 
     Without --data it runs on the built-in data set (made in data/demo if it is not there), sized for a CPU.
-    Trials are ranked by a probe on held-out videos, never by their own training loss. Every trial is tracked
-    in MLflow; an interrupted sweep goes on with --resume.
+    Trials are ranked by their last stage (a probe) on held-out videos, never by their own training loss.
+    Every trial is tracked in MLflow; an interrupted sweep goes on with --resume.
     """
+    from vmae.core.config import override
     from vmae.core.errors import InputError
     from vmae.experiments.sweeps import definitions, driver
+    from vmae.experiments.sweeps.space import describe
+    from vmae.experiments.sweeps.spec import make_plan
+    from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
     from vmae.experiments.tracking import store_at
 
     if list_them:
         _list()
         return
     store = store_at(runs_dir)
+    budget_s = None if budget is None else _seconds(budget)
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
-        plan = driver.with_resources(plan, cpus, gpus, max_concurrent)
+        plan = replace(driver.with_resources(plan, cpus, gpus, max_concurrent), budget_s=budget_s)
     else:
-        if name is None:
-            raise InputError("expected the name of a sweep (see `vmae sweep --list`), got none")
-        definition = definitions.get(name)
+        if name is None and not param_texts:
+            raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
+        definition = definitions.get(name) if name is not None else None
+        chosen = {"pipeline.then": ",".join(stages)} if stages else {}
         base = resolve_config(
             recipe=recipe,
             config_file=config_file,
@@ -90,10 +140,44 @@ def sweep(
             data_root=data_root,
             size=size,
             epochs=epochs,
-            assignments=assignments,
+            assignments=(*(f"{k}={v}" for k, v in chosen.items()), *assignments),
+        )
+        stopping = None
+        if scheduler != "none":
+            stopping = StoppingConfig(
+                rule=scheduler,  # type: ignore[arg-type]
+                metric=KNN if stop_on == "knn" else LOSS,
+            )
+            if stop_on == "knn" and not base.pipeline.measure_every:
+                base = override(base, {"pipeline.measure_every": 1})
+        elif stop_on is not None:
+            raise InputError("--stop-on: expected a --scheduler to go with it, got none")
+        params = _params(definition, base, values, param_texts)
+        title = definition.title if definition is not None else describe(params)
+        sweep_name = definition.name if definition is not None else "custom"
+        run_name = run_name or driver.new_name(store, sweep_name)
+        if (driver.sweeps_dir(store) / run_name / "plan.json").exists():
+            raise InputError(
+                f"--run-name: expected a new name, got '{run_name}', which exists; "
+                f"go on with it by --resume {run_name}"
+            )
+        plan = make_plan(
+            name=run_name,
+            sweep=sweep_name,
+            title=title,
+            params=params,
+            metric=base.pipeline.metric,
+            base=base,
+            seeds=seeds,
+            search=search,  # type: ignore[arg-type]
+            samples=samples,
+            stopping=stopping,
+            budget_s=budget_s,
+            cpus_per_trial=1.0 if cpus is None else cpus,
+            gpus_per_trial=_gpus(gpus),
+            max_concurrent=max_concurrent,
         )
         make_demo_data_if_used(base)
-        plan = _new_plan(definition, base, store, values, seeds, cpus, _gpus(gpus), max_concurrent, run_name)
     run(plan, store)
 
 
@@ -101,13 +185,14 @@ def run(plan: Plan, store: Store) -> None:
     """Prepare, run and report a plan; exit code 1 when a trial failed, 130 when interrupted."""
     from vmae.cli.sweep_display import Display, report
     from vmae.experiments.sweeps import driver
-    from vmae.experiments.sweeps.status import FAILED
+    from vmae.experiments.sweeps.spec import Plan
+    from vmae.experiments.sweeps.status import DONE, FAILED
 
     try:
         with cache_progress("decode") as progress:
             driver.prepare(plan, store, progress)
         click.echo(
-            f"sweep {plan.name} ({plan.title}): {len(plan.trials)} trials "
+            f"sweep {plan.name} ({plan.title}): {plan.expected_trials} trials "
             f"in {driver.sweeps_dir(store) / plan.name}",
             err=True,
         )
@@ -120,7 +205,15 @@ def run(plan: Plan, store: Store) -> None:
             f"\ninterrupted: finished trials are kept. Go on with: vmae sweep --resume {plan.name}", err=True
         )
         raise SystemExit(130) from None
+    plan = Plan.load(driver.sweeps_dir(store) / plan.name)
     report(plan, states, store)
+    left = plan.expected_trials - sum(s.status in (DONE, FAILED) for s in states)
+    if left:
+        click.echo(
+            f"\nthe budget is spent; {left} of {plan.expected_trials} trials are not finished. "
+            f"Go on with: vmae sweep --resume {plan.name}",
+            err=True,
+        )
     failed = [s for s in states if s.status == FAILED]
     if failed:
         for state in failed:
@@ -167,46 +260,34 @@ def _gpus(asked: float | None) -> float:
     return 1.0 if torch.cuda.is_available() else 0.0
 
 
-def _new_plan(
-    definition: Definition,
-    base: ExperimentConfig,
-    store: Store,
-    values: str | None,
-    seeds: int,
-    cpus: float | None,
-    gpus: float,
-    max_concurrent: int | None,
-    run_name: str | None,
-) -> Plan:
+def _params(
+    definition: Definition | None, base: ExperimentConfig, values: str | None, texts: tuple[str, ...]
+) -> list[Param]:
+    """What varies: the named sweep's field (with other values, if given), then the fields of --param."""
     from vmae.core.errors import InputError
-    from vmae.experiments.sweeps import driver
-    from vmae.experiments.sweeps.spec import make_plan
+    from vmae.experiments.sweeps.space import Param, parse_params, typed_values
 
-    chosen: list[Any] = list(definition.values)
-    if values is not None:
-        chosen = [v.strip() for v in values.split(",") if v.strip()]
-        chosen = [_typed(base, definition.path, v) for v in chosen]
-    name = run_name or driver.new_name(store, definition.name)
-    if (driver.sweeps_dir(store) / name / "plan.json").exists():
-        raise InputError(
-            f"--run-name: expected a new name, got '{name}', which exists; go on with it by --resume {name}"
-        )
-    return make_plan(
-        name=name,
-        sweep=definition.name,
-        title=definition.title,
-        space={definition.path: chosen},
-        metric=definition.metric,
-        base=base,
-        seeds=seeds,
-        cpus_per_trial=1.0 if cpus is None else cpus,
-        gpus_per_trial=gpus,
-        max_concurrent=max_concurrent,
-    )
+    given = list(parse_params(texts, base))
+    if definition is None:
+        if values is not None:
+            raise InputError("--values: expected the name of a sweep whose field takes them, got none")
+        return given
+    if any(p.path == definition.path for p in given):
+        if values is not None:
+            raise InputError(f"expected --values or --param for {definition.path}, got both")
+        return given
+    chosen = definition.values if values is None else typed_values(definition.path, values, base)
+    return [Param(path=definition.path, choices=tuple(chosen)), *given]
 
 
-def _typed(base: ExperimentConfig, path: str, text: str) -> Any:
-    """A value from the command line, read by its field's type."""
-    from vmae.core.config import flatten, override
+def _seconds(text: str) -> float:
+    """`4h`, `90m`, `1h30m`, `45s` as seconds."""
+    import re
 
-    return flatten(override(base, {path: text}))[path]
+    from vmae.core.errors import InputError
+
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    total = sum(float(n) * s for n, s in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0
+    if total <= 0:
+        raise InputError(f"--budget: expected a time such as 4h, 90m or 1h30m, got '{text}'")
+    return total

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 _LINES_EVERY_S = 10.0
+ACCURACY = {
+    "probe/top1": "probe accuracy",
+    "knn/top1": "kNN accuracy",
+    "finetune/top1": "fine-tuned accuracy",
+}
 
 
 class Display:
@@ -126,7 +131,9 @@ def _loss(state: TrialState) -> str:
 def _outcome(state: TrialState, metric: str) -> str:
     if state.status == FAILED:
         return f"failed: {state.error}"
-    parts = [f"probe {percent(state.metrics.get(metric))}"]
+    parts = [f"{metric.partition('/')[0]} {percent(state.metrics.get(metric))}"]
+    if state.stage == "stopped":
+        parts = ["stopped early"]
     if "pretrain/loss" in state.metrics:
         parts.append(f"loss {number(state.metrics['pretrain/loss'])}")
     parts.append(format_duration(state.seconds))
@@ -141,7 +148,7 @@ def results_table(plan: Plan, found: list[Group]) -> str:
         title,
         "pre-training loss",
         f"error at {plan.base.evaluation_ratio:g}",
-        "probe accuracy",
+        ACCURACY.get(plan.metric, plan.metric),
         "clips/s",
         "minutes",
     ]
@@ -163,6 +170,25 @@ def results_table(plan: Plan, found: list[Group]) -> str:
     return format_table(header, rows)
 
 
+def comparison_table(plan: Plan, states: list[TrialState], found: list[Group]) -> str:
+    """Paired differences over seeds: each value to the best (the best to the second) and to the baseline."""
+    from vmae.experiments.sweeps.compare import Difference, compare
+
+    def text(d: Difference | None) -> str:
+        if d is None:
+            return "-"
+        spread = f" ±{d.error * 100:.1f}" if d.seeds > 1 else ""
+        return f"{d.mean * 100:+.1f}{spread} ({d.higher} of {d.seeds} higher)"
+
+    found_differences = compare(states, found, plan.metric)
+    rows = []
+    for group in found:
+        c = found_differences[group.label]
+        rows.append([group.label, c.rival or "-", text(c.to_rival), text(c.to_baseline)])
+    header = ["at the same seeds", "against", "percentage points", "against random weights"]
+    return format_table(header, rows, left=2)
+
+
 def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     """Print the table, the winner, the figure's path and what to type next."""
     from vmae.experiments.sweeps.driver import sweeps_dir
@@ -173,12 +199,18 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     best = winner(found, plan.metric)
     if best is None:
         return
+    if plan.seeds > 1:
+        click.echo()
+        click.echo(comparison_table(plan, states, found))
+    stopped = sum(s.stage == "stopped" for s in states)
+    if stopped and plan.stopping is not None:
+        click.echo(f"\n{stopped} trials were stopped early by {plan.stopping.rule} ({plan.stopping.metric})")
     click.echo()
     accuracy = best.mean[plan.metric]
     what = f"{plan.params[0]} = {best.label}" if len(plan.params) == 1 else best.label
     line = f"best: {what}, {percent(accuracy)} on held-out videos"
     facts = []
-    chance = best.mean.get("probe/chance")
+    chance = best.mean.get(f"{plan.metric.partition('/')[0]}/chance")
     if chance:
         facts.append(f"{accuracy / chance:.1f}x chance ({percent(chance)})")
     baseline = next((g for g in found if g.baseline and plan.metric in g.mean), None)

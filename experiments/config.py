@@ -16,6 +16,41 @@ from vmae.core.train import TrainConfig
 from vmae.core.video.dataset import DataConfig
 from vmae.core.videomae import VideoMAEConfig
 
+Stage = Literal["probe", "knn", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What follows pre-training in a sweep's trial; the last stage ranks the trials."""
+
+    then: tuple[Stage, ...] = ("probe",)
+    """In this order. probe: as the probe section says; knn: nearest neighbours on the same features;
+    finetune: a classifier trained end to end (finetune section, with the optimiser and loop below), then
+    measured over `data.segments x data.crops` views of each held-out video."""
+    measure_every: int = 0
+    """Epochs between measurements of `pretrain/knn_top1` during pre-training; 0: none."""
+    finetune_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup_epochs=5.0, layer_decay=0.75
+        )
+    )
+    """Defaults: VideoMAE's fine-tuning script for ViT-B on Kinetics-400."""
+    finetune_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=75, batch_size=384))
+    """Its seed is the trial's."""
+
+    def __post_init__(self) -> None:
+        if not self.then or len(set(self.then)) != len(self.then):
+            raise InputError(
+                f"pipeline.then: expected one or more different stages, got {', '.join(self.then) or 'none'}"
+            )
+        if self.measure_every < 0:
+            raise InputError(f"pipeline.measure_every: expected 0 or more, got {self.measure_every}")
+
+    @property
+    def metric(self) -> str:
+        """What ranks trials: the last stage's accuracy on the held-out list."""
+        return f"{self.then[-1]}/top1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
@@ -39,6 +74,7 @@ class ExperimentConfig:
     evaluation_ratio: float = 0.75
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
     trained at different ratios can be compared."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
     def __post_init__(self) -> None:
         if self.data.frames != self.model.frames:

@@ -6,7 +6,7 @@ The stages here are what `vmae pretrain`, `vmae probe` and every sweep trial are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from vmae.core.checkpoint import load_matching
 from vmae.core.errors import InputError, VideoError
 from vmae.core.masking import MaskConfig, sample_mask
 from vmae.core.pictures import contact_sheet
-from vmae.core.probe import ProbeResult, evaluation_loss, extract_features, probe
+from vmae.core.probe import ProbeResult, evaluation_loss, extract_features, knn_probe, probe
 from vmae.core.reconstruction import reconstruct
 from vmae.core.train import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
-from vmae.core.video.annotations import Sample, num_classes, read_annotations
+from vmae.core.video.annotations import Sample, num_classes, read_annotations, subset
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE
@@ -39,7 +39,7 @@ class Data:
 
     train: ClipDataset
     train_plain: ClipDataset
-    """The training clips as validation reads them (centre crop, fixed frames), for probes."""
+    """All training clips as validation reads them (centre crop, fixed frames), for probes."""
     val: ClipDataset | None
     num_classes: int
 
@@ -78,7 +78,7 @@ def open_data(
             raise VideoError(bad[0], *cache.errors[bad[0]])
     seed = config.train.seed
     return Data(
-        train=ClipDataset(train, data, "train", seed, cache=cache),
+        train=ClipDataset(subset(train, data.train_share, seed), data, "train", seed, cache=cache),
         train_plain=ClipDataset(train, data, "val", seed, cache=cache),
         val=ClipDataset(val, data, "val", seed, cache=cache) if val else None,
         num_classes=num_classes([*train, *val]),
@@ -159,8 +159,12 @@ def pretrain_stage(
     report: Report | None = None,
     should_stop: Callable[[], bool] | None = None,
     resume: bool = True,
+    measure: Callable[[int, VideoMAE], dict[str, float]] | None = None,
 ) -> tuple[VideoMAE, TrainResult]:
-    """Pre-train a fresh model in `run_dir` (or continue the one there), with a picture every few epochs."""
+    """Pre-train a fresh model in `run_dir` (or continue the one there), with a picture every few epochs.
+
+    `measure(epoch, model)` may return more metrics of an epoch.
+    """
     model = build_model(config)
     every = config.train.picture_every
 
@@ -168,7 +172,7 @@ def pretrain_stage(
         if tracker is not None and data.val is not None and every and epoch % every == 0:
             picture = reconstruction_picture(model, data.val, config.evaluation_ratio)
             tracker.log_image(picture, "reconstruction", epoch)
-        return {}
+        return {} if measure is None else measure(epoch, model)
 
     result = pretrain(
         model=model,
@@ -193,6 +197,17 @@ def measure_reconstruction(
     assert data.val is not None
     mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
     return evaluation_loss(model, data.val, mask, device=device, precision=config.train.precision)
+
+
+def knn_inside(model: VideoMAE, config: ExperimentConfig, data: Data, device: torch.device) -> float:
+    """Leave-one-out accuracy of nearest neighbours on features of the training list, in [0, 1].
+
+    The held-out list is not looked at, so this may decide which trials go on.
+    """
+    pooling = "time" if config.probe.pooling == "tokens" else config.probe.pooling
+    precision = config.train.precision
+    train = extract_features(model, data.train_plain, pooling=pooling, device=device, precision=precision)
+    return knn_probe(train, train, config.probe, data.num_classes).selection_top1
 
 
 def probe_stage(

@@ -13,6 +13,7 @@ it may hold spaces and any letters.
 from __future__ import annotations
 
 import os
+import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,25 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
     temporary = csv.with_name(f".{csv.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(lines), encoding="utf-8")
     os.replace(temporary, csv)
+
+
+def subset(samples: list[Sample], share: float, seed: int) -> list[Sample]:
+    """A share of the list: of every label alike (at least one each), in the list's order.
+
+    The draw depends on `seed` alone, so a smaller share's samples are among a larger one's.
+    """
+    if share >= 1:
+        return list(samples)
+    rng = random.Random(f"vmae-subset-{seed}")
+    by_label: dict[int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_label.setdefault(sample.label, []).append(index)
+    kept: list[int] = []
+    for label in sorted(by_label):
+        indices = by_label[label]
+        rng.shuffle(indices)
+        kept += indices[: max(1, round(len(indices) * share))]
+    return [samples[i] for i in sorted(kept)]
 
 
 def num_classes(samples: list[Sample]) -> int:

@@ -35,6 +35,9 @@ class DataConfig:
     train_csv: str = ""
     val_csv: str = ""
     test_csv: str = ""
+    train_share: float = 1.0
+    """Share of the training list that is pre-trained on (of every class alike; a smaller share's videos are
+    among a larger one's). Probes and fine-tuning read the whole list."""
     data_root: str = ""
     """Folder that relative paths in the lists start from; empty: the list's own folder."""
     annotation_format: AnnotationFormat = "auto"
@@ -89,6 +92,8 @@ class DataConfig:
                 raise InputError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
         if len(self.size) != 2 or min(self.size) < 1:
             raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
+        if not 0 < self.train_share <= 1:
+            raise InputError(f"data.train_share: expected a share in (0, 1], got {self.train_share}")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"data.max_bad_share: expected a share in [0, 1], got {self.max_bad_share}")
         if not 0 <= self.random_erasing <= 1:

@@ -116,6 +116,16 @@ def dual_masking() -> Definition:
     return _define(dual_masking, path="mask.decoder_ratio", values=(0.0, 0.5, 0.75))
 
 
+def data_size() -> Definition:
+    """How many of the training videos are pre-trained on; the readout learns from all of them.
+
+    The papers' claim of data efficiency (P1, section 4: VideoMAE learns from 3 to 4 thousand videos). The
+    number of epochs is the same for every share, so a smaller share also takes fewer steps; to compare at
+    equal steps, run the shares one by one with --set train.epochs.
+    """
+    return _define(data_size, path="data.train_share", values=(0.1, 0.3, 1.0))
+
+
 ALL: dict[str, Callable[[], Definition]] = {
     f.__name__: f
     for f in (
@@ -129,6 +139,7 @@ ALL: dict[str, Callable[[], Definition]] = {
         repeated_sampling,
         learning_rate,
         dual_masking,
+        data_size,
     )
 }
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,12 +16,15 @@ from typing import Any
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
-from vmae.experiments.sweeps.trial import cache_dir, run_trial
+from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
 from vmae.experiments.tracking import Store, Tracker, create_store
 
+MAX_FAILURES = 3
+"""How often a trial whose process or node was lost is started again."""
 Observe = Callable[[list[TrialState]], None]
 """Called about once a second with every trial's state."""
 
@@ -55,11 +59,27 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     """What trials share, done once before they start: the store, and every video decoded into the cache.
 
     Raises:
-        InputError, VideoError: bad lists or held-out videos are refused here, before anything is started.
+        InputError, VideoError: bad lists, held-out videos or a share of the list that does not fill a batch
+            are refused here, before anything is started.
     """
+    from vmae.core.video.annotations import subset
     from vmae.experiments.run import open_data
 
-    open_data(plan.base, cache_dir(store.runs_dir), progress)
+    data = open_data(plan.base, cache_dir(store.runs_dir), progress)
+    if data.val is None:
+        raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
+    listed = data.train_plain.samples
+    for config in [t.config(plan.base) for t in plan.trials if not t.baseline]:
+        kept = len(subset(listed, config.data.train_share, config.train.seed))
+        if kept < config.train.batch_size:
+            raise InputError(
+                f"expected at least one batch of train.batch_size = {config.train.batch_size} clips; "
+                f"data.train_share = {config.data.train_share:g} of {len(listed)} videos leaves {kept}"
+            )
+    if plan.search == "optuna":
+        from vmae.experiments.sweeps.search import check_optuna
+
+        check_optuna()
     create_store(store)
 
 
@@ -92,9 +112,10 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
         # Trials look their parent up in the store: it must be there before the first of them starts.
         tracker.flush()
         unfinished = [s.trial.id for s in trial_states(plan, folder) if s.status != DONE]
-        if unfinished:
-            with _watching(plan, folder, observe):
+        if unfinished or len(plan.trials) < plan.expected_trials:
+            with _watching(folder, observe):
                 _tune(plan, folder, store, unfinished)
+            plan = Plan.load(folder)
         states = trial_states(plan, folder)
         best = winner(groups(states), plan.metric)
         if best is not None:
@@ -110,7 +131,7 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
 
 
 @contextlib.contextmanager
-def _watching(plan: Plan, folder: Path, observe: Observe | None) -> Iterator[None]:
+def _watching(folder: Path, observe: Observe | None) -> Iterator[None]:
     """Show the trials' states once a second while the body runs, and once at its end."""
     if observe is None:
         yield
@@ -122,7 +143,7 @@ def _watching(plan: Plan, folder: Path, observe: Observe | None) -> Iterator[Non
     def loop() -> None:
         try:
             while not stop.wait(1.0):
-                show(trial_states(plan, folder))
+                show(trial_states(Plan.load(folder), folder))
         except BaseException as e:
             failures.append(e)
 
@@ -135,7 +156,7 @@ def _watching(plan: Plan, folder: Path, observe: Observe | None) -> Iterator[Non
         thread.join()
     if failures:
         raise failures[0]
-    show(trial_states(plan, folder))
+    show(trial_states(Plan.load(folder), folder))
 
 
 def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
@@ -163,7 +184,12 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
         import torch
 
         torch.set_num_threads(max(1, int(cpus)))
-        run_trial(folder, config["trial"], store, emit=lambda metrics: tune.report(dict(metrics)))
+        try:
+            run_trial(folder, config["trial"], store, emit=lambda metrics: tune.report(dict(metrics)))
+        except VmaeError:
+            # What the configuration or the data refuses, another attempt refuses too: it is in the trial's
+            # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
+            return
 
     try:
         ray.init(
@@ -178,27 +204,74 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
     except Exception as e:
         raise VmaeError(f"expected Ray to start on this machine, got: {str(e).splitlines()[0]}") from e
     try:
+        missing = (plan.expected_trials - len(plan.trials)) + len(trial_ids)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
-            param_space={"trial": tune.grid_search(trial_ids)},
+            param_space={"trial": tune.grid_search(trial_ids)} if plan.search != "optuna" else {},
             tune_config=tune.TuneConfig(
+                num_samples=missing if plan.search == "optuna" else 1,
+                search_alg=_searcher(folder, trial_ids) if plan.search == "optuna" else None,
                 max_concurrent_trials=plan.max_concurrent,
+                time_budget_s=plan.budget_s,
+                reuse_actors=True,
                 trial_dirname_creator=lambda t: f"{t.config['trial']}-{t.trial_id}",
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            start = time.monotonic()
             tuner.fit()
+        if plan.budget_s is None or time.monotonic() - start < plan.budget_s:
+            _mark_lost(Plan.load(folder), folder)
     finally:
         # Second Ctrl-C while we clean up would leave processes behind.
         with _ignoring_sigint():
             ray.shutdown()
+
+
+def _mark_lost(plan: Plan, folder: Path) -> None:
+    """Write down that a trial ended without a result or an error of its own: its processes were killed."""
+    for state in trial_states(plan, folder):
+        if state.status not in (DONE, FAILED):
+            path = trial_dir(folder, state.trial.id) / "progress.json"
+            kept = read_json(path) or {"fraction": 0.0, "metrics": {}, "seconds": 0.0}
+            text = f"its process ended {kept.get('attempts', 0)} times without an error of its own (killed?)"
+            write_json(path, {**kept, "stage": "failed", "error": text})
+
+
+def _searcher(folder: Path, trial_ids: list[str]) -> Any:
+    """Ray Tune's view of a growing plan: first its unfinished trials, then new settings as slots get free."""
+    from ray.tune.search import Searcher
+
+    from vmae.experiments.sweeps.search import next_setting
+
+    class PlanSearcher(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric=None, mode=None)
+            self.waiting = list(trial_ids)
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | None:
+            if not self.waiting:
+                plan = Plan.load(folder)
+                overrides = next_setting(plan, folder)
+                if overrides is None:
+                    return Searcher.FINISHED  # type: ignore[return-value]
+                grown = plan.with_setting(overrides)
+                # Written before the trial starts: its process reads the plan, and a resumed sweep finds it.
+                grown.save(folder)
+                self.waiting = [t.id for t in grown.trials[len(plan.trials) :]]
+            return {"trial": self.waiting.pop(0)}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, **_: Any) -> None:
+            """Nothing is kept here: results are read from the trials' files."""
+
+    return PlanSearcher()
 
 
 @contextlib.contextmanager

@@ -100,4 +100,4 @@ def _seed_values(states: list[TrialState], group: Group, metric: str) -> list[fl
 
 
 def _chance(ranked: list[Group]) -> float | None:
-    return next((g.mean["probe/chance"] for g in ranked if "probe/chance" in g.mean), None)
+    return next((v for g in ranked for k, v in g.mean.items() if k.endswith("/chance")), None)

@@ -1,26 +1,29 @@
-"""What a sweep is: a definition (what varies, what ranks) and a plan (the trials of one run of it)."""
+"""What a sweep is: a definition (what varies) and a plan (the trials of one run of it)."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.masking import mask_counts
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
+from vmae.experiments.sweeps.space import Param, draw_samples
+from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
 
 BASELINE = "random weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """A named sweep: which field varies over which values, and the metric that ranks the trials.
+    """A named sweep: which field varies over which values.
 
     `published` is the paper's table as {value: {column: number}}, where there is one.
     """
@@ -30,7 +33,6 @@ class Definition:
     path: str
     values: tuple[Any, ...]
     doc: str = ""
-    metric: str = "probe/top1"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -55,7 +57,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run of a sweep: everything needed to run it, resume it and read its results."""
+    """One run of a sweep: everything needed to run it, resume it and read its results.
+
+    With `search` "optuna" the trials grow while it runs, to `samples` settings for every seed.
+    """
 
     name: str
     sweep: str
@@ -67,6 +72,36 @@ class Plan:
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent: int | None = None
+    workers_per_trial: int = 1
+    """Processes that train one trial together (Ray Train); `cpus_per_trial` and `gpus_per_trial` are each
+    one's."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    space: tuple[Param, ...] = ()
+    samples: int = 0
+    """Settings drawn by `random` and `optuna`."""
+    seeds: int = 1
+    stopping: StoppingConfig | None = None
+    budget_s: float | None = None
+    """Seconds after which this attempt ends, finished or not."""
+
+    @property
+    def expected_trials(self) -> int:
+        """How many trials there will be."""
+        if self.search != "optuna":
+            return len(self.trials)
+        return sum(t.baseline for t in self.trials) + self.samples * self.seeds
+
+    def settings(self) -> list[list[Trial]]:
+        """The trials by setting, in the order they were made: those of one list differ in their seed."""
+        gathered: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            if not trial.baseline:
+                gathered.setdefault(json.dumps(trial.overrides, sort_keys=True), []).append(trial)
+        return list(gathered.values())
+
+    def with_setting(self, overrides: dict[str, Any]) -> Plan:
+        """The plan with one more setting, for every seed."""
+        return replace(self, trials=(*self.trials, *_trials(overrides, _seeds(self.base, self.seeds))))
 
     @property
     def key(self) -> str:
@@ -97,54 +132,106 @@ def make_plan(
     name: str,
     sweep: str,
     title: str,
-    space: Mapping[str, Sequence[Any]],
+    params: Sequence[Param],
     metric: str,
     base: ExperimentConfig,
     seeds: int = 1,
     baseline: bool = True,
+    search: Literal["grid", "random", "optuna"] | None = None,
+    samples: int | None = None,
+    stopping: StoppingConfig | None = None,
+    budget_s: float | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     max_concurrent: int | None = None,
+    workers_per_trial: int = 1,
 ) -> Plan:
-    """Every combination of the values in `space`, for every seed, after one baseline for each seed.
+    """The trials of a sweep, after one baseline for each seed.
+
+    `grid`: every combination of the parameters' values. `random`: each of them with each of `samples` draws
+    of the drawn parameters (seeded by `train.seed`, so the same command draws the same). `optuna`: only the
+    baseline now; settings are asked for as results come. Without `search` it is `random` where a parameter
+    is drawn, else `grid`.
 
     Every trial's configuration is built here once, so that a bad value is refused before anything runs.
 
     Raises:
-        InputError: no values, fewer than one seed, a value twice, or a trial whose configuration is refused
-            (a ratio that leaves no visible or no masked token, for example).
+        InputError: no parameter, fewer than one seed, samples where they mean nothing (or none where they are
+            needed), early stopping that would compare different tasks, or a trial whose configuration is
+            refused (a ratio that leaves no visible or no masked token, for example).
     """
     if seeds < 1:
         raise InputError(f"--seeds: expected 1 or more, got {seeds}")
-    for path, values in space.items():
-        if not values:
-            raise InputError(f"{path}: expected at least one value, got none")
-        if len({str(v) for v in values}) != len(values):
-            raise InputError(f"{path}: expected different values, got {', '.join(str(v) for v in values)}")
+    if not params:
+        raise InputError("expected at least one field to vary (--param PATH=V1,V2,...), got none")
+    drawn = [p for p in params if p.drawn]
+    search = search or ("random" if drawn else "grid")
+    if search == "grid" and drawn:
+        raise InputError(f"--search grid: expected values, got a distribution for {drawn[0].path}")
+    if search == "random" and not drawn:
+        raise InputError("--search random: expected a distribution for some field, got values alone")
+    if search == "grid" and samples is not None:
+        raise InputError("--samples: expected a distribution (or --search optuna), got values alone")
+    if samples is not None and samples < 1:
+        raise InputError(f"--samples: expected 1 or more, got {samples}")
+    check_stopping(stopping, [p.path for p in params])
+    wanted = 0 if search == "grid" else (samples or 16)
     trials: list[Trial] = []
-    first = base.train.seed
-    for seed in range(first, first + seeds):
-        if baseline:
-            trials.append(Trial(id=f"random-weights_s{seed}", overrides={}, seed=seed, baseline=True))
-        for combination in itertools.product(*space.values()):
-            overrides = dict(zip(space, combination, strict=True))
-            words = [f"{p.rpartition('.')[2]}{_slug(v)}" for p, v in overrides.items()]
-            trials.append(Trial(id="_".join([*words, f"s{seed}"]), overrides=overrides, seed=seed))
-    for trial in trials:
-        config = trial.config(base)
-        mask_counts(config.mask.type, config.mask.ratio, config.model.grid)
-    return Plan(
+    every_seed = _seeds(base, seeds)
+    if baseline:
+        trials += [Trial(id=f"random-weights_s{s}", overrides={}, seed=s, baseline=True) for s in every_seed]
+    if search != "optuna":
+        fixed = [p for p in params if not p.drawn]
+        grid = [
+            dict(zip([p.path for p in fixed], values, strict=True))
+            for values in itertools.product(*(p.choices for p in fixed))
+        ]
+        draws = draw_samples(params, wanted, base.train.seed) if drawn else [{}]
+        settings = [{p.path: (g | d)[p.path] for p in params} for d in draws for g in grid]
+        by_seed = [_trials(o, every_seed) for o in settings]
+        # Seed by seed: a sweep that is cut short has whole comparisons of its first seeds.
+        trials = [t for i, _ in enumerate(every_seed) for t in [*trials[i : i + 1], *[b[i] for b in by_seed]]]
+    plan = Plan(
         name=name,
         sweep=sweep,
         title=title,
-        params=tuple(space),
+        params=tuple(p.path for p in params),
         metric=metric,
         base=base,
         trials=tuple(trials),
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         max_concurrent=max_concurrent,
+        workers_per_trial=workers_per_trial,
+        search=search,
+        space=tuple(params),
+        samples=wanted,
+        seeds=seeds,
+        stopping=stopping,
+        budget_s=budget_s,
     )
+    for trial in plan.trials:
+        check_trial(trial, base)
+    return plan
+
+
+def check_trial(trial: Trial, base: ExperimentConfig) -> None:
+    """Raise InputError where the trial's configuration is refused."""
+    config = trial.config(base)
+    mask_counts(config.mask.type, config.mask.ratio, config.model.grid)
+
+
+def _seeds(base: ExperimentConfig, seeds: int) -> list[int]:
+    return list(range(base.train.seed, base.train.seed + seeds))
+
+
+def _trials(overrides: dict[str, Any], seeds: Sequence[int]) -> list[Trial]:
+    words = "_".join(f"{p.rpartition('.')[2]}{_slug(v)}" for p, v in overrides.items())
+    if len(words) > 120:
+        # A trial's name is a folder's: file systems allow 255 bytes.
+        digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:10]
+        words = f"{words[:100]}-{digest}"
+    return [Trial(id=f"{words}_s{seed}", overrides=overrides, seed=seed) for seed in seeds]
 
 
 def _slug(value: Any) -> str:

@@ -54,7 +54,7 @@ def trial_states(plan: Plan, folder: Path) -> list[TrialState]:
                 TrialState(
                     trial=trial,
                     status=DONE,
-                    stage="done",
+                    stage="stopped" if result.get("stopped") else "done",
                     fraction=1.0,
                     seconds=result["seconds"],
                     metrics=result["metrics"],

@@ -1,27 +1,36 @@
-"""One trial: pre-train, measure the reconstruction, probe. It leaves files that make it resumable.
+"""One trial: pre-train, measure the reconstruction, then the pipeline's stages. It leaves files that make it
+resumable.
 
-A trial's folder holds `progress.json` (where it is, rewritten about every second), `pretrain/` (training
-checkpoints and the model), `pretrained.json` (the first stage's numbers, once it is done) and, last of all,
-`result.json`. A trial with a result is never run again; a trial with checkpoints goes on from the newest.
+A trial's folder holds `progress.json` (where it is, rewritten about every second), `pretrain/` and
+`finetune/` (training checkpoints and the models), a `<stage>.json` with the numbers of each stage that is
+done (`pretrained.json` of the first) and, last of all, `result.json`. A trial with a result is never run again; a
+trial with checkpoints goes on from the newest, a stage that is done is not repeated.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmae.core.config import flatten
-from vmae.core.errors import VmaeError
+from vmae.core.config import flatten, override
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import shared_tags
 from vmae.experiments.sweeps.spec import Plan, Trial
+from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
 from vmae.experiments.tracking import Store, Tracker
 
-# Shares of a trial's time by stage, for the estimate of the time left only.
-_PRETRAIN_SHARE, _MEASURE_SHARE = 0.88, 0.02
+if TYPE_CHECKING:
+    import torch
+
+    from vmae.core.train import TrainResult
+    from vmae.core.videomae import VideoMAE
+    from vmae.experiments.run import Data
+
 Emit = Callable[[dict[str, float]], None]
 
 
@@ -31,12 +40,13 @@ def trial_dir(folder: Path, trial_id: str) -> Path:
 
 
 class ProgressFile:
-    """`progress.json` of a trial: stage, share done, latest numbers, seconds spent over all attempts."""
+    """`progress.json` of a trial: stage, share done, latest numbers; seconds and processes of all attempts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         before = read_json(path) or {}
         self._seconds_before: float = before.get("seconds", 0.0)
+        self.attempts: int = before.get("attempts", 0) + 1
         self._start = time.monotonic()
         self._written = 0.0
         self.state: dict[str, Any] = {"stage": "starting", "fraction": 0.0, "metrics": {}, "error": None}
@@ -52,7 +62,31 @@ class ProgressFile:
         now = time.monotonic()
         if force or now - self._written >= 1.0:
             self._written = now
-            write_json(self.path, {**self.state, "seconds": self.seconds, "updated": time.time()})
+            facts = {"seconds": self.seconds, "attempts": self.attempts, "updated": time.time()}
+            write_json(self.path, {**self.state, **facts})
+
+
+@dataclass
+class _Run:
+    """What the stages of one trial share."""
+
+    plan: Plan
+    trial: Trial
+    config: ExperimentConfig
+    folder: Path
+    home: Path
+    tracker: Tracker
+    progress: ProgressFile
+    emit: Emit | None
+    device: torch.device
+    data: Data
+    metrics: dict[str, float] = field(default_factory=dict)
+    stopped: str | None = None
+    """Why the trial ended before its last epoch."""
+    donor: str | None = None
+    """pbt: whose weights to go on with."""
+    done_share: float = 0.0
+    """Share of the trial's time in the stages before this one, for the time left."""
 
 
 def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = None) -> dict[str, Any]:
@@ -65,10 +99,11 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
         emit: called with the metrics of each epoch and, last, of the finished trial.
 
     Returns:
-        What `result.json` holds: id, overrides, seed, baseline, metrics, seconds.
+        What `result.json` holds: id, overrides, seed, baseline, metrics, seconds, attempts (processes that
+        worked on it) and stopped (why it was ended early, or None).
 
     Raises:
-        VmaeError: whatever the stages refuse; the message stays in `progress.json`.
+        VmaeError: what the stages refuse; the message stays in `progress.json`, as any other error's.
     """
     plan = Plan.load(folder)
     trial = next(t for t in plan.trials if t.id == trial_id)
@@ -80,8 +115,8 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
         return dict(done)
     progress = ProgressFile(home / "progress.json")
     progress.update(force=True)
-    config = trial.config(plan.base)
     try:
+        config = trial.config(plan.base)
         with Tracker(
             store,
             home,
@@ -96,11 +131,13 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
                 **shared_tags(config, plan.base, folder),
             },
         ) as tracker:
-            metrics = _stages(plan, trial, config, folder, home, tracker, progress, emit)
+            metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit)
             tracker.log_metrics(metrics, config.train.epochs)
-            tracker.set_tags({"vmae.checkpoint": str(home / "pretrain" / "model")})
-    except VmaeError as e:
-        progress.update(force=True, stage="failed", error=str(e))
+            if stopped:
+                tracker.set_tags({"vmae.stopped": stopped})
+    except Exception as e:
+        text = (str(e).splitlines() or [""])[0]
+        progress.update(force=True, stage="failed", error=text or type(e).__name__)
         raise
     result = {
         "id": trial.id,
@@ -109,9 +146,11 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
         "baseline": trial.baseline,
         "metrics": metrics,
         "seconds": progress.seconds,
+        "attempts": progress.attempts,
+        "stopped": stopped,
     }
     write_json(home / "result.json", result)
-    progress.update(force=True, stage="done", fraction=1.0, metrics=metrics)
+    progress.update(force=True, stage="stopped" if stopped else "done", fraction=1.0, metrics=metrics)
     if emit is not None:
         emit(metrics)
     return result
@@ -126,63 +165,249 @@ def _stages(
     tracker: Tracker,
     progress: ProgressFile,
     emit: Emit | None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], str | None]:
+    from vmae.experiments import run
+
+    this = _Run(
+        plan=plan,
+        trial=trial,
+        config=_adopted(home, config),
+        folder=folder,
+        home=home,
+        tracker=tracker,
+        progress=progress,
+        emit=emit,
+        device=run.default_device(),
+        data=run.open_data(config, cache_dir(store_runs_dir(folder))),
+    )
+    shares = stage_shares(config, trial.baseline)
+    model = _pretrained(this, shares["pretrain"])
+    this.done_share += shares["pretrain"]
+    if this.stopped is None:
+        tracker.set_tags({"vmae.checkpoint": str(home / "pretrain" / "model")})
+        for stage, work in (("measure", _measure), *((s, _WORK[s]) for s in config.pipeline.then)):
+            progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
+            kept = read_json(home / f"{stage}.json")
+            if kept is None:
+                kept = {"metrics": work(this, model, shares[stage])}
+                write_json(home / f"{stage}.json", kept)
+            this.metrics.update(kept["metrics"])
+            this.done_share += shares[stage]
+    this.metrics["perf/tracking_share"] = tracker.seconds / max(progress.seconds, 1e-9)
+    return this.metrics, this.stopped
+
+
+def stage_shares(config: ExperimentConfig, baseline: bool = False) -> dict[str, float]:
+    """Each stage's share of a trial's time as a guess from its epochs; used for the time left only."""
+    epochs = float(config.train.epochs)
+    weights = {
+        "pretrain": 0.0 if baseline else epochs,
+        "measure": 0.02 * epochs,
+        "probe": 0.1 * epochs,
+        "knn": 0.05 * epochs,
+        "finetune": 2.0 * config.pipeline.finetune_train.epochs,
+    }
+    kept = {k: w for k, w in weights.items() if k in ("pretrain", "measure", *config.pipeline.then)}
+    return {k: w / sum(kept.values()) for k, w in kept.items()}
+
+
+def _pretrained(this: _Run, share: float) -> VideoMAE:
+    """The pre-trained model: fresh weights for the baseline, the one in the folder where it is done."""
     from vmae.core.checkpoint import load_model, save_model
     from vmae.core.videomae import VideoMAE
     from vmae.experiments import run
 
-    device = run.default_device()
-    data = run.open_data(config, cache_dir(store_runs_dir(folder)))
-    model_dir = home / "pretrain" / "model"
-    metrics: dict[str, float] = {}
-    stage = read_json(home / "pretrained.json")
+    model_dir = this.home / "pretrain" / "model"
+    stage = read_json(this.home / "pretrained.json")
     if stage is not None:
         model, _ = load_model(model_dir)
         assert isinstance(model, VideoMAE)
-        model.to(device)
-        metrics.update(stage["metrics"])
-    elif trial.baseline:
-        model = run.build_model(config).to(device)
+        this.metrics.update(stage["metrics"])
+        return model.to(this.device)
+    if this.trial.baseline:
+        model = run.build_model(this.config).to(this.device)
         save_model(model_dir, model, {"job": "random weights"})
-    else:
+        return model
+    while True:
+        model, result = _pretrain(this, share)
+        if this.donor is None:
+            break
+        _adopt(this)
+    this.metrics["pretrain/loss"] = result.metrics["loss"]
+    speed = result.clips_per_s or this.progress.state["metrics"].get("pretrain/clips_per_s", 0.0)
+    this.metrics["pretrain/clips_per_s"] = speed
+    this.metrics["pretrain/skipped_steps"] = float(result.skipped_steps)
+    if KNN in this.progress.state["metrics"]:
+        this.metrics[KNN] = this.progress.state["metrics"][KNN]
+    if this.stopped is None:
+        write_json(this.home / "pretrained.json", {"metrics": this.metrics})
+    return model
 
-        def report(event: str, values: dict[str, Any]) -> None:
-            if event == "start":
-                progress.state["total_steps"] = values["total_steps"]
-            elif event == "step":
-                share = values["step"] / progress.state["total_steps"]
-                progress.update(
-                    stage="pretrain",
-                    fraction=_PRETRAIN_SHARE * share,
-                    epoch=values["epoch"],
-                    metrics={"pretrain/loss": values["loss"], "pretrain/clips_per_s": values["clips_per_s"]},
-                )
-            elif event == "epoch" and emit is not None:
-                emit({"pretrain/loss": values["loss"], "pretrain/epoch": values["epoch"]})
 
-        model, result = run.pretrain_stage(
-            config, data, home / "pretrain", device=device, tracker=tracker, report=report
-        )
-        metrics["pretrain/loss"] = result.metrics["loss"]
-        speed = result.clips_per_s or progress.state["metrics"].get("pretrain/clips_per_s", 0.0)
-        metrics["pretrain/clips_per_s"] = speed
-        metrics["pretrain/skipped_steps"] = float(result.skipped_steps)
-        write_json(home / "pretrained.json", {"metrics": metrics})
-    tracker.set_tags({"vmae.checkpoint": str(model_dir)})
-    progress.update(force=True, stage="measure", fraction=_PRETRAIN_SHARE, metrics=metrics)
-    metrics["eval/loss"] = run.measure_reconstruction(model, config, data, device)
-    start = _PRETRAIN_SHARE + _MEASURE_SHARE
-    progress.update(force=True, stage="probe", fraction=start, metrics=metrics)
-    probed = run.probe_stage(
-        model,
-        config,
-        data,
-        device=device,
-        progress=lambda share: progress.update(force=True, fraction=start + share * (1 - start)),
+def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
+    from vmae.experiments import run
+
+    every = this.config.pipeline.measure_every
+    epochs = this.config.train.epochs
+
+    def measure(epoch: int, model: VideoMAE) -> dict[str, float]:
+        if not every or (epoch % every and epoch != epochs):
+            return {}
+        return {"knn_top1": run.knn_inside(model, this.config, this.data, this.device)}
+
+    def report(event: str, values: dict[str, Any]) -> None:
+        progress = this.progress
+        if event == "start":
+            progress.state["total_steps"] = values["total_steps"]
+        elif event == "step":
+            progress.update(
+                stage="pretrain",
+                fraction=share * values["step"] / progress.state["total_steps"],
+                epoch=values["epoch"],
+                metrics={LOSS: values["loss"], "pretrain/clips_per_s": values["clips_per_s"]},
+            )
+        elif event == "epoch":
+            numbers = {LOSS: values["loss"], "pretrain/epoch": values["epoch"]}
+            if "knn_top1" in values:
+                numbers[KNN] = values["knn_top1"]
+                progress.update(metrics={KNN: values["knn_top1"]})
+            _judge(this, int(values["epoch"]), numbers)
+            if this.emit is not None:
+                this.emit(numbers)
+
+    return run.pretrain_stage(
+        this.config,
+        this.data,
+        this.home / "pretrain",
+        device=this.device,
+        tracker=this.tracker,
+        report=report,
+        should_stop=lambda: this.stopped is not None or this.donor is not None,
+        measure=measure,
     )
-    metrics.update(run.probe_metrics(probed))
-    metrics["perf/tracking_share"] = tracker.seconds / max(progress.seconds, 1e-9)
-    return metrics
+
+
+def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
+    """Write the epoch's score for the other trials, and ask the rule whether this one goes on."""
+    stopping = this.plan.stopping
+    if stopping is None or stopping.metric not in numbers or epoch >= this.config.train.epochs:
+        return
+    own = [(e, v) for e, v in history(this.folder, this.trial.id) if e < epoch]
+    own.append((epoch, stopping.score(numbers[stopping.metric])))
+    write_json(this.home / "history.json", own)
+    others = {
+        t.id: history(this.folder, t.id)
+        for t in this.plan.trials
+        if t.seed == this.trial.seed and not t.baseline and t.id != this.trial.id
+    }
+    this.stopped = verdict(stopping, own, others)
+    this.donor = donor(stopping, this.trial.id, own, others)
+
+
+def history(folder: Path, trial_id: str) -> list[tuple[int, float]]:
+    """A trial's scores by epoch, as the stopping rules read them."""
+    return [(int(e), float(v)) for e, v in read_json(trial_dir(folder, trial_id) / "history.json") or []]
+
+
+def _adopt(this: _Run) -> None:
+    """pbt: take the donor's newest checkpoint and its settings, perturbed."""
+    assert this.donor is not None
+    source = trial_dir(this.folder, this.donor)
+    epoch = history(this.folder, this.trial.id)[-1][0]
+    donor_trial = next(t for t in this.plan.trials if t.id == this.donor)
+    taken = _copy_newest(source / "pretrain" / "checkpoints", this.home / "pretrain" / "checkpoints")
+    if taken:
+        values = {
+            p: flatten(_adopted(source, donor_trial.config(this.plan.base)))[p] for p in this.plan.params
+        }
+        values = perturbed(values, this.trial.id, epoch)
+        before = read_json(this.home / "adopted.json") or []
+        write_json(
+            this.home / "adopted.json", [*before, {"epoch": epoch, "from": this.donor, "overrides": values}]
+        )
+        this.config = _adopted(this.home, this.config)
+        this.tracker.set_tags({"vmae.pbt": f"epoch {epoch}: weights of {this.donor}, {values}"})
+    this.donor = None
+
+
+def _adopted(home: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with what pbt last took over."""
+    steps = read_json(home / "adopted.json")
+    return override(config, steps[-1]["overrides"]) if steps else config
+
+
+def _copy_newest(source: Path, target: Path) -> bool:
+    """Replace the checkpoints in `target` by the newest of `source`; False where none could be copied."""
+    for newest in sorted(source.glob("step-*"), reverse=True):
+        temporary = target / f".copy-{newest.name}"
+        try:
+            shutil.copytree(newest, temporary)
+        except (OSError, shutil.Error):
+            shutil.rmtree(temporary, ignore_errors=True)  # its owner has just deleted it
+            continue
+        for old in target.glob("step-*"):
+            shutil.rmtree(old)
+        temporary.rename(target / newest.name)
+        return True
+    return False
+
+
+def _measure(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
+    from vmae.experiments import run
+
+    return {"eval/loss": run.measure_reconstruction(model, this.config, this.data, this.device)}
+
+
+def _probe(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
+    from vmae.experiments import run
+
+    start = this.done_share
+    result = run.probe_stage(
+        model,
+        this.config,
+        this.data,
+        device=this.device,
+        progress=lambda part: this.progress.update(force=True, fraction=start + part * share),
+    )
+    return run.probe_metrics(result)
+
+
+def _knn(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
+    knn = replace(this.config, probe=replace(this.config.probe, kind="knn"))
+    found = _probe(replace(this, config=knn), model, share)
+    return {k.replace("probe/", "knn/"): v for k, v in found.items()}
+
+
+def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
+    from vmae.experiments import run
+
+    start, progress = this.done_share, this.progress
+
+    def report(event: str, values: dict[str, Any]) -> None:
+        if event == "start":
+            progress.state["total_steps"] = values["total_steps"]
+        elif event == "step":
+            progress.update(
+                stage="finetune",
+                fraction=start + 0.95 * share * values["step"] / progress.state["total_steps"],
+                epoch=values["epoch"],
+                metrics={"finetune/loss": values["loss"]},
+            )
+        elif event == "epoch" and this.emit is not None:
+            this.emit({"finetune/loss": values["loss"], "finetune/epoch": values["epoch"]})
+
+    return run.finetune_then_evaluate(
+        model,
+        this.config,
+        this.data,
+        this.home / "finetune",
+        device=this.device,
+        tracker=this.tracker,
+        report=report,
+    )
+
+
+_WORK = {"probe": _probe, "knn": _knn, "finetune": _finetune}
 
 
 def store_runs_dir(folder: Path) -> Path:
