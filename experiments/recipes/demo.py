@@ -12,7 +12,7 @@ from vmae.core.probe import ProbeConfig
 from vmae.core.train import TrainConfig
 from vmae.core.video.dataset import DataConfig
 from vmae.core.videomae import VideoMAEConfig
-from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.config import ExperimentConfig, PipelineConfig
 
 DEMO_DATA = "data/demo"
 
@@ -41,6 +41,10 @@ def demo_pretrain() -> ExperimentConfig:
         optim=OptimConfig(base_lr=4e-3, warmup_epochs=2),
         train=TrainConfig(epochs=10, batch_size=32, picture_every=5),
         probe=ProbeConfig(kind="linear", pooling="time"),
+        pipeline=PipelineConfig(
+            finetune_optim=OptimConfig(base_lr=4e-3, betas=(0.9, 0.999), warmup_epochs=1, layer_decay=0.75),
+            finetune_train=TrainConfig(epochs=10, batch_size=32),
+        ),
     )
 
 

@@ -69,6 +69,12 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
     listed = data.train_plain.samples
+    tune_batch = plan.base.pipeline.finetune_train.batch_size
+    if "finetune" in plan.base.pipeline.then and len(listed) < tune_batch:
+        raise InputError(
+            f"expected at least one batch of pipeline.finetune_train.batch_size = {tune_batch} clips; the "
+            f"training list has {len(listed)}"
+        )
     for config in [t.config(plan.base) for t in plan.trials if not t.baseline]:
         kept = len(subset(listed, config.data.train_share, config.train.seed))
         if kept < config.train.batch_size:
@@ -168,6 +174,8 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # On a machine that is busy with other work Ray needs longer than its own limit of half a minute.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
@@ -268,7 +276,9 @@ def _searcher(folder: Path, trial_ids: list[str]) -> Any:
                 self.waiting = [t.id for t in grown.trials[len(plan.trials) :]]
             return {"trial": self.waiting.pop(0)}
 
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, **_: Any) -> None:
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
             """Nothing is kept here: results are read from the trials' files."""
 
     return PlanSearcher()

@@ -15,7 +15,7 @@ from vmae.experiments.config import ExperimentConfig
 
 Kind = Literal["values", "uniform", "loguniform", "randint", "choice"]
 DISTRIBUTIONS = ("uniform", "loguniform", "randint", "choice")
-_FORBIDDEN = ("name", "recipe", "train.seed")
+_FORBIDDEN = ("name", "recipe", "train.seed", "pipeline.then", "pipeline.measure_every")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@ resumable.
 
 A trial's folder holds `progress.json` (where it is, rewritten about every second), `pretrain/` and
 `finetune/` (training checkpoints and the models), a `<stage>.json` with the numbers of each stage that is
-done (`pretrained.json` of the first) and, last of all, `result.json`. A trial with a result is never run again; a
-trial with checkpoints goes on from the newest, a stage that is done is not repeated.
+done (`pretrained.json` of the first) and, last of all, `result.json`. A trial with a result is never run
+again; a trial with checkpoints goes on from the newest, a stage that is done is not repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def trial_dir(folder: Path, trial_id: str) -> Path:
 
 
 class ProgressFile:
-    """`progress.json` of a trial: stage, share done, latest numbers; seconds and processes of all attempts."""
+    """`progress.json` of a trial: stage, share done, latest numbers; seconds, processes of all attempts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
