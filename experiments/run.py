@@ -6,7 +6,7 @@ The stages here are what `vmae pretrain`, `vmae probe` and every sweep trial are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -379,7 +379,10 @@ def _knn(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
 
 
 def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
-    from vmae.experiments import run
+    from vmae.core.checkpoint import load_model
+    from vmae.core.classifier import VideoClassifier
+    from vmae.core.video.dataset import ClipDataset
+    from vmae.experiments.finetuning import evaluate_stage, finetune_stage
 
     start, progress = this.done_share, this.progress
 
@@ -396,15 +399,34 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
         elif event == "epoch" and this.emit is not None:
             this.emit({"finetune/loss": values["loss"], "finetune/epoch": values["epoch"]})
 
-    return run.finetune_then_evaluate(
-        model,
-        this.config,
-        this.data,
-        this.home / "finetune",
-        device=this.device,
-        tracker=this.tracker,
-        report=report,
+    plain = this.data.train_plain
+    pipeline, seed = this.config.pipeline, this.config.train.seed
+    # The whole training list, whatever share was pre-trained on.
+    labelled = replace(
+        this.data, train=ClipDataset(plain.samples, plain.config, "train", seed, cache=plain.cache)
     )
+    tuned = replace(
+        this.config,
+        job="finetune",
+        optim=pipeline.finetune_optim,
+        train=replace(pipeline.finetune_train, seed=seed),
+    )
+    home = this.home / "finetune"
+    _, result = finetune_stage(
+        tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
+    )
+    # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
+    last, _ = load_model(result.model_path)
+    assert isinstance(last, VideoClassifier)
+    cache = cache_dir(store_runs_dir(this.folder))
+    found = evaluate_stage(last, tuned, home / "evaluation", cache, device=this.device)
+    return {
+        "finetune/top1": found.top1,
+        "finetune/top5": found.top5,
+        "finetune/mean_class": found.mean_class,
+        "finetune/chance": 1 / last.num_classes,
+        "finetune/loss": result.metrics["loss"],
+    }
 
 
 _WORK = {"probe": _probe, "knn": _knn, "finetune": _finetune}
