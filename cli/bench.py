@@ -7,6 +7,7 @@ import click
 from vmae.cli.lazy import LazyGroup, Verbs
 
 VERBS: Verbs = {
+    "loader": ("vmae.cli.bench_loader", "loader", "Our loader against the usual way and other readers."),
     "kernels": (
         "vmae.cli.bench_kernels",
         "kernels",

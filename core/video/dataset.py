@@ -8,10 +8,12 @@ by another clip (see `ClipLoader`).
 from __future__ import annotations
 
 import math
+import queue
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from vmae.core.video.probes import Probes, probes_path
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
 from vmae.core.video.reader import VideoInfo, cached_info, is_remembered, open_video, remember_info
 
+T = TypeVar("T")
 Mode = Literal["train", "val", "test"]
 
 
@@ -323,6 +326,76 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def read_ahead(source: Iterator[T], prepare: Callable[[T], T], depth: int = 1) -> Iterator[T]:
+    """Yield `prepare(item)` for every item, made in a thread up to `depth` items ahead of the consumer.
+
+    What `source` or `prepare` raises is raised to the consumer in its place; leaving the iteration ends the
+    thread.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in source:
+                if not put((prepare(item), None)):
+                    return
+            put((None, None))
+        except BaseException as e:
+            put((None, e))
+
+    thread = threading.Thread(target=work, daemon=True, name="vmae-read-ahead")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def upload_ahead(source: Iterator[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Batches with their tensors on a CUDA device, copied one batch ahead on a stream of their own.
+
+    The copy of the next batch runs beside the step on this one; the consumer's stream waits for its own
+    batch's copy only.
+    """
+    side = torch.cuda.Stream(device)
+
+    def send(batch: dict[str, Any]) -> dict[str, Any]:
+        sent = dict(batch)
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            for key, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    # Only page-locked memory is copied without holding up the host.
+                    pinned = value if value.is_pinned() else value.pin_memory()
+                    sent[key] = pinned.to(device, non_blocking=True)
+            sent["_copied"] = side.record_event()
+        return sent
+
+    for batch in read_ahead(source, send):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(batch.pop("_copied"))
+        for value in batch.values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(current)
+        yield batch
+
+
 class ClipLoader:
     """Batches of one epoch after another; iterate, then `set_epoch(next)`, and iterate again.
 
@@ -351,6 +424,7 @@ class ClipLoader:
         drop_last: bool,
         pin_memory: bool,
         start_method: str | None,
+        device: torch.device | None,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
@@ -368,6 +442,7 @@ class ClipLoader:
         self.drop_last = drop_last
         self.pin_memory = pin_memory
         self.start_method = start_method
+        self.device = device
         self.yield_empty = False
         """Yield a training batch of which every file was bad, without clips (a loop counts places by it)."""
         self.skipped: dict[str, str] = {}
@@ -414,6 +489,8 @@ class ClipLoader:
         self.wait_s = self.step_s = 0.0
         start = time.perf_counter()
         source = self._source(keys)
+        if self.device is not None and self.device.type == "cuda":
+            source = upload_ahead(source, self.device)
         bad_now = 0
         while True:
             asked = time.perf_counter()
@@ -500,6 +577,7 @@ def build_loader(
     drop_last: bool | None = None,
     pin_memory: bool | None = None,
     start_method: str | None = None,
+    device: torch.device | str | None = None,
 ) -> ClipLoader:
     """A loader of uint8 batches; see `ClipDataset.load_batch` for what a batch holds.
 
@@ -512,6 +590,7 @@ def build_loader(
         drop_last: leave out an incomplete last batch; default: in training.
         pin_memory: page-locked batches; default: where there is a CUDA device.
         start_method: `fork`, `spawn` or `forkserver`; default: the platform's.
+        device: a CUDA device to copy batches to, one ahead, on a side stream; else batches stay in memory.
     """
     training = dataset.mode == "train"
     if workers is None:
@@ -530,6 +609,7 @@ def build_loader(
         drop_last=training if drop_last is None else drop_last,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         start_method=start_method,
+        device=None if device is None else torch.device(device),
     )
 
 

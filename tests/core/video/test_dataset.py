@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.cache import DecodedCache
-from vmae.core.video.dataset import ClipDataset, DataConfig, build_cache, build_loader
+from vmae.core.video.dataset import ClipDataset, DataConfig, build_cache, build_loader, read_ahead
 
 CONFIG = DataConfig(frames=4, sampling_rate=2, size=(32, 32), short_side=48, flip=True, workers=0)
 
@@ -301,3 +302,33 @@ def test_every_option_changes_training_and_only_sampling_changes_validation(
     assert clips(plain, "train") != clips(changed, "train")
     validation_too = bool({"sampling", "sampling_rate"} & set(changes))
     assert (clips(plain, "val") != clips(changed, "val")) == validation_too
+
+
+def test_reading_ahead_keeps_order_passes_errors_and_ends() -> None:
+    def source(fail_at: int) -> Iterator[int]:
+        for i in range(5):
+            if i == fail_at:
+                raise ValueError("broken")
+            yield i
+
+    assert list(read_ahead(source(9), lambda x: x * 10)) == [0, 10, 20, 30, 40]
+    got = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in read_ahead(source(3), lambda x: x):
+            got.append(item)
+    assert got == [0, 1, 2]
+    abandoned = read_ahead(source(9), lambda x: x)
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    assert not any(t.name == "vmae-read-ahead" for t in threading.enumerate())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_uploaded_ahead(samples: list[Sample], workers: int) -> None:
+    expected = contents(build_loader(ClipDataset(samples, CONFIG), 3))
+    loader = build_loader(ClipDataset(samples, CONFIG), 3, workers=workers, device="cuda")
+    batches = list(loader)
+    assert all(b["clip"].is_cuda and b["label"].is_cuda for b in batches)
+    assert contents(batches) == expected
