@@ -1,0 +1,285 @@
+"""One run on several processes or nodes, by Ray Train's TorchTrainer.
+
+Ray starts the workers, joins them in a `torch.distributed` group and restarts them when one dies; the
+training loop is the one that runs alone (`vmae.core.train`), and its checkpoints in the run's folder are what
+a restart continues from. So the folder (and the data) must be on storage that every node sees under the same
+path.
+What rank 0 reports is appended to `events.jsonl` in that folder; the process that started the run follows the
+file, and shows and tracks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmae.core.config import from_dict, to_dict
+from vmae.core.errors import InputError, VmaeError
+from vmae.core.train import Report, TrainResult, pretrain
+from vmae.experiments import run
+from vmae.experiments.config import ExperimentConfig
+
+EVENTS, RESULT, STOP = "events.jsonl", "result.json", "STOP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Who trains: `count` processes, each with so many CPUs and GPUs, on this machine or on a Ray cluster."""
+
+    count: int = 2
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    address: str = ""
+    """Of a running cluster (`auto`, `host:port`, `ray://host:port`); empty: start Ray here."""
+    max_failures: int = 3
+    """Times that the workers are started again after one died."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"--workers: expected at least 1, got {self.count}")
+        if self.gpus_per_worker < 0 or self.cpus_per_worker <= 0:
+            raise InputError(
+                "--gpus-per-worker, --cpus-per-worker: expected 0 or more and more than 0, got "
+                f"{self.gpus_per_worker:g} and {self.cpus_per_worker:g}"
+            )
+
+
+def check_address(address: str, timeout_s: float = 5.0) -> None:
+    """Raise InputError within seconds when nothing answers at `address`; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("", "auto", "local"):
+        return
+    if not host or not port.isdigit():
+        raise InputError(f"--address: expected auto, HOST:PORT or ray://HOST:PORT, got '{address}'")
+    try:
+        socket.create_connection((host, int(port)), timeout_s).close()
+    except OSError as e:
+        raise InputError(f"--address: expected a Ray cluster at {address}, nothing answers: {e}") from e
+
+
+@contextlib.contextmanager
+def ray_session(workers: WorkersConfig) -> Iterator[None]:
+    """Ray, started here or joined; on leaving, what was started here is shut down."""
+    check_address(workers.address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The default of 2 s is how late a report of an epoch of half a second would be.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+        import ray.train.torch
+    for name in ("ray", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    already = ray.is_initialized()
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
+    if workers.address:
+        settings["address"] = workers.address
+    else:
+        # Workers that ask for more CPUs than there are would wait for ever.
+        wanted = int(workers.count * workers.cpus_per_worker + 1.5)
+        settings |= {
+            "include_dashboard": False,
+            "num_cpus": max(os.cpu_count() or 1, wanted),
+            "object_store_memory": 200 * 2**20,
+        }
+    if not already:
+        try:
+            ray.init(**settings)
+        except Exception as e:
+            raise VmaeError(f"expected Ray to start, got: {str(e).splitlines()[0]}") from e
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def train_on_workers(
+    config: ExperimentConfig,
+    home: Path,
+    cache_dir: Path,
+    workers: WorkersConfig,
+    *,
+    report: Report,
+    picture: Callable[[Path, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train `config` (its job: pre-training or fine-tuning) in `home` on Ray workers; blocks until done.
+
+    `report` receives the events of rank 0, here; `picture(path, epoch)` its reconstruction pictures. When
+    `should_stop` says so, the workers save their state and stop.
+    Raises VmaeError with the first line of a worker's error when the run failed.
+    """
+    with ray_session(workers):
+        from ray import train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        home.mkdir(parents=True, exist_ok=True)
+        for name in (STOP, RESULT):
+            (home / name).unlink(missing_ok=True)
+        events = home / EVENTS
+        place = events.stat().st_size if events.exists() else 0
+        resources = {"CPU": workers.cpus_per_worker}
+        if workers.gpus_per_worker:
+            resources["GPU"] = workers.gpus_per_worker
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": to_dict(config),
+                "home": str(home.resolve()),
+                "cache_dir": str(cache_dir.resolve()),
+                "threads": max(1, int(workers.cpus_per_worker)),
+            },
+            scaling_config=train.ScalingConfig(
+                num_workers=workers.count,
+                use_gpu=workers.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=train.RunConfig(
+                name="train",
+                storage_path=str((home / "ray").resolve()),
+                failure_config=train.FailureConfig(max_failures=workers.max_failures),
+            ),
+            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        )
+        errors: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    trainer.fit()
+            except BaseException as e:
+                errors.append(e)
+
+        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+        thread.start()
+
+        def deliver() -> None:
+            nonlocal place
+            if not events.exists():
+                return
+            with open(events) as file:
+                file.seek(place)
+                for line in iter(file.readline, ""):
+                    if not line.endswith("\n"):
+                        break
+                    place += len(line.encode())
+                    entry = json.loads(line)
+                    if entry["event"] == "picture":
+                        if picture is not None:
+                            picture(Path(entry["data"]["path"]), entry["data"]["epoch"])
+                    else:
+                        report(entry["event"], entry["data"])
+
+        while thread.is_alive():
+            thread.join(0.2)
+            deliver()
+            if should_stop is not None and should_stop():
+                (home / STOP).touch()
+        deliver()
+        if errors or not (home / RESULT).exists():
+            text = str(errors[0]).strip() if errors else "the workers left no result"
+            raise VmaeError(f"expected the workers to finish, got: {_cause(text)}") from (
+                errors[0] if errors else None
+            )
+        return _result_from(json.loads((home / RESULT).read_text()))
+
+
+def _cause(text: str) -> str:
+    """The line of a remote traceback that names the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line.split(":")[0] and ":" in line]
+    return (named or lines or ["no message"])[-1]
+
+
+def _worker(payload: dict[str, Any]) -> None:
+    """What every worker runs; inside it `torch.distributed` is initialised by Ray."""
+    import torch
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(payload["threads"])
+    config = from_dict(ExperimentConfig, payload["config"])
+    home = Path(payload["home"])
+    device = get_device()
+    rank = ray_train.get_context().get_world_rank()
+    data = run.open_data(config, Path(payload["cache_dir"]))
+    with open(home / EVENTS, "a", buffering=1) as events:
+
+        def report(event: str, values: dict[str, Any]) -> None:
+            if rank == 0:
+                events.write(json.dumps({"event": event, "data": values}) + "\n")
+
+        def should_stop() -> bool:
+            return (home / STOP).exists()
+
+        if config.job == "finetune":
+            from vmae.core.zoo import load_init
+            from vmae.experiments.finetuning import finetune_stage
+
+            m = config.model
+            init = (
+                load_init(config.init, frames=m.frames, height=m.height, width=m.width).model
+                if config.init
+                else None
+            )
+            _, result = finetune_stage(
+                config, data, home, init=init, device=device, report=report, should_stop=should_stop
+            )
+        else:
+            model = run.build_model(config)
+            every = config.train.picture_every
+
+            def after_epoch(epoch: int, module: Any) -> dict[str, float]:
+                # A sharded model takes all processes to run; pictures are drawn by one.
+                wanted = rank == 0 and config.train.shard == "none" and every and epoch % every == 0
+                if wanted and data.val is not None:
+                    from PIL import Image
+
+                    path = home / "pictures" / f"worker_{epoch:06d}.png"
+                    path.parent.mkdir(exist_ok=True)
+                    Image.fromarray(
+                        run.reconstruction_picture(model, data.val, config.evaluation_ratio)
+                    ).save(path)
+                    report("picture", {"path": str(path), "epoch": epoch})
+                return {}
+
+            result = pretrain(
+                model=model,
+                mask=config.mask,
+                dataset=data.train,
+                optim=config.optim,
+                train=config.train,
+                run_dir=home,
+                device=device,
+                report=report,
+                should_stop=should_stop,
+                after_epoch=after_epoch,
+            )
+    if rank == 0:
+        temporary = home / f".{RESULT}.{time.time_ns()}"
+        temporary.write_text(json.dumps(asdict(result), default=str))
+        temporary.replace(home / RESULT)
+    ray_train.report({"loss": result.metrics.get("loss", float("nan"))})
+
+
+def _result_from(data: dict[str, Any]) -> TrainResult:
+    best = data["best_model_path"]
+    return replace(
+        TrainResult(**data), model_path=Path(data["model_path"]), best_model_path=Path(best) if best else None
+    )
