@@ -197,7 +197,7 @@ def scatter(rows: Rows, *, title: str) -> dict[str, Any]:
 
 
 def roofline(rows: Rows, bytes_per_s: float, flop_per_s: float) -> dict[str, Any]:
-    """Rates under the machine's measured roof; rows have intensity, tflops, op, what, shape, kind, variant."""
+    """Rates under the machine's measured roof; rows have intensity, tflops, op, kind and variant."""
     ridge = flop_per_s / bytes_per_s
     known = [r["intensity"] for r in rows] or [ridge]
     low, high = min(*known, ridge) / 2, max(*known, ridge) * 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,14 +117,28 @@ def make_store(home: Path) -> MiniStore:
                 },
                 5,
             )
+    return described(home)
+
+
+def described(home: Path) -> MiniStore:
+    """What `make_store` wrote there."""
+    runs_dir, data = home / "runs", home / "data"
     settings = json.dumps({"runs_dir": str(runs_dir), "checkpoints": [], "data": []})
-    return MiniStore(runs_dir, csv, videos, settings)
+    return MiniStore(runs_dir, data / "val.csv", sorted(data.glob("*.mp4")), settings)
 
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniStore:
-    """One store for the session's tests, which only read it."""
-    return make_store(tmp_path_factory.mktemp("dashboard"))
+    """One store for all tests, which only read it; parallel test processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    parallel = os.environ.get("PYTEST_XDIST_WORKER") is not None
+    home = (base.parent if parallel else base) / "dashboard-store"
+    with (home.parent / "dashboard-store.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "complete").exists():
+            make_store(home)
+            (home / "complete").touch()
+    return described(home)
 
 
 @pytest.fixture
