@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
+import importlib
+import re
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -14,7 +15,6 @@ from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, read_catalog
 
 P = ParamSpec("P")
-log = logging.getLogger("vmae.dashboard")
 
 # Drawn here: a named symbol would be fetched from outside.
 _ICON = (
@@ -51,10 +51,26 @@ def guarded(page: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def page_of(name: str) -> Callable[[], None]:
+    """`page_<name>.page`, guarded, imported when it is opened: the first page waits for no other."""
+
+    def page() -> None:
+        module = importlib.import_module(f"vmae.dashboard.page_{name}")
+        guarded(module.page)()
+
+    page.__name__ = name
+    return page
+
+
+def plain(text: str) -> str:
+    """Text that somebody else wrote (a file's name, a run's) for Markdown: shown as it is, without links."""
+    return re.sub(r"([\\`*_{}\[\]()#!|<>~$])", r"\\\1", text)
+
+
 def show_error(error: VmaeError) -> None:
     """One red box with the error's sentence."""
     text = str(error)
-    st.error(text[:1].upper() + text[1:], icon=":material/error:")
+    st.error(plain(text[:1].upper() + text[1:]), icon=":material/error:")
 
 
 def empty_state(title: str, text: str, commands: dict[str, str]) -> None:

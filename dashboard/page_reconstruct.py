@@ -17,7 +17,7 @@ from vmae.core.videomae import VideoMAE
 from vmae.dashboard import export, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, fit, frame_indices, last_start
 from vmae.dashboard.components import show_viewer
-from vmae.dashboard.frame import catalog, empty_state, guarded, show_error
+from vmae.dashboard.frame import catalog, empty_state, guarded, plain, show_error
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, CheckpointEntry, DatasetEntry, class_names, read_samples
 from vmae.dashboard.state import (
@@ -81,16 +81,24 @@ def _workspace(settings: Settings, found: Catalog) -> None:
         _choose_form(model)
         other = _choose_comparison(found, entry)
     with stage:
-        _stage(model, entry, clip, other)
+        _stage(model, entry, clip, other, has_clips=bool(found.datasets))
 
 
 @guarded
 def _stage(
-    model: VideoMAE, entry: CheckpointEntry, clip: ClipInfo | None, other: CheckpointEntry | None
+    model: VideoMAE,
+    entry: CheckpointEntry,
+    clip: ClipInfo | None,
+    other: CheckpointEntry | None,
+    *,
+    has_clips: bool,
 ) -> None:
     for sentence in st.session_state.pop("view_refused", []):
         st.warning(sentence)
     if clip is None:
+        if has_clips:
+            st.info("This clip cannot be read. Choose another on the left.")
+            return
         empty_state(
             "No clip yet",
             "The checkpoint's validation list is not on this machine. Upload a video on the left, or:",
@@ -199,7 +207,12 @@ def _choose_clip(settings: Settings, found: Catalog) -> ClipInfo | None:
         return None
     chosen = _view().clip
     sample = samples[chosen]
-    return clip_info(sample.path, _clip_label(chosen, samples, names), sample.start, sample.num_frames)
+    try:
+        return clip_info(sample.path, _clip_label(chosen, samples, names), sample.start, sample.num_frames)
+    except VmaeError as e:
+        # Said here, so that the other controls stay and another clip can be chosen.
+        show_error(e)
+        return None
 
 
 def _clip_label(index: int, samples: Sequence[Sample], names: dict[int, str]) -> str:
@@ -234,7 +247,7 @@ def _upload(settings: Settings) -> Upload | None:
         except VmaeError as e:
             st.session_state["upload_error"] = str(e)
     if "upload" not in st.session_state:
-        st.error(f"Not usable: {st.session_state.get('upload_error', 'decoding failed')}")
+        st.error("Not usable: " + plain(st.session_state.get("upload_error", "decoding failed")))
         return None
     upload: Upload = st.session_state["upload"]
     if upload.note:
@@ -384,12 +397,12 @@ def _headline(
     assert bits is not None
     share = f"{int((~bits).sum())} of {bits.size} tokens visible ({bits.mean():.0%} masked)"
     how = "mask drawn by hand" if view.hand else f"{view.mask} mask, ratio {view.ratio:g}"
-    names = f"**{entry.label}**"
+    names = f"**{plain(entry.label)}**"
     if other is not None and view.compare == "checkpoint":
-        names = f"**A** {entry.label} · **B** {other.label}"
+        names = f"**A** {plain(entry.label)} · **B** {plain(other.label)}"
     elif other is not None:
         how = f"{view.mask} mask, **A** ratio {view.ratio:g}, **B** ratio {view.other_ratio:g}"
-    st.markdown(f"{names} on clip **{clip.label}** · {how} · {share}")
+    st.markdown(f"{names} on clip **{plain(clip.label)}** · {how} · {share}")
 
 
 def _drawn(num_tokens: int) -> None:

@@ -63,7 +63,8 @@ def _warm_up() -> None:
         # Whatever fails here fails again, and is shown, on the page that needs it.
         import av  # noqa: F401
         import cv2  # noqa: F401
-        import matplotlib  # noqa: F401
+        import matplotlib.colors  # noqa: F401
+        import pandas  # noqa: F401
         import skimage.metrics  # noqa: F401
 
         from vmae.core import checkpoint, reconstruction  # noqa: F401

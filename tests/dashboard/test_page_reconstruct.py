@@ -144,3 +144,38 @@ def test_uploads(app: Any, dashboard: Any) -> None:
 def test_exports_exist(app: Any) -> None:
     assert {b.label for b in app.get("download_button")} == {"PNG", "GIF", "MP4"}
     assert any("?checkpoint=" in c.value for c in app.code)
+
+
+def test_a_clip_that_cannot_be_read_leaves_the_controls(
+    dashboard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from vmae.dashboard.settings import VARIABLE, Settings
+
+    (tmp_path / "broken.mp4").write_bytes(b"nothing of a video")
+    csv = tmp_path / "val.csv"
+    csv.write_text(f"broken.mp4 0\n{dashboard.videos[0]} 1\n")
+    settings = dataclasses.replace(Settings.from_env(), data=(str(csv),))
+    monkeypatch.setenv(VARIABLE, settings.to_env())
+    app = start()
+    ours = next(o for o in app.selectbox(key="view_dataset").options if o.startswith(tmp_path.name))
+    app.selectbox(key="view_dataset").select(ours).run()
+    assert not app.exception
+    assert "broken.mp4" in app.error[0].value
+    assert app.slider(key="view_ratio").value == 0.75
+    healthy(app.selectbox(key="view_clip").set_value(1).run())
+
+
+def test_two_viewers_do_not_disturb_each_other(dashboard: Any) -> None:
+    one, two = healthy(start()), healthy(start())
+    one.slider(key="view_ratio").set_value(0.5).run()
+    two.selectbox(key="view_clip").set_value(2).run()
+    assert "clip **0 · left**" in headline(healthy(one.run()))
+    assert "75% masked" in headline(healthy(two.run()))
+
+
+def test_a_name_cannot_put_marks_or_links_into_the_page(app: Any, dashboard: Any) -> None:
+    video = dashboard.videos[0].read_bytes()
+    app.file_uploader[0].set_value([("![x](http:evil.example).mp4", video, "video/mp4")]).run()
+    assert r"\!\[x\]\(http:evil.example\)" in headline(healthy(app))

@@ -192,3 +192,78 @@ def test_exports_are_files_of_their_kind(page: Any) -> None:
         data = Path(download.value.path()).read_bytes()
         assert magic in data[:12], kind
         assert download.value.suggested_filename.endswith(f".{kind.lower()}")
+
+
+def test_two_viewers_at_once(page: Any, served: Any) -> None:
+    other = page.context.browser.new_page()
+    other.goto(served.url)
+    ready(other)
+    shown = digest(other, "pasted")
+    version = ready(page)
+    drag_ratio(page, 25)
+    ready(page, version)
+    page.get_by_text("50% masked").wait_for()
+    assert digest(other, "pasted") == shown
+    other.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_every_page_is_drawn_without_scrolling_sideways(
+    browser: Any, served: Any, scheme: str, width: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda e: errors.append(str(e)))
+    opened.goto(served.url)
+    ready(opened)
+    marks = {
+        "Sweeps": "The same clip by every trial",
+        "Runs": "Reconstruction by epoch",
+        "Data": "What training sees of a clip",
+        "Attention and features": "Five nearest clips vote on the class",
+        "Kernels": "Active on this machine",
+    }
+    for name, mark in marks.items():
+        opened.get_by_role("link", name=name).click()
+        opened.get_by_text(mark).wait_for(timeout=60_000)
+        assert opened.get_by_test_id("stException").count() == 0
+        assert opened.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    # Coming back, the view is as it was left.
+    opened.get_by_role("link", name="Reconstruct").click()
+    ready(opened)
+    context.close()
+    assert not errors
+
+
+def test_a_click_on_attention_looks_from_there(page: Any, served: Any) -> None:
+    page.goto(served.url + "features")
+    player = page.locator(".player").first
+    player.locator("canvas").first.wait_for()
+    page.locator('.player[data-ready="true"]').first.wait_for()
+    before = page.get_by_text("From the patch in row").inner_text()
+    player.locator("canvas").first.click(position={"x": 4, "y": 4})
+    page.get_by_text("From the patch in row 1, column 1").wait_for()
+    assert "row 1, column 1" not in before
+
+
+def test_memory_is_flat_over_200_interactions(page: Any, served: Any) -> None:
+    psutil = pytest.importorskip("psutil")
+    process = psutil.Process(served.pid)
+    slider = page.get_by_role("slider", name="Mask ratio")
+    slider.focus()
+
+    def interact(times: int) -> None:
+        # Steps that change the mask of a 4x4 grid; up and down, so that caches fill early and stay full.
+        for i in range(times):
+            version = ready(page)
+            for _ in range(7):
+                page.keyboard.press("ArrowLeft" if i // 8 % 2 == 0 else "ArrowRight")
+            ready(page, version)
+
+    interact(60)
+    before = process.memory_info().rss
+    interact(200)
+    grown = (process.memory_info().rss - before) / 2**20
+    assert grown < 25, f"{grown:.1f} MiB"
