@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError, nearest
 from vmae.experiments import results
@@ -77,9 +77,18 @@ def curve_metrics(store: Store, runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def curves_figure(panels: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
-    """One panel for each metric, the same colour for the same run in all of them."""
+def curves_figure(
+    panels: Sequence[tuple[str, Sequence[Curve]]],
+    *,
+    colours: Mapping[str, Any] | None = None,
+    legend_title: str | None = None,
+) -> Figure:
+    """One panel for each metric, the same colour for the same label in all of them.
+
+    `colours` gives labels their colour; the others get one of COLOURS.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -92,8 +101,8 @@ def curves_figure(panels: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
             ax.plot(
                 [s for s, _ in curve.points],
                 [v for _, v in curve.points],
-                color=COLOURS[index % len(COLOURS)],
-                linestyle=DASHES[index // len(COLOURS) % len(DASHES)],
+                color=(colours or {}).get(curve.label, COLOURS[index % len(COLOURS)]),
+                linestyle="-" if colours else DASHES[index // len(COLOURS) % len(DASHES)],
                 linewidth=1.5,
                 marker="o" if len(curve.points) < 2 else None,
                 label=curve.label,
@@ -103,7 +112,7 @@ def curves_figure(panels: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
         ax.grid(color="#d0d7de", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     if 1 < len(order) <= 20:
@@ -111,9 +120,11 @@ def curves_figure(panels: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
         figure.legend(
             handles=[handles[label] for label in order],
             loc="outside lower center",
-            ncols=3,
+            ncols=min(6, max(1, 90 * columns // (8 + max(map(len, order))))),
             frameon=False,
             fontsize=9,
+            title=legend_title,
+            title_fontsize=9,
         )
     return figure
 

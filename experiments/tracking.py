@@ -507,6 +507,27 @@ def sync(runs_dir: Path) -> list[tuple[Path, str]]:
     return outcomes
 
 
+def spooled_metrics(spool: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every metric's curve as a run's own spool has it, sent or not: {metric: (step, value) by step}.
+
+    A step that a resumed attempt repeated counts once, with its first value. Empty where there is no spool.
+    """
+    found: dict[str, dict[int, float]] = {}
+    try:
+        lines = spool.read_text().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the half-written last line of a process that was killed
+        if event["event"] == "metrics":
+            for key, value in event["values"].items():
+                found.setdefault(key, {}).setdefault(event["step"], value)
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as f:

@@ -3,101 +3,344 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmae.experiments.sweeps.spec import Plan
+from vmae.experiments.comparison import Curve, curves_figure
+from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.status import DONE, Group, TrialState, groups, winner
+from vmae.experiments.sweeps.trial import trial_dir
+from vmae.experiments.tracking import SPOOL_NAME, spooled_metrics
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _GREY, _ORANGE = "#1f6feb", "#6e7781", "#bc4c00"
+_GRID = "#d0d7de"
+_TASK_FIELDS = ("mask.", "model.target", "model.loss", "model.patch_size", "model.tubelet_size")
+"""Fields that change what the loss measures: curves of such sweeps cannot be compared by height."""
+_METRIC_TITLES = {
+    "probe/top1": "probe accuracy on held-out videos",
+    "knn/top1": "nearest-neighbour accuracy on held-out videos",
+    "finetune/top1": "accuracy on held-out videos, fine-tuned",
+}
 
 
 def save_figures(plan: Plan, states: list[TrialState], folder: Path) -> list[Path]:
-    """Write the sweep's figures as PNG into its folder; returns the files (none without a finished trial)."""
-    found = groups(states)
-    if not any(not g.baseline for g in found):
+    """Write the sweep's figures as PNG into its folder; returns the files (none without a finished trial).
+
+    `<sweep>.png`: the ranking metric against the swept value; `<sweep>-curves.png`: learning curves;
+    `<sweep>-parallel.png`: parallel coordinates, where several fields are swept.
+    """
+    if not any(not g.baseline and plan.metric in g.mean for g in groups(states)):
         return []
-    path = folder / f"{plan.sweep}.png"
-    figure = ranking_figure(plan, states)
-    figure.savefig(path, dpi=150)
-    return [path]
+    figures: dict[str, Figure | None] = {
+        "": ranking_figure(plan, states),
+        "-curves": learning_curves_figure(plan, states, folder),
+        "-parallel": parallel_figure(plan, states) if len(plan.params) > 1 else None,
+    }
+    paths = []
+    for suffix, figure in figures.items():
+        if figure is not None:
+            paths.append(folder / f"{plan.sweep}{suffix}.png")
+            figure.savefig(paths[-1], dpi=150)
+    return paths
 
 
 def ranking_figure(plan: Plan, states: list[TrialState]) -> Figure:
-    """The ranking metric against the swept value: mean and spread over seeds, single seeds as dots, the
-    baseline and chance as lines, the winner marked."""
+    """The ranking metric against each swept field: mean and standard deviation over seeds, single seeds as
+    dots, the baseline and chance as lines, the winner marked.
+
+    Numbers stand on a numeric axis in the order of their value (logarithmic where they span a factor of 20),
+    anything else as categories in the plan's order. With several fields each has a panel, in which a point is
+    one setting of all of them.
+    """
     from matplotlib.figure import Figure
 
-    metric = plan.metric
     found = groups(states)
-    ranked = [g for g in found if not g.baseline and metric in g.mean]
-    best = winner(found, metric)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    x = list(range(len(ranked)))
-    y = [g.mean[metric] for g in ranked]
-    spread = [0.0 if math.isnan(g.spread[metric]) else g.spread[metric] for g in ranked]
-    if any(g.seeds > 1 for g in ranked):
-        axes.errorbar(
-            x, y, yerr=spread, color=_BLUE, marker="o", capsize=4, label="mean ± standard deviation", zorder=3
+    ranked = [g for g in found if not g.baseline and plan.metric in g.mean]
+    columns = min(3, len(plan.params))
+    rows = -(-len(plan.params) // columns)
+    size = (7.0, 4.4) if len(plan.params) == 1 else (4.4 * columns, 3.6 * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for number, (ax, param) in enumerate(zip(axes, plan.params, strict=False)):
+        _ranking_panel(ax, plan, param, ranked, states)
+        if number % columns == 0:
+            ax.set_ylabel(_METRIC_TITLES.get(plan.metric, plan.metric))
+        _reference_lines(ax, plan.metric, found)
+        _style(ax, plan.metric)
+    for ax in axes[len(plan.params) :]:
+        ax.set_visible(False)
+    top = max([*_heights(plan.metric, found, states), 1e-9])
+    for ax in axes:
+        ax.set_ylim(0, top * 1.18)
+    figure.suptitle(plan.title, x=0.01, ha="left", fontsize=11)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+def learning_curves_figure(plan: Plan, states: list[TrialState], folder: Path) -> Figure | None:
+    """Every trial's curves of loss and accuracy, by epoch, read from the trials' own files; None without one.
+
+    Trials that differ in their seed alone share a colour; numbers are coloured from low to high.
+    """
+    named: dict[str, list[Curve]] = {}
+    for state in states:
+        if state.trial.baseline:
+            continue
+        for metric, points in spooled_metrics(trial_dir(folder, state.trial.id) / SPOOL_NAME).items():
+            finite = [(s, v) for s, v in points if math.isfinite(v)]
+            if metric.endswith(("/loss", "top1")) and len(finite) > 1:
+                named.setdefault(metric, []).append(Curve(label=_short_label(state.trial), points=finite))
+    if not named:
+        return None
+    order = {s.trial.id: s.trial.overrides for s in states if not s.trial.baseline}
+    scale = _Scale.of([next(iter(o.values())) for o in order.values()]) if len(plan.params) == 1 else None
+    colours = {}
+    if scale is not None and scale.numeric:
+        for overrides in order.values():
+            value = next(iter(overrides.values()))
+            colours[_text(value)] = _viridis(scale.share(value))
+    # Sorted by value, so that the legend reads from low to high.
+    sort = {label: number for number, label in enumerate(_labels_in_order(plan, states))}
+    panels = [
+        (metric, sorted(found, key=lambda c: sort.get(c.label, 0))) for metric, found in sorted(named.items())
+    ]
+    figure = curves_figure(panels, colours=colours, legend_title=_names(plan))
+    changed = [p for p in plan.params if p.startswith(_TASK_FIELDS)]
+    if changed and "pretrain/loss" in named:
+        figure.suptitle(
+            f"what the pre-training loss measures depends on {', '.join(changed)}: its height does not rank",
+            x=0.01,
+            ha="left",
+            fontsize=9,
+            color=_GREY,
         )
-        for position, group in zip(x, ranked, strict=True):
+    return figure
+
+
+def parallel_figure(plan: Plan, states: list[TrialState]) -> Figure | None:
+    """One vertical axis for each swept field and one for the metric, one line for each setting, coloured by
+    the metric, the winner thick; None without a finished trial."""
+    from matplotlib.figure import Figure
+
+    found = groups(states)
+    ranked = sorted(
+        (g for g in found if not g.baseline and plan.metric in g.mean), key=lambda g: g.mean[plan.metric]
+    )
+    if not ranked:
+        return None
+    best = winner(found, plan.metric)
+    scales = [_Scale.of([g.overrides[p] for g in ranked]) for p in plan.params]
+    scales.append(_Scale.of([g.mean[plan.metric] for g in ranked], linear=True))
+    figure = Figure(figsize=(1.9 * len(scales) + 1.6, 4.4), layout="constrained")
+    ax = figure.subplots()
+    for group in ranked:
+        values = [*(group.overrides[p] for p in plan.params), group.mean[plan.metric]]
+        heights = [s.share(v) for s, v in zip(scales, values, strict=True)]
+        is_best = group is best
+        ax.plot(
+            range(len(scales)),
+            heights,
+            color=_viridis(heights[-1]),
+            linewidth=3.0 if is_best else 1.2,
+            alpha=1.0 if is_best else 0.7,
+            marker="o",
+            markersize=5 if is_best else 3,
+            zorder=3 if is_best else 2,
+        )
+    for x, scale in enumerate(scales):
+        ax.axvline(x, color=_GREY, linewidth=1, zorder=1)
+        last = x == len(scales) - 1
+        for value in scale.ticks():
+            text = _number(plan.metric, value) if last else _text(value)
+            ax.annotate(
+                text,
+                (x, scale.share(value)),
+                textcoords="offset points",
+                xytext=(6 if last else -6, 0),
+                ha="left" if last else "right",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+                zorder=4,
+            )
+    ax.set_xticks(range(len(scales)), [*plan.params, plan.metric], fontsize=9)
+    ax.set_yticks([])
+    ax.set_xlim(-0.6, len(scales) - 0.4)
+    ax.set_ylim(-0.06, 1.06)
+    ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_title(f"{plan.title}: the thick line is the best", loc="left", fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where a field's values stand on an axis from 0 to 1: by value, by its logarithm, or as categories."""
+
+    values: tuple[Any, ...]
+    numeric: bool
+    log: bool
+
+    @classmethod
+    def of(cls, values: Sequence[Any], *, linear: bool = False) -> _Scale:
+        numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not numeric:
+            return cls(tuple(dict.fromkeys(map(_text, values))), False, False)
+        different = tuple(sorted(set(values)))
+        log = not linear and different[0] > 0 and different[-1] / different[0] >= 20
+        return cls(different, True, log)
+
+    def place(self, value: Any) -> float:
+        """The coordinate on a matplotlib axis (which takes the logarithm itself)."""
+        return float(value) if self.numeric else float(self.values.index(_text(value)))
+
+    def share(self, value: Any) -> float:
+        """0 at the lowest value (the first category), 1 at the highest; one half where there is one."""
+        low, high = self.place(self.values[0]), self.place(self.values[-1])
+        at = self.place(value)
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return 0.5 if high == low else (at - low) / (high - low)
+
+    def ticks(self, most: int = 8) -> tuple[Any, ...]:
+        """The values themselves, or the ends and the middle where there are many."""
+        if len(self.values) <= most:
+            return self.values
+        return (self.values[0], self.values[len(self.values) // 2], self.values[-1])
+
+
+def _ranking_panel(ax: Axes, plan: Plan, param: str, ranked: list[Group], states: list[TrialState]) -> None:
+    metric = plan.metric
+    scale = _Scale.of([g.overrides[param] for g in ranked])
+    ordered = sorted(ranked, key=lambda g: scale.place(g.overrides[param]))
+    x = [scale.place(g.overrides[param]) for g in ordered]
+    y = [g.mean[metric] for g in ordered]
+    spread = [0.0 if math.isnan(g.spread[metric]) else g.spread[metric] for g in ordered]
+    # A line joins values of one field; with others varying too, or many draws, it would join noise.
+    joined = len(plan.params) == 1 and len(x) <= 12 and scale.numeric
+    style = {"color": _BLUE, "marker": "o", "linestyle": "-" if joined else "none", "zorder": 3}
+    if any(g.seeds > 1 for g in ordered):
+        ax.errorbar(x, y, yerr=spread, capsize=4, label="mean ± std of seeds", **style)  # type: ignore[arg-type]
+        for place, group in zip(x, ordered, strict=True):
             points = _seed_values(states, group, metric)
-            axes.scatter([position] * len(points), points, s=14, color=_BLUE, alpha=0.35, zorder=2)
+            ax.scatter([place] * len(points), points, s=14, color=_BLUE, alpha=0.35, zorder=2)
     else:
-        axes.plot(x, y, color=_BLUE, marker="o", label="pre-trained", zorder=3)
-    lines: list[tuple[float, str, str, str]] = []
-    baseline = next((g for g in found if g.baseline and metric in g.mean), None)
-    if baseline is not None:
-        lines.append((baseline.mean[metric], "same network, random weights", _ORANGE, "--"))
-    chance = _chance(ranked)
-    if chance is not None:
-        lines.append((chance, "chance", _GREY, ":"))
-    for height, label, colour, style in lines:
-        axes.axhline(height, color=colour, linestyle=style, label=f"{label} ({height:.1%})", zorder=1)
+        ax.plot(x, y, label="pre-trained, one seed", **style)  # type: ignore[arg-type]
+    best = winner(ordered, metric)
     if best is not None:
-        index = ranked.index(best)
-        axes.annotate(
-            f"best: {best.label}\n{y[index]:.1%}",
-            (x[index], y[index]),
+        index = ordered.index(best)
+        ax.annotate(
+            f"best: {_text(best.overrides[param])}\n{_number(metric, y[index])}",
+            (x[index], y[index] + spread[index]),
             textcoords="offset points",
-            xytext=(0, 10),
+            xytext=(0, 7),
             ha="center",
             fontsize=9,
             color=_BLUE,
         )
-    heights = [a + b for a, b in zip(y, spread, strict=True)] + [h for h, *_ in lines]
-    axes.set_ylim(0, max(heights) * 1.25)
-    axes.set_xticks(x, [g.label for g in ranked])
-    if len(ranked) > 1:
-        axes.set_xlim(-0.4, len(ranked) - 0.6)
-    axes.set_xlabel(", ".join(plan.params).replace("mask.ratio", "mask ratio"))
-    axes.set_ylabel(_METRIC_TITLES.get(metric, metric))
-    axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    axes.set_title(plan.title, loc="left", fontsize=11)
-    axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
-    return figure
+    if scale.log:
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    ticks = scale.ticks(10)
+    ax.set_xticks([scale.place(t) for t in ticks], [_text(t) for t in ticks])
+    low, high = scale.place(scale.values[0]), scale.place(scale.values[-1])
+    if not scale.numeric:
+        ax.set_xlim(low - 0.5, high + 0.5)
+    elif scale.log:
+        ax.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+    elif high > low:
+        ax.set_xlim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    ax.set_xlabel(param)
 
 
-_METRIC_TITLES = {
-    "probe/top1": "probe accuracy on held-out videos",
-    "finetune/top1": "accuracy on held-out videos, fine-tuned",
-}
+def _reference_lines(ax: Axes, metric: str, found: list[Group]) -> None:
+    baseline = next((g for g in found if g.baseline and metric in g.mean), None)
+    if baseline is not None:
+        tuned = metric.startswith("finetune/")
+        name = "fine-tuned from scratch" if tuned else "same network, random weights"
+        height, spread = baseline.mean[metric], baseline.spread[metric]
+        label = f"{name} ({_number(metric, height)})"
+        ax.axhline(height, color=_ORANGE, linestyle="--", zorder=1, label=label)
+        if not math.isnan(spread):
+            ax.axhspan(height - spread, height + spread, color=_ORANGE, alpha=0.12, linewidth=0, zorder=0)
+    chance = _chance(metric, found)
+    if chance is not None:
+        label = f"chance ({_number(metric, chance)})"
+        ax.axhline(chance, color=_GREY, linestyle=":", zorder=1, label=label)
+
+
+def _style(ax: Axes, metric: str) -> None:
+    ax.yaxis.set_major_formatter(lambda v, _: _number(metric, v, digits=0))
+    ax.grid(axis="y", color=_GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _heights(metric: str, found: list[Group], states: list[TrialState]) -> list[float]:
+    """Everything that a ranking panel must have room for."""
+    ranked = [g for g in found if metric in g.mean]
+    tops = [g.mean[metric] + (0.0 if g.seeds == 1 else g.spread[metric]) for g in ranked]
+    chance = _chance(metric, found)
+    singles = [s.metrics[metric] for s in states if metric in s.metrics]
+    return [*tops, *singles, *([] if chance is None else [chance])]
 
 
 def _seed_values(states: list[TrialState], group: Group, metric: str) -> list[float]:
     return [
         s.metrics[metric]
         for s in states
-        if s.status == DONE and not s.trial.baseline and s.trial.overrides == group.overrides
+        if s.status == DONE
+        and not s.trial.baseline
+        and s.trial.overrides == group.overrides
+        and metric in s.metrics
     ]
 
 
-def _chance(ranked: list[Group]) -> float | None:
-    return next((v for g in ranked for k, v in g.mean.items() if k.endswith("/chance")), None)
+def _chance(metric: str, found: list[Group]) -> float | None:
+    """The accuracy of guessing, where the metric is a top-1 accuracy."""
+    if not metric.endswith("/top1"):
+        return None
+    own = f"{metric.partition('/')[0]}/chance"
+    known = [g.mean.get(own) for g in found]
+    known += [v for g in found for k, v in g.mean.items() if k.endswith("/chance")]
+    return next((v for v in known if v is not None), None)
+
+
+def _labels_in_order(plan: Plan, states: list[TrialState]) -> list[str]:
+    """Trial labels, low values first where one number is swept, else in the plan's order."""
+    trials = [s.trial for s in states if not s.trial.baseline]
+    if len(plan.params) == 1 and trials:
+        scale = _Scale.of([next(iter(t.overrides.values())) for t in trials])
+        trials.sort(key=lambda t: scale.place(next(iter(t.overrides.values()))))
+    return list(dict.fromkeys(map(_short_label, trials)))
+
+
+def _short_label(trial: Trial) -> str:
+    """The trial's values alone: the legend's title names the fields."""
+    return ", ".join(_text(v) for v in trial.overrides.values())
+
+
+def _names(plan: Plan) -> str:
+    return ", ".join(plan.params)
+
+
+def _number(metric: str, value: float, digits: int = 1) -> str:
+    """Accuracies in percent, other metrics plain."""
+    return f"{value:.{digits}%}" if metric.endswith(("top1", "top5", "mean_class")) else f"{value:.4g}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _viridis(share: float) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.9 * share)  # its bright end is hard to see on white

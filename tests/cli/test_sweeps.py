@@ -13,19 +13,19 @@ from vmae.cli.main import run
 from vmae.core.video.dataset import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
-from vmae.experiments.sweeps.spec import Plan, make_plan
+from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.trial import trial_dir
 
 
 def _plan(runs_dir: Path) -> tuple[Plan, Path]:
-    plan = make_plan(
+    plan = Plan(
         name="masking_ratio-1",
         sweep="masking_ratio",
         title="How much to hide",
-        space={"mask.ratio": [0.5, 0.75]},
+        params=("mask.ratio",),
         metric="probe/top1",
         base=ExperimentConfig(data=DataConfig(frames=8, size=(64, 64))),
-        baseline=False,
+        trials=tuple(Trial(id=f"ratio{r}_s0", overrides={"mask.ratio": r}, seed=0) for r in (0.5, 0.75)),
     )
     folder = runs_dir / "sweeps" / plan.name
     plan.save(folder)
