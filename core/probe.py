@@ -322,23 +322,28 @@ class AttentiveHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, N, D] to logits [B, C]."""
         b, n, d = tokens.shape
-        k, v = (self.norm(tokens) @ self.key_value).reshape(b, n, 2, self.num_heads, -1).unbind(2)
+        k, v = (tokens @ self.key_value).reshape(b, n, 2, self.num_heads, -1).unbind(2)
         q = self.query.reshape(1, 1, self.num_heads, -1).expand(b, -1, -1, -1)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        logits: Tensor = out.reshape(b, d) @ self.head + self.bias
+        logits: Tensor = self.norm(out.reshape(b, d)) @ self.head + self.bias
         return logits
 
 
 def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
     """A learnt pooling of all tokens and a linear layer on it, by AdamW; `train.x` is `[M, N, D]`.
 
-    The rates tried are a hundredth of `config.lrs` (AdamW's scale); one held-out fold chooses.
+    Tokens are standardised per feature by the training list. The rates tried are a hundredth of `config.lrs`
+    (AdamW's scale); one held-out fold chooses, unless there is but one setting (`selection_top1` is NaN).
     Raises InputError for features that are not tokens.
     """
     if train.x.ndim != 3:
         raise InputError(f"expected token features [M, N, D] (pooling 'tokens'); got {tuple(train.x.shape)}")
     fold = folds_of(train.labels, config.folds, config.seed)
     inside, outside = (fold != 0).nonzero()[:, 0], (fold == 0).nonzero()[:, 0]
+    mean, std = train.x.mean((0, 1), dtype=torch.float32), train.x.float().std((0, 1)).clamp_min(1e-6)
+
+    def tokens(x: Tensor) -> Tensor:
+        return (x.float() - mean) / std
 
     def fit(index: Tensor, lr: float, wd: float) -> AttentiveHead:
         generator = make_generator(config.seed, "attentive")
@@ -351,7 +356,7 @@ def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_cl
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(config.epochs):
             for rows in index[torch.randperm(len(index), generator=generator)].split(batch):
-                loss = F.cross_entropy(model(train.x[rows].float()), train.labels[rows])
+                loss = F.cross_entropy(model(tokens(train.x[rows])), train.labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -360,11 +365,12 @@ def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_cl
 
     @torch.no_grad()
     def logits(model: AttentiveHead, x: Tensor) -> Tensor:
-        return torch.cat([model(part.float()) for part in x.split(config.batch_size)])
+        return torch.cat([model(tokens(part)) for part in x.split(config.batch_size)])
 
-    scores = {}
-    for lr in config.lrs:
-        for wd in config.weight_decays:
+    settings = [(lr, wd) for lr in config.lrs for wd in config.weight_decays]
+    scores = {(lr / 100, wd): float("nan") for lr, wd in settings}
+    for lr, wd in settings:
+        if len(settings) > 1:
             model = fit(inside, lr / 100, wd)
             right = logits(model, train.x[outside]).argmax(1) == train.labels[outside]
             scores[lr / 100, wd] = float(right.float().mean())

@@ -5,6 +5,7 @@ The stages here are what `vmae pretrain`, `vmae probe` and every sweep trial are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,10 +234,12 @@ def probe_stage(
 
 def probe_metrics(result: ProbeResult) -> dict[str, float]:
     """A probe's result as metrics of a run."""
-    return {
+    metrics = {
         "probe/top1": result.top1,
         "probe/top5": result.top5,
         "probe/mean_class": result.mean_class,
         "probe/chance": result.chance,
         "probe/selection_top1": result.selection_top1,
     }
+    # A probe with a single setting selects nothing.
+    return {k: v for k, v in metrics.items() if not math.isnan(v)}

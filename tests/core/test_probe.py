@@ -42,12 +42,13 @@ def features(signal: float, n: int = 120, seed: int = 0, tokens: int = 0) -> Fea
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "attentive"])
 def test_separable_features_are_read_out_and_noise_is_not(kind: str) -> None:
-    config = replace(CONFIG, kind=kind)
+    # Attention has to find the one token that tells first: more rounds.
+    config = replace(CONFIG, kind=kind, epochs=90 if kind == "attentive" else CONFIG.epochs, batch_size=64)
     tokens = 3 if kind == "attentive" else 0
     good = probe(features(3.0, tokens=tokens), features(3.0, seed=1, tokens=tokens), config)
     noise = probe(features(0.0, tokens=tokens), features(0.0, seed=1, tokens=tokens), config)
     assert good.kind == kind and good.chance == 0.25
-    floor = 0.7 if kind == "attentive" else 0.9  # it has to find the one token that tells, too
+    floor = 0.7 if kind == "attentive" else 0.9
     assert good.top1 > floor and good.mean_class > floor and good.top5 == 1.0
     assert noise.top1 < 0.4 and noise.selection_top1 < 0.45
 
