@@ -23,9 +23,11 @@ from typing import Any
 
 import torch
 
+from vmae.kernels.add_norm.configs import PROGRAMS, norm_block
 from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
 from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
 from vmae.kernels.dispatch import FAMILIES
+from vmae.kernels.gelu_mlp.configs import mlp_tiles
 from vmae.kernels.patch_gather.configs import gather_block, loss_block
 
 TABLE_FILE = Path(__file__).parent / "results" / "aot.json"
@@ -221,6 +223,48 @@ def _token_cases(family: int) -> Iterator[Case]:
             )
 
 
+def _candidate_cases(family: int) -> Iterator[Case]:
+    """add_layer_norm and mlp: compiled and held to the gate, although the model does not call them yet."""
+    for d in (384, 768, 1024):
+        rows, block, warps = norm_block(d)
+        constants: dict[str, Any] = {"D": d, "BLOCK_R": rows, "BLOCK_D": block}
+        streams = {
+            "residual_ptr": "*fp32",
+            "total_ptr": "*fp32",
+            "dtotal_ptr": "*fp32",
+            "dresidual_ptr": "*fp32",
+        }
+        types = streams | {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "part_ptr": "*fp32"}
+        types |= {"x_ptr": "*bf16", "y_ptr": "*bf16", "dy_ptr": "*bf16", "dx_ptr": "*bf16"}
+        for kernel, more in (("fwd", {}), ("bwd", {"PROGRAMS": PROGRAMS})):
+            yield Case(
+                name=f"add_norm/{kernel} D={d} bf16 on fp32",
+                family=family,
+                module="add_norm",
+                kernel=f"_add_norm_{kernel}_kernel",
+                types=types,
+                constants=constants | more,
+                aligned=("R",),
+                options={"num_warps": warps},
+            )
+    for dtype in (torch.bfloat16, torch.float32):
+        t = "*" + _DTYPE[dtype]
+        tiles = dict(mlp_tiles(dtype, family))
+        options = {k: int(str(tiles.pop(k))) for k in ("num_warps", "num_stages")}
+        for kernel in ("linear_gelu", "linear_dgelu"):
+            names = ("x_ptr", "w_ptr", "bias_ptr", "h_ptr", "a_ptr", "dy_ptr", "dh_ptr")
+            yield Case(
+                name=f"mlp/{kernel} {_DTYPE[dtype]}",
+                family=family,
+                module="gelu_mlp",
+                kernel=f"_{kernel}_kernel",
+                types=dict.fromkeys(names, t) | {"part_ptr": "*fp32"},
+                constants=tiles,
+                aligned=("M", "N", "K"),
+                options=options,
+            )
+
+
 def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
     """Every shipped kernel and configuration, at the published shapes."""
     bf16 = torch.bfloat16
@@ -235,9 +279,10 @@ def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
         yield from _attention_cases(1568, 64, torch.float32, family)
         yield from _patch_cases(family)
         yield from _token_cases(family)
+        yield from _candidate_cases(family)
 
 
-_INTEGERS = ("H", "N", "K", "nh", "nw", "V", "M", "total")
+_INTEGERS = ("H", "N", "K", "nh", "nw", "V", "M", "R", "total")
 
 
 def compile_case(case: Case) -> Resources:

@@ -563,6 +563,100 @@ def tokens_bench(b: int, visible: int, masked: int, d: int, *, device: str, comp
     )
 
 
+def add_norm_bench(rows: int, d: int, *, device: str, compiled: bool) -> OpBench:
+    """A candidate: residual add and layer norm, bfloat16 branch on a float32 stream, forward and backward."""
+
+    def make(seed: int) -> dict[str, Tensor]:
+        gen = torch.Generator(device).manual_seed(seed)
+        wide: dict[str, Any] = {"generator": gen, "device": device}
+        return {
+            "x": torch.randn(rows, d, dtype=torch.bfloat16, **wide).requires_grad_(),
+            "residual": torch.randn(rows, d, **wide).requires_grad_(),
+            "weight": torch.randn(d, **wide).requires_grad_(),
+            "bias": torch.randn(d, **wide).requires_grad_(),
+            "dy": torch.randn(rows, d, dtype=torch.bfloat16, **wide),
+            "dtotal": torch.randn(rows, d, **wide),
+        }
+
+    names = ("x", "residual", "weight", "bias")
+
+    def through(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+        def run(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            leaves = [x[k] for k in names]
+            y, total = op(*leaves, eps=1e-6)
+            douts = (x["dy"].to(y.dtype), x["dtotal"].to(total.dtype))
+            return y, total, *torch.autograd.grad((y, total), leaves, douts)
+
+        return run
+
+    def exact(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        leaf = {k: x[k].detach().double().requires_grad_() for k in names}
+        return through(reference.add_layer_norm)(leaf | {k: x[k] for k in ("dy", "dtotal")})
+
+    torch_path = _in_mode("torch", kernels.add_layer_norm)
+    variants = [
+        Variant(name="ours", run=through(_in_mode("triton", kernels.add_layer_norm))),
+        Variant(name="torch path", run=through(torch_path)),
+    ]
+    if compiled:
+        variants.append(Variant(name="compiled torch path", run=through(torch.compile(torch_path))))
+    return OpBench(
+        op="add_layer_norm",
+        shape={"R": rows, "D": d},
+        what="fwd+bwd",
+        make=make,
+        exact=exact,
+        variants=variants,
+        flops=20.0 * rows * d,
+        # forward x, stream in, y, stream out: 12; backward dy, dtotal, stream in, dx, dstream out: 16
+        bytes=28.0 * rows * d,
+    )
+
+
+def mlp_bench(rows: int, d: int, *, device: str, compiled: bool) -> OpBench:
+    """A candidate: the block's MLP in bfloat16, forward and backward."""
+
+    def make(seed: int) -> dict[str, Tensor]:
+        gen = torch.Generator(device).manual_seed(seed)
+        wide: dict[str, Any] = {"generator": gen, "device": device, "dtype": torch.bfloat16}
+        shapes = {"x": (rows, d), "w1": (4 * d, d), "b1": (4 * d,), "w2": (d, 4 * d), "b2": (d,)}
+        scale = {"w1": d**-0.5, "w2": (4 * d) ** -0.5}
+        leaves = {k: (torch.randn(s, **wide) * scale.get(k, 1.0)).requires_grad_() for k, s in shapes.items()}
+        return leaves | {"dy": torch.randn(rows, d, **wide)}
+
+    names = ("x", "w1", "b1", "w2", "b2")
+
+    def through(op: Callable[..., Tensor]) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+        def run(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            leaves = [x[k] for k in names]
+            out = op(*leaves)
+            return (out, *torch.autograd.grad(out, leaves, x["dy"].to(out.dtype)))
+
+        return run
+
+    def exact(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        leaf = {k: x[k].detach().double().requires_grad_() for k in names}
+        return through(reference.mlp)(leaf | {"dy": x["dy"]})
+
+    torch_path = _in_mode("torch", kernels.mlp)
+    variants = [
+        Variant(name="ours", run=through(_in_mode("triton", kernels.mlp))),
+        Variant(name="torch path", run=through(torch_path)),
+    ]
+    if compiled:
+        variants.append(Variant(name="compiled torch path", run=through(torch.compile(torch_path))))
+    return OpBench(
+        op="mlp",
+        shape={"R": rows, "D": d},
+        what="fwd+bwd",
+        make=make,
+        exact=exact,
+        variants=variants,
+        flops=48.0 * rows * d * d,  # two products forward, four backward, each 2 * R * D * 4D
+        bytes=2.0 * rows * d * (4 + 5 * 4),  # x, y, dy, dx; h, a written and read, dh written
+    )
+
+
 def op_benches(device: str, *, tiny: bool, compiled: bool) -> list[Callable[[], OpBench]]:
     """The published shapes at a batch of 64 (tiny: a few tokens, for the dry run), most telling first."""
     both: dict[str, Any] = {"device": device, "compiled": compiled}
@@ -575,6 +669,8 @@ def op_benches(device: str, *, tiny: bool, compiled: bool) -> list[Callable[[], 
             lambda: gather_bench(clip, 32, **both),
             lambda: loss_bench(clip, **both),
             lambda: tokens_bench(2, 3, 5, 16, **both),
+            lambda: add_norm_bench(6, 16, **both),
+            lambda: mlp_bench(6, 16, **both),
         ]
     clip = ClipShape(b=64)
     return [
@@ -586,6 +682,8 @@ def op_benches(device: str, *, tiny: bool, compiled: bool) -> list[Callable[[], 
         lambda: loss_bench(clip, **both),
         lambda: tokens_bench(64, 160, 1408, 384, **both),
         lambda: attention_bench(64, 1568, 6, 64, backward=False, **both),
+        lambda: mlp_bench(64 * 1568, 384, **both),
+        lambda: add_norm_bench(64 * 1568, 384, **both),
         lambda: attention_bench(64, 80, 12, 64, backward=True, **both),
         lambda: attention_bench(64, 392, 12, 64, backward=True, **both),
         lambda: attention_bench(64, 160, 16, 80, backward=True, **both),
@@ -593,4 +691,6 @@ def op_benches(device: str, *, tiny: bool, compiled: bool) -> list[Callable[[], 
         lambda: attention_bench(64, 1568, 8, 80, backward=True, **both),
         lambda: gather_only_bench(ClipShape(b=64, masked=0.0), **both),
         lambda: loss_bench(ClipShape(b=64, masked=0.75), **both),
+        lambda: mlp_bench(64 * 160, 768, **both),
+        lambda: add_norm_bench(64 * 160, 768, **both),
     ]

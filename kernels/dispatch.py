@@ -28,7 +28,14 @@ from torch import Tensor
 from vmae.kernels.checks import require
 
 MODES = ("auto", "torch", "triton")
-OPS = ("gather_patches", "fused_attention", "masked_patch_loss", "assemble_decoder_tokens")
+OPS = (
+    "gather_patches",
+    "fused_attention",
+    "masked_patch_loss",
+    "assemble_decoder_tokens",
+    "add_layer_norm",
+    "mlp",
+)
 EVIDENCE_FILE = Path(__file__).parent / "results" / "evidence.json"
 FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are compiled and configured for
 
@@ -175,6 +182,8 @@ _STATUS_SIZES = {
     "fused_attention": (160, 1568),
     "masked_patch_loss": (1536,),
     "assemble_decoder_tokens": (384,),
+    "add_layer_norm": (768,),
+    "mlp": (768,),
 }
 
 

@@ -23,6 +23,8 @@ _SIZE = {
     "fused_attention": "N",
     "masked_patch_loss": "P",
     "assemble_decoder_tokens": "D",
+    "add_layer_norm": "D",
+    "mlp": "D",
 }
 
 

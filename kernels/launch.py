@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from vmae.kernels.checks import require
 from vmae.kernels.dispatch import interpreting
 from vmae.kernels.layout import channels_last
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make the tensor's GPU current: Triton launches on the current device, whatever its arguments'."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def next_power_of_2(n: int) -> int:

@@ -17,6 +17,8 @@ BASELINES = {
     "patch_embedding": ("official: normalise, conv3d, index", "compiled official"),
     "masked_patch_loss": ("official: labels, mse", "compiled torch path", "compiled official"),
     "assemble_decoder_tokens": ("torch path", "compiled torch path"),
+    "add_layer_norm": ("torch path", "compiled torch path"),
+    "mlp": ("torch path", "compiled torch path"),
 }
 
 
@@ -136,7 +138,8 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
     grid = [10 ** (x / 20) for x in range(-10, 75)]
     axes.plot(grid, [min(matrix, copy * x) / 1e12 for x in grid], color="0.3", label="measured roof")
     markers = {"fused_attention": "o", "gather_patches": "s", "patch_embedding": "D",
-               "masked_patch_loss": "^", "assemble_decoder_tokens": "v"}  # fmt: skip
+               "masked_patch_loss": "^", "assemble_decoder_tokens": "v",
+               "add_layer_norm": "P", "mlp": "X"}  # fmt: skip
     seen: set[str] = set()
     for row in result.get("ops", []):
         ours = _ours(row)

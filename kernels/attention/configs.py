@@ -79,8 +79,9 @@ def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> At
     """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100)."""
     block = head_block(head_dim)
     if dtype == torch.float32:
-        dq = replace(_LONG_FP32, block_n=16)
-        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=_LONG_FP32, dq=dq, dkdv=_LONG_FP32)
+        # The inner tile of a backward pass is halved: with 32 it spills.
+        dq, dkdv = replace(_LONG_FP32, block_n=16), replace(_LONG_FP32, block_m=16)
+        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=_LONG_FP32, dq=dq, dkdv=dkdv)
     fwd, dq, dkdv = _LONG[family, block]
     short_fwd = short_bwd = None
     if n <= SHORT_MAX_TOKENS and (block <= 64 or n <= 160):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
 from vmae.kernels.dispatch import family
-from vmae.kernels.launch import check_offsets, runs_kernel
+from vmae.kernels.launch import check_offsets, on_device, runs_kernel
 
 LOG2E = math.log2(math.e)
 
@@ -77,11 +77,12 @@ def launch_fwd(
         "lse_ptr": lse,
         "scale_log2": scale * LOG2E,
     }
-    if plan.short_fwd is not None:
-        kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
-    else:
-        grid = (-(-n // plan.fwd.block_m), b * h)
-        kernels._long_fwd_kernel[grid](**args, **_long(plan.fwd))
+    with on_device(qkv):
+        if plan.short_fwd is not None:
+            kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
+        else:
+            grid = (-(-n // plan.fwd.block_m), b * h)
+            kernels._long_fwd_kernel[grid](**args, **_long(plan.fwd))
     return out, lse
 
 
@@ -112,14 +113,15 @@ def launch_bwd(
         "scale": scale,
         "scale_log2": scale * LOG2E,
     }
-    if plan.short_bwd is not None:
-        kernels._short_bwd_kernel[(b * h,)](**args, **_short(n, plan.short_bwd))
-        return dqkv
-    args["delta_ptr"] = torch.empty_like(lse)
-    grid = (-(-n // plan.dq.block_m), b * h)
-    kernels._long_dq_kernel[grid](**args, out_ptr=out.contiguous(), **_long(plan.dq))
-    grid = (-(-n // plan.dkdv.block_n), b * h)
-    kernels._long_dkdv_kernel[grid](**args, **_long(plan.dkdv))
+    with on_device(qkv):
+        if plan.short_bwd is not None:
+            kernels._short_bwd_kernel[(b * h,)](**args, **_short(n, plan.short_bwd))
+            return dqkv
+        args["delta_ptr"] = torch.empty_like(lse)
+        grid = (-(-n // plan.dq.block_m), b * h)
+        kernels._long_dq_kernel[grid](**args, out_ptr=out.contiguous(), **_long(plan.dq))
+        grid = (-(-n // plan.dkdv.block_n), b * h)
+        kernels._long_dkdv_kernel[grid](**args, **_long(plan.dkdv))
     return dqkv
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference
-from vmae.kernels.launch import runs_kernel
+from vmae.kernels.launch import on_device, runs_kernel
 
 torch.library.define(
     "vmae::decoder_tokens",
@@ -40,20 +40,21 @@ def _tokens(
     m = masked_indices.shape[1]
     out = torch.empty(b, v + m, d, dtype=dtype, device=visible.device)
     block = width_block(d)
-    kernels._assemble_fwd_kernel[(-(-(v + m) // ROWS), -(-d // block), b)](
-        visible.contiguous(),
-        mask_token.contiguous(),
-        pos.contiguous(),
-        visible_indices.contiguous(),
-        masked_indices.contiguous(),
-        out,
-        v,
-        m,
-        D=d,
-        BLOCK_R=ROWS,
-        BLOCK_D=block,
-        num_warps=4,
-    )
+    with on_device(visible):
+        kernels._assemble_fwd_kernel[(-(-(v + m) // ROWS), -(-d // block), b)](
+            visible.contiguous(),
+            mask_token.contiguous(),
+            pos.contiguous(),
+            visible_indices.contiguous(),
+            masked_indices.contiguous(),
+            out,
+            v,
+            m,
+            D=d,
+            BLOCK_R=ROWS,
+            BLOCK_D=block,
+            num_warps=4,
+        )
     return out
 
 
@@ -70,18 +71,19 @@ def _tokens_bwd(dout: Tensor, num_visible: int, dtype: torch.dtype) -> tuple[Ten
     dvisible = torch.empty(b, num_visible, d, dtype=dtype, device=dout.device)
     part = torch.empty(b * SPLITS, d, dtype=torch.float32, device=dout.device)
     block = width_block(d)
-    kernels._assemble_bwd_kernel[(SPLITS, -(-d // block), b)](
-        dout.contiguous(),
-        dvisible,
-        part,
-        num_visible,
-        n - num_visible,
-        D=d,
-        BLOCK_R=ROWS,
-        BLOCK_D=block,
-        SPLITS=SPLITS,
-        num_warps=4,
-    )
+    with on_device(dout):
+        kernels._assemble_bwd_kernel[(SPLITS, -(-d // block), b)](
+            dout.contiguous(),
+            dvisible,
+            part,
+            num_visible,
+            n - num_visible,
+            D=d,
+            BLOCK_R=ROWS,
+            BLOCK_D=block,
+            SPLITS=SPLITS,
+            num_warps=4,
+        )
     return dvisible, part.sum(dim=0)
 
 

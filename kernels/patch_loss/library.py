@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae.kernels.launch import row_is_run, runs_kernel
+from vmae.kernels.launch import on_device, row_is_run, runs_kernel
 from vmae.kernels.patch_gather.configs import loss_block
 from vmae.kernels.patch_gather.library import grid_args
 from vmae.kernels.patch_loss.reference import EPS, masked_patch_loss_reference
@@ -54,28 +54,29 @@ def launch(
         norm = 1.0 / (weight.sum() * args["P"])
     block, warps = loss_block(args["P"])
     levels = 255.0 if video.dtype == torch.uint8 else 1.0
-    kernels._patch_loss_kernel[(indices.numel(),)](
-        pred_ptr=pred,
-        video_ptr=video,
-        weight_ptr=pred if weight is None else weight,  # any pointer where it is not read
-        norm_ptr=pred if norm is None else norm,
-        dloss_ptr=pred if dloss is None else dloss,
-        part_ptr=pred if part is None else part,
-        dpred_ptr=pred if dpred is None else dpred,
-        norm=1.0 / pred.numel(),
-        eps=EPS * levels,
-        unit=1.0 / levels,
-        **args | {"index_ptr": indices.contiguous()},
-        BLOCK_P=block,
-        RUNS=row_is_run(video, layout),
-        LOSS=loss,
-        NORMALISED=target == "normalized",
-        HAS_WEIGHTS=weights is not None,
-        HAS_DLOSS=dloss is not None,
-        WRITE_LOSS=want_loss,
-        WRITE_GRAD=want_grad,
-        num_warps=warps,
-    )
+    with on_device(pred):
+        kernels._patch_loss_kernel[(indices.numel(),)](
+            pred_ptr=pred,
+            video_ptr=video,
+            weight_ptr=pred if weight is None else weight,  # any pointer where it is not read
+            norm_ptr=pred if norm is None else norm,
+            dloss_ptr=pred if dloss is None else dloss,
+            part_ptr=pred if part is None else part,
+            dpred_ptr=pred if dpred is None else dpred,
+            norm=1.0 / pred.numel(),
+            eps=EPS * levels,
+            unit=1.0 / levels,
+            **args | {"index_ptr": indices.contiguous()},
+            BLOCK_P=block,
+            RUNS=row_is_run(video, layout),
+            LOSS=loss,
+            NORMALISED=target == "normalized",
+            HAS_WEIGHTS=weights is not None,
+            HAS_DLOSS=dloss is not None,
+            WRITE_LOSS=want_loss,
+            WRITE_GRAD=want_grad,
+            num_warps=warps,
+        )
     return (None if part is None else part.sum()), dpred
 
 
@@ -172,5 +173,6 @@ class OnePassLoss(torch.autograd.Function):
         from vmae.kernels.patch_loss import triton_kernels as kernels
 
         grid = (-(-dpred.numel() // 4096),)
-        kernels._scale_unless_one_kernel[grid](dpred, dloss, dpred.numel(), BLOCK=4096)
+        with on_device(dpred):
+            kernels._scale_unless_one_kernel[grid](dpred, dloss, dpred.numel(), BLOCK=4096)
         return dpred, None, None, None, None

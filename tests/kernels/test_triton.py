@@ -31,7 +31,8 @@ SHORT = replace(LONG, short_fwd=Tile(block_m=16, num_warps=4), short_bwd=Tile(bl
 
 def error(out: Tensor, exact: Tensor) -> float:
     """Relative RMS error; NaN (an element never written, or garbage read) is infinite."""
-    diff = (out.double().cpu() - exact.double().cpu()).norm() / exact.double().cpu().norm().clamp_min(1e-30)
+    out, exact = out.detach().double().cpu(), exact.detach().double().cpu()
+    diff = (out - exact).norm() / exact.norm().clamp_min(1e-30)
     return float("inf") if torch.isnan(diff) else float(diff)
 
 
@@ -209,8 +210,12 @@ def test_loss_forms(loss: str, target: str, weighted: bool, device: str) -> None
     check_loss((3, 4, 2, 5), "permuted", torch.float32, device, loss=loss, target=target, weighted=weighted)
 
 
-@pytest.mark.parametrize("kind", ["BTHWC", "BCTHW", "strided"])
-@pytest.mark.parametrize("patches", PATCHES[1:], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "patches"),
+    [(("BTHWC", "BCTHW", "strided")[i % 3], p) for i, p in enumerate(PATCHES[1:])]
+    + [(kind, PATCHES[-1]) for kind in ("BTHWC", "BCTHW", "permuted")],
+    ids=str,
+)
 def test_loss_sizes(kind: str, patches: tuple[int, int, int, int], device: str) -> None:
     check_loss(patches, kind, torch.float32, device)
 
@@ -264,7 +269,7 @@ def test_loss_of_a_flat_patch_is_finite(device: str) -> None:
         value = kernels.masked_patch_loss(
             pred, video, pick(1, 8, 2, device), patch_size=4, tubelet_size=2, layout="BTHWC"
         )
-    assert float(value) == pytest.approx(1.0, abs=1e-6)  # the target of a flat patch is 0
+    assert value.item() == pytest.approx(1.0, abs=1e-6)  # the target of a flat patch is 0
 
 
 def test_loss_does_not_leak_between_clips(device: str) -> None:
@@ -316,3 +321,45 @@ def test_public_functions_reach_the_kernels(device: str, monkeypatch: pytest.Mon
         assert len(calls) == 1
         kernels.fused_attention(qkv.double())  # the reference's domain
     assert len(calls) == 1
+
+
+# Rows and widths: one; primes; over one row block; a width above and below a power of two.
+@pytest.mark.parametrize(("rows", "d"), [(1, 1), (7, 13), (17, 96), (33, 129)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_add_layer_norm(rows: int, d: int, dtype: torch.dtype, device: str) -> None:
+    gen = torch.Generator().manual_seed(d)
+    x = torch.randn(rows, d, generator=gen).to(device, dtype).requires_grad_()
+    rest = [torch.randn(s, generator=gen).to(device).requires_grad_() for s in ((rows, d), (d,), (d,))]
+    leaves = (x, *rest)
+    exact = tuple(v.detach().double().requires_grad_() for v in leaves)
+    ref = reference.add_layer_norm(*exact, eps=1e-6)
+    with kernels.use_kernels("triton"):
+        out = kernels.add_layer_norm(*leaves, eps=1e-6, dtype=torch.float32)
+    douts = [torch.randn(rows, d, generator=gen).to(device) for _ in range(2)]
+    for got, want in zip(out, ref, strict=True):
+        assert error(got.detach(), want.detach()) < 1e-6 or d == 1
+    grads = torch.autograd.grad(out, leaves, douts)
+    wants = torch.autograd.grad(ref, exact, [g.double() for g in douts])
+    for grad, leaf, want in zip(grads, leaves, wants, strict=True):
+        assert grad.dtype == leaf.dtype
+        if want.norm() > 1e-9:
+            assert error(grad, want) < (4e-3 if grad.dtype == torch.bfloat16 else 2e-6)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 16, 16), (37, 24, 50)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mlp(m: int, k: int, n: int, dtype: torch.dtype, device: str) -> None:
+    gen = torch.Generator().manual_seed(n)
+    shapes = ((m, k), (n, k), (n,), (k, n), (k,))
+    leaves = [(torch.randn(s, generator=gen) / 2).to(device, dtype).requires_grad_() for s in shapes]
+    exact = [v.detach().double().requires_grad_() for v in leaves]
+    x, w1, b1, w2, b2 = leaves
+    with kernels.use_kernels("triton"):
+        out = kernels.mlp(x, w1, b1, w2, b2)
+    ref = reference.mlp(exact[0], exact[1], exact[2], exact[3], exact[4])
+    dout = torch.randn(m, k, generator=gen).to(device, dtype)
+    tol = 2e-6 if dtype == torch.float32 else 1e-2
+    assert error(out.detach(), ref.detach()) < tol
+    grads = torch.autograd.grad(out, leaves, dout)
+    for grad, want in zip(grads, torch.autograd.grad(ref, exact, dout.double()), strict=True):
+        assert error(grad, want) < tol

@@ -1,0 +1,1 @@
+"""Residual add and layer norm in one pass."""
