@@ -303,8 +303,8 @@ def _long_attention(qkv: Tensor) -> Tensor:
     return out
 
 
-def _in_mode(mode: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: Any, **kwargs: Any) -> Tensor:
+def _in_mode(mode: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with kernels.use_kernels(mode):
             return op(*args, **kwargs)
 
