@@ -201,6 +201,8 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
 
     try:
         ray.init(
+            # Without an address Ray joins whatever cluster happens to run on this machine.
+            address="local",
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
