@@ -92,6 +92,7 @@ def ray_session(workers: WorkersConfig) -> Iterator[None]:
         # Workers that ask for more CPUs than there are would wait for ever.
         wanted = int(workers.count * workers.cpus_per_worker + 1.5)
         settings |= {
+            "address": "local",
             "include_dashboard": False,
             "num_cpus": max(os.cpu_count() or 1, wanted),
             "object_store_memory": 200 * 2**20,
