@@ -68,6 +68,10 @@ LATEST = "(latest)"
     "--gpus", type=float, help="GPUs per trial, may be a fraction.  [default: 1 where there is one]"
 )
 @click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what the machine holds]")
+@click.option(
+    "--address",
+    help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local for this machine.  [default: local]",
+)
 @click.option("--run-name", help="Name of this sweep.  [default: NAME-1, NAME-2, ...]")
 @click.option(
     "--resume",
@@ -100,6 +104,7 @@ def sweep(
     cpus: float | None,
     gpus: float | None,
     max_concurrent: int | None,
+    address: str | None,
     run_name: str | None,
     resume: str | None,
     assignments: tuple[str, ...],
@@ -126,7 +131,7 @@ def sweep(
     budget_s = None if budget is None else _seconds(budget)
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
-        plan = replace(driver.with_resources(plan, cpus, gpus, max_concurrent), budget_s=budget_s)
+        plan = replace(driver.with_resources(plan, cpus, gpus, max_concurrent, address), budget_s=budget_s)
     else:
         if name is None and not param_texts:
             raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
@@ -177,6 +182,7 @@ def sweep(
             gpus_per_trial=_gpus(gpus),
             max_concurrent=max_concurrent,
         )
+        plan = driver.with_resources(plan, None, None, None, address)
         make_demo_data_if_used(base)
     run(plan, store)
 
@@ -184,6 +190,7 @@ def sweep(
 def run(plan: Plan, store: Store) -> None:
     """Prepare, run and report a plan; exit code 1 when a trial failed, 130 when interrupted."""
     from vmae.cli.sweep_display import Display, report
+    from vmae.experiments.cluster import ClusterUnfit
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import DONE, FAILED
@@ -198,6 +205,11 @@ def run(plan: Plan, store: Store) -> None:
         )
         with Display(plan) as display:
             states = driver.run_sweep(plan, store, display.show)
+    except ClusterUnfit as e:
+        from vmae.cli.cluster import nodes_table
+
+        click.echo(nodes_table(e.reports), err=True)
+        raise
     except KeyboardInterrupt:
         if not (driver.sweeps_dir(store) / plan.name / "plan.json").exists():
             raise

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import signal
 import threading
 import time
 import warnings
@@ -16,6 +13,7 @@ from typing import Any
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.experiments.cluster import ClusterUnfit, check_cluster, connected, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.sweeps.spec import Plan
@@ -65,6 +63,8 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     from vmae.core.video.annotations import subset
     from vmae.experiments.run import open_data
 
+    if plan.address is not None:
+        probe_address(plan.address)
     data = open_data(plan.base, cache_dir(store.runs_dir), progress)
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
@@ -167,22 +167,6 @@ def _watching(folder: Path, observe: Observe | None) -> Iterator[None]:
 
 def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
     """Hand the trials to Ray Tune and wait."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ctrl-C must reach us as KeyboardInterrupt: Tune's own handler would swallow it and save for minutes.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # On a machine that is busy with other work Ray needs longer than its own limit of half a minute.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-        from ray import tune
-
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     cpus = max(plan.cpus_per_trial, 0.01)
     resources: dict[str, float] = {"cpu": cpus}
     if plan.gpus_per_trial:
@@ -193,27 +177,18 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
 
         torch.set_num_threads(max(1, int(cpus)))
         try:
-            run_trial(folder, config["trial"], store, emit=lambda metrics: tune.report(dict(metrics)))
+            run_trial(folder, config["trial"], store, emit=_report)
         except VmaeError:
             # What the configuration or the data refuses, another attempt refuses too: it is in the trial's
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
             return
 
-    try:
-        ray.init(
-            # Without an address Ray joins whatever cluster happens to run on this machine.
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=200 * 2**20,
-            # A trial that asks for more CPUs than there are would wait for ever.
-            num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
-        )
-    except Exception as e:
-        raise VmaeError(f"expected Ray to start on this machine, got: {str(e).splitlines()[0]}") from e
-    try:
+    workers = plan.workers_per_trial
+    with connected(plan.address, cpus=cpus * workers, dashboard=workers > 1):
+        from ray import tune
+
+        if plan.address is not None:
+            _preflight(plan, store)
         missing = (plan.expected_trials - len(plan.trials)) + len(trial_ids)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -239,10 +214,24 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
             tuner.fit()
         if plan.budget_s is None or time.monotonic() - start < plan.budget_s:
             _mark_lost(Plan.load(folder), folder)
-    finally:
-        # Second Ctrl-C while we clean up would leave processes behind.
-        with _ignoring_sigint():
-            ray.shutdown()
+
+
+def _preflight(plan: Plan, store: Store) -> None:
+    """Raise ClusterUnfit where a node could not run a trial of the plan."""
+    data = plan.base.data
+    reports = check_cluster(
+        paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
+        storage=str(store.runs_dir),
+        gpus_wanted=min(1.0, plan.gpus_per_trial) if plan.gpus_per_trial else 0.0,
+    )
+    if any(r.problems for r in reports):
+        raise ClusterUnfit(reports)
+
+
+def _report(metrics: dict[str, float]) -> None:
+    from ray import tune
+
+    tune.report(dict(metrics))
 
 
 def _mark_lost(plan: Plan, folder: Path) -> None:
@@ -286,23 +275,18 @@ def _searcher(folder: Path, trial_ids: list[str]) -> Any:
     return PlanSearcher()
 
 
-@contextlib.contextmanager
-def _ignoring_sigint() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def with_resources(
+    plan: Plan, cpus: float | None, gpus: float | None, concurrent: int | None, address: str | None = None
+) -> Plan:
+    """The plan with other resources (a resumed sweep may run on another machine or cluster).
 
-
-def with_resources(plan: Plan, cpus: float | None, gpus: float | None, concurrent: int | None) -> Plan:
-    """The plan with other resources (a resumed sweep may run on another machine)."""
+    `address` "local" means a Ray of this machine's own.
+    """
+    where = plan.address if address is None else address
     return replace(
         plan,
         cpus_per_trial=plan.cpus_per_trial if cpus is None else cpus,
         gpus_per_trial=plan.gpus_per_trial if gpus is None else gpus,
         max_concurrent=plan.max_concurrent if concurrent is None else concurrent,
+        address=None if where == "local" else where,
     )

@@ -83,6 +83,8 @@ class Plan:
     stopping: StoppingConfig | None = None
     budget_s: float | None = None
     """Seconds after which this attempt ends, finished or not."""
+    address: str | None = None
+    """Ray cluster to run on; None: a Ray of this machine's own."""
 
     @property
     def expected_trials(self) -> int:

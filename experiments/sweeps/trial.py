@@ -9,6 +9,7 @@ again; a trial with checkpoints goes on from the newest, a stage that is done is
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -62,7 +63,13 @@ class ProgressFile:
         now = time.monotonic()
         if force or now - self._written >= 1.0:
             self._written = now
-            facts = {"seconds": self.seconds, "attempts": self.attempts, "updated": time.time()}
+            facts = {
+                "seconds": self.seconds,
+                "attempts": self.attempts,
+                "updated": time.time(),
+                "host": os.uname().nodename,
+                "pid": os.getpid(),
+            }
             write_json(self.path, {**self.state, **facts})
 
 

@@ -1,0 +1,327 @@
+"""Ray, started here or joined elsewhere: addresses, the code nodes run, checks before work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from vmae.core.errors import InputError, VmaeError
+
+_CHECK_TIMEOUT_S = 90.0
+CHECKS = ("python", "torch", "ray", "vmae", "GPUs", "data", "storage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """What one node said. `found` has a word for each of CHECKS; `problems` says what is wrong of them."""
+
+    node: str
+    host: str
+    found: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+class ClusterUnfit(VmaeError):
+    """Some node cannot do the work; `reports` says which and why."""
+
+    def __init__(self, reports: Sequence[NodeReport]) -> None:
+        self.reports = list(reports)
+        bad = [r for r in self.reports if r.problems]
+        first = f"{bad[0].node} ({bad[0].host}): {'; '.join(f'{k}: {v}' for k, v in bad[0].problems.items())}"
+        super().__init__(f"expected every node to be fit, got {len(bad)} of {len(self.reports)}: {first}")
+
+
+def parse_address(address: str) -> tuple[str, int] | None:
+    """Host and port of `host:port` or `ray://host:port`; None for `auto`.
+
+    Raises InputError for anything else.
+    """
+    if address == "auto":
+        return None
+    rest = address.removeprefix("ray://")
+    host, _, port = rest.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in rest:
+        raise InputError(f"--address: expected auto, HOST:PORT or ray://HOST:PORT, got '{address}'")
+    return host.strip("[]"), int(port)
+
+
+def probe_address(address: str, timeout_s: float = 5.0) -> None:
+    """Raise VmaeError where nothing listens: Ray itself would try for minutes."""
+    target = parse_address(address)
+    if target is None:
+        return
+    try:
+        with socket.create_connection(target, timeout=timeout_s):
+            pass
+    except OSError as e:
+        raise VmaeError(
+            f"--address: expected a Ray cluster at {address}, got: {e.strerror or e}; start one with "
+            "`ray start --head --port 6379 --block` and see docs/clusters.md"
+        ) from e
+
+
+def _set_environment(address: str | None) -> None:
+    """What must stand in the environment before Ray is imported."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # On a machine that is busy with other work Ray needs longer than its own limit of half a minute.
+        "RAY_raylet_start_wait_time_s": "180",
+        # Epochs of less than two seconds would otherwise wait to report.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    # Ctrl-C must reach us as KeyboardInterrupt: Tune's own handler would swallow it and save for minutes.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    if address is not None and address != "auto":
+        # Ray 2.5x and later start heads with a token and refuse a driver that says nothing of it.
+        token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        known = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")
+
+
+def shipped_code() -> dict[str, Any]:
+    """The runtime environment that gives every worker this process's own `vmae`, installed there or not."""
+    import vmae
+
+    return {"py_modules": [str(Path(vmae.__file__).resolve().parent)]}
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, *, cpus: float = 1.0, dashboard: bool = False) -> Iterator[None]:
+    """Ray is there inside: one of this machine, or the cluster at `address`, with this code shipped to it.
+
+    Args:
+        address: None, `auto`, `host:port` or `ray://host:port`.
+        cpus: what one job asks for: a local Ray promises at least that many, or the job would wait for ever.
+        dashboard: start Ray's dashboard with a local Ray (jobs of several processes need it: without it, a
+            killed one leaks its reserved resources).
+
+    Raises:
+        InputError: an address of another form.
+        VmaeError: no cluster there, or Ray did not start.
+    """
+    if address is not None:
+        probe_address(address)
+    _set_environment(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
+    try:
+        if address is None:
+            ray.init(
+                # Without an address Ray joins whatever cluster happens to run on this machine.
+                address="local",
+                include_dashboard=dashboard,
+                object_store_memory=200 * 2**20,
+                num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
+                **quiet,
+            )
+        else:
+            ray.init(address=address, runtime_env=shipped_code(), **quiet)
+    except Exception as e:
+        where = "on this machine" if address is None else f"at {address}"
+        hint = ""
+        if address is not None:
+            hint = f" (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}; see docs/clusters.md)"
+        raise VmaeError(f"expected Ray to start {where}, got: {str(e).splitlines()[0]}{hint}") from e
+    try:
+        yield
+    finally:
+        # A second Ctrl-C while we clean up would leave processes behind.
+        with _ignoring_sigint():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ignoring_sigint() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's records of the nodes that are up."""
+    import ray
+
+    return sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: str(n["NodeID"]))
+
+
+def node_facts(paths: Sequence[str], storage: str, mark: str) -> dict[str, Any]:
+    """Runs on a node: its versions; whether it reads `paths` and `storage`'s mark, and writes beside it."""
+    import sys
+    from importlib.metadata import version
+
+    from vmae import __version__
+
+    facts: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "ray": version("ray"),
+        "vmae": __version__,
+    }
+    try:
+        import torch
+
+        facts["torch"] = torch.__version__
+        facts["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except Exception as e:
+        facts["torch"], facts["gpus"] = f"cannot be imported: {e}", 0
+    unreadable = []
+    for path in paths:
+        try:
+            with open(path, "rb") as f:
+                f.read(1)
+        except OSError as e:
+            unreadable.append(f"{path} ({e.strerror})")
+    facts["unreadable"] = unreadable
+    facts["storage"] = _try_storage(storage, mark)
+    return facts
+
+
+def _try_storage(storage: str, mark: str) -> str:
+    """Read the driver's mark and leave one: an empty string, or what went wrong."""
+    from uuid import uuid4
+
+    import fsspec
+
+    fs, root = fsspec.core.url_to_fs(storage)
+    try:
+        if not fs.exists(f"{root}/.check-{mark}"):
+            return "is another place than the driver's"
+        with fs.open(f"{root}/.check-{mark}-{uuid4().hex}", "wb") as f:
+            f.write(b"ok")
+    except Exception as e:
+        return str(e).splitlines()[0] if str(e) else type(e).__name__
+    return ""
+
+
+def check_cluster(
+    *,
+    paths: Sequence[str] = (),
+    storage: str = "",
+    gpus_wanted: float = 0.0,
+    timeout_s: float = _CHECK_TIMEOUT_S,
+) -> list[NodeReport]:
+    """Ask every node of the connected cluster what it is and what it sees; inside `connected`.
+
+    Args:
+        paths: files that every node must read (lists, a first video of each).
+        storage: folder or fsspec URI that every node must read and write, and that must be the driver's.
+        gpus_wanted: GPUs that some job asks of one node; nodes without any are a problem only if above 0.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        place = storage or nowhere
+        mark = uuid.uuid4().hex[:12]
+        own_fs, own_root = _filesystem(place)
+        try:
+            own_fs.makedirs(own_root, exist_ok=True)
+            with own_fs.open(f"{own_root}/.check-{mark}", "wb") as f:
+                f.write(b"driver")
+        except Exception as e:
+            raise InputError(f"expected storage that the driver can write, got {place}: {e}") from e
+        own = node_facts(paths, place, mark)
+        asked: list[tuple[dict[str, Any], Any]] = []
+        for node in alive_nodes():
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(node_facts).options(scheduling_strategy=strategy)
+            asked.append((node, task.remote(list(paths), place, mark)))
+        reports = []
+        for node, promise in asked:
+            name = node["NodeID"][:8]
+            try:
+                facts = ray.get(promise, timeout=timeout_s)
+            except Exception as e:
+                text = "no answer" if isinstance(e, TimeoutError) else str(e).strip().splitlines()[-1][:160]
+                host = str(node["NodeManagerHostname"])
+                reports.append(NodeReport(node=name, host=host, problems={"python": text}))
+                continue
+            reports.append(_judge(name, facts, own, paths, bool(storage), gpus_wanted))
+        with contextlib.suppress(Exception):
+            for left in own_fs.glob(f"{own_root}/.check-{mark}*"):
+                own_fs.rm(left)
+    return reports
+
+
+def _filesystem(place: str) -> tuple[Any, str]:
+    import fsspec
+
+    fs, root = fsspec.core.url_to_fs(place)
+    return fs, str(root)
+
+
+def _judge(
+    node: str,
+    facts: dict[str, Any],
+    own: dict[str, Any],
+    paths: Sequence[str],
+    stored: bool,
+    gpus_wanted: float,
+) -> NodeReport:
+    found, problems = {}, {}
+    for name in ("python", "torch", "ray", "vmae"):
+        found[name] = facts[name]
+        here, there = own[name], facts[name]
+        if name == "torch":
+            # A GPU build and a CPU build of one version differ after the plus sign, and may.
+            here, there = here.partition("+")[0], there.partition("+")[0]
+        if here != there:
+            problems[name] = f"expected {own[name]} as here, got {facts[name]}"
+    found["GPUs"] = str(facts["gpus"])
+    if gpus_wanted > facts["gpus"]:
+        problems["GPUs"] = f"expected {gpus_wanted:g} per job, got {facts['gpus']}"
+    found["data"] = f"{len(paths) - len(facts['unreadable'])}/{len(paths)}" if paths else "-"
+    if facts["unreadable"]:
+        problems["data"] = f"cannot read {'; '.join(facts['unreadable'][:3])}"
+    found["storage"] = "-" if not stored else ("fails" if facts["storage"] else "ok")
+    if stored and facts["storage"]:
+        problems["storage"] = facts["storage"]
+    return NodeReport(node=node, host=facts["host"], found=found, problems=problems)
+
+
+def files_to_see(train_csv: str, val_csv: str, data_root: str = "") -> list[str]:
+    """The lists and the first video of each: what every node must be able to read."""
+    from vmae.core.video.annotations import read_annotations
+
+    files = []
+    for csv in (train_csv, val_csv):
+        if csv:
+            samples = read_annotations(csv, data_root or None)
+            files += [str(Path(csv).absolute()), str(Path(samples[0].path).absolute())]
+    return files
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is an fsspec URI (`s3://bucket/x`) and not a path."""
+    return len(urlparse(place).scheme) > 1

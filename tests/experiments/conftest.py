@@ -1,0 +1,134 @@
+"""What the tests of real sweeps share: tiny configurations, commands, and the numbers they must end with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "model.height": "32",
+    "model.width": "32",
+    "model.embed_dim": "32",
+    "model.depth": "2",
+    "model.num_heads": "2",
+    "model.decoder_embed_dim": "32",
+    "model.decoder_depth": "1",
+    "data.size": "32,32",
+    "data.short_side": "32",
+    "data.sampling_rate": "2",
+    "train.batch_size": "8",
+    "train.picture_every": "0",
+    "probe.epochs": "4",
+    "probe.folds": "2",
+}
+
+
+class Sweeps:
+    """Commands of tiny sweeps over the mini data set, and what they leave."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    def command(self, runs: Path, *extra: str, epochs: int = 12) -> list[str]:
+        line = [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--values", "0.5,0.75,0.9"]
+        line += ["--data", str(self.data / "train.csv"), "--runs-dir", str(runs), "--epochs", str(epochs)]
+        for key, value in TINY.items():
+            line += ["--set", f"{key}={value}"]
+        return [*line, *extra]
+
+    @staticmethod
+    def environment(**more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k not in ("VMAE_RUNS", "MLFLOW_TRACKING_URI")}
+        return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+    def start(self, command: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def wait(condition: Callable[[], object], process: subprocess.Popen[str], what: str) -> None:
+        end = time.monotonic() + 240
+        while not condition():
+            if process.poll() is not None:
+                raise AssertionError(process.stdout.read() if process.stdout else "ended")
+            assert time.monotonic() < end, f"waited for {what}"
+            time.sleep(0.05)
+
+    @staticmethod
+    def running(runs: Path) -> list[dict[str, object]]:
+        """progress.json of the trials that are pre-training and have a checkpoint to go on from."""
+        found = []
+        for path in runs.glob("sweeps/*/trials/ratio*/progress.json"):
+            progress = json.loads(path.read_text())
+            saved = list(path.parent.glob("pretrain/checkpoints/step-*"))
+            if progress["stage"] == "pretrain" and saved and not (path.parent / "result.json").exists():
+                found.append({**progress, "id": path.parent.name})
+        return found
+
+    @staticmethod
+    def numbers(runs: Path) -> dict[str, dict[str, float]]:
+        """Each trial's metrics that must not depend on what happened to it."""
+        found = {}
+        for path in sorted(runs.glob("sweeps/*/trials/*/result.json")):
+            metrics = json.loads(path.read_text())["metrics"]
+            found[path.parent.name] = {
+                k: v for k, v in metrics.items() if not k.startswith("perf/") and "clips_per_s" not in k
+            }
+        return found
+
+    @staticmethod
+    def attempts(runs: Path) -> int:
+        """Processes that worked on some trial, at most."""
+        files = runs.glob("sweeps/*/trials/*/result.json")
+        return max(json.loads(path.read_text())["attempts"] for path in files)
+
+
+@pytest.fixture(scope="session")
+def sweeps(mini_data: Path) -> Sweeps:
+    return Sweeps(mini_data)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_numbers(
+    sweeps: Sweeps, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, float]]:
+    """What the trials of `sweeps.command` give when nothing happens: run one after the other, without Ray."""
+    runs = tmp_path_factory.mktemp("quiet") / "runs"
+    code = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from vmae.cli.main import run\n"
+        "from vmae.experiments.sweeps import driver, trial\n"
+        "def alone(plan, folder, store, ids):\n"
+        "    for i in ids: trial.run_trial(folder, i, store)\n"
+        "driver._tune = alone\n"
+        "run(sys.argv[1:])\n"
+    )
+    command = sweeps.command(runs)
+    done = subprocess.run(
+        [command[0], "-c", code, *command[3:]],
+        env=sweeps.environment(),
+        cwd=runs.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return sweeps.numbers(runs)
