@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
+
+from vmae.cli.options import where_to_run
 
 
 @click.command("check")
@@ -19,6 +20,10 @@ import click
 @click.option("--quick", is_flag=True, help="First, last and a few frames of each file instead of all.")
 @click.option("--report", type=click.Path(path_type=Path), default=None, help="[default: CSV.report.csv]")
 @click.option("--clean", type=click.Path(path_type=Path), default=None, help="[default: CSV.clean.csv]")
+@click.option(
+    "--address",
+    help="Ray cluster whose nodes do the work: auto, HOST:PORT or ray://HOST:PORT.  [default: this machine]",
+)
 def check(
     csv: Path,
     data_root: Path | None,
@@ -28,6 +33,7 @@ def check(
     quick: bool,
     report: Path | None,
     clean: Path | None,
+    address: str | None,
 ) -> None:
     """Decode every file of CSV: unreadable, cut, empty, without video, of variable rate or odd size, wrong
     frame counts, seeking that shows wrong frames.
@@ -44,13 +50,17 @@ def check(
     stem = str(csv.with_suffix("")) if csv.suffix == ".csv" else str(csv)
     report, clean = report or Path(f"{stem}.report.csv"), clean or Path(f"{stem}.clean.csv")
     bad = 0
-    with progress("check", total=len(samples), unit="file") as bar:
+    with (
+        where_to_run(address) as (runner, default_workers),
+        progress("check", total=len(samples), unit="file") as bar,
+    ):
         result = check_samples(
             samples,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or default_workers,
             full=not quick,
             timeout_s=timeout,
             progress=lambda done, total: bar.update(1),
+            runner=runner,
         )
         bad = len(result.bad)
     write_report(result, report)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
+
+from vmae.cli.options import where_to_run
 
 
 @click.command("optimize")
@@ -23,6 +24,10 @@ import click
 @click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
 @click.option("--workers", type=int, default=None, help="Processes.  [default: all cores]")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds for one file.")
+@click.option(
+    "--address",
+    help="Ray cluster whose nodes do the work: auto, HOST:PORT or ray://HOST:PORT.  [default: this machine]",
+)
 def optimize(
     csv: Path,
     out: Path,
@@ -34,6 +39,7 @@ def optimize(
     annotation_format: str,
     workers: int | None,
     timeout: float,
+    address: str | None,
 ) -> None:
     """Re-encode the videos of CSV into OUT as small H.264 with short groups, compare every frame, and write
     OUT/<name of CSV>. Run again to resume.
@@ -47,7 +53,10 @@ def optimize(
 
     config = OptimizeConfig(short_side=short_side, gop=gop, fps=fps, crf=crf)
     samples = read_annotations(csv, data_root, format=annotation_format)  # type: ignore[arg-type]
-    with progress("optimize", total=len({s.path for s in samples}), unit="file") as bar:
+    with (
+        where_to_run(address) as (runner, default_workers),
+        progress("optimize", total=len({s.path for s in samples}), unit="file") as bar,
+    ):
         seen = 0
 
         def count(done: int, total: int) -> None:
@@ -56,7 +65,13 @@ def optimize(
             seen = done
 
         listed, results = optimize_samples(
-            samples, out, config, workers=workers or os.cpu_count() or 1, timeout_s=timeout, progress=count
+            samples,
+            out,
+            config,
+            workers=workers or default_workers,
+            timeout_s=timeout,
+            progress=count,
+            runner=runner,
         )
     if listed:
         write_annotations(out / csv.name, listed)

@@ -20,7 +20,7 @@ import numpy as np
 
 from vmae.core.errors import VideoError
 from vmae.core.video.annotations import Sample
-from vmae.core.video.isolate import run_isolated
+from vmae.core.video.isolate import Runner, run_isolated
 from vmae.core.video.reader import DEFAULT_TIMEOUT_S, VideoInfo, open_video, probe_video
 
 NOTES = {
@@ -169,14 +169,16 @@ def check_samples(
     full: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     progress: Callable[[int, int], None] | None = None,
+    runner: Runner = run_isolated,
 ) -> CheckResult:
-    """Check every file of a list in parallel; a file that hangs or crashes its process is bad, no more."""
+    """Check every file of a list in parallel; a file that hangs or crashes its process is bad, no more.
+
+    `runner` is where: processes of this machine, or another function of the same form (a cluster's).
+    """
     reports: list[FileReport | None] = [None] * len(samples)
     check = partial(check_file, full=full, timeout_s=timeout_s)
     # The reads inside are limited one by one; together they get a multiple before the process is killed.
-    for done, outcome in enumerate(
-        run_isolated(check, samples, workers=workers, limit_s=4 * timeout_s), start=1
-    ):
+    for done, outcome in enumerate(runner(check, samples, workers=workers, limit_s=4 * timeout_s), start=1):
         sample = samples[outcome.index]
         report = outcome.value
         if outcome.failure:

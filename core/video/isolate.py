@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vmae.core.errors import VideoError
 
@@ -29,6 +29,14 @@ class Outcome:
     value: Any = None
     failure: str = ""
     detail: str = ""
+
+
+class Runner(Protocol):
+    """The form of `run_isolated`."""
+
+    def __call__(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, workers: int, limit_s: float
+    ) -> Iterator[Outcome]: ...
 
 
 def _serve(pipe: Any, function: Callable[[Any], Any]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import Sample
-from vmae.core.video.isolate import run_isolated
+from vmae.core.video.isolate import Runner, run_isolated
 from vmae.core.video.reader import VideoInfo, open_video, probe_video, read_clip
 from vmae.core.video.sampling import dense_indices
 
@@ -248,11 +248,13 @@ def optimize_samples(
     workers: int = 1,
     timeout_s: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
+    runner: Runner = run_isolated,
 ) -> tuple[list[Sample], list[Optimized]]:
     """Re-encode every video of a list into `out`, in parallel, each in a process that can be killed.
 
     Resumable: what an earlier call with the same settings finished (listed in `optimize.jsonl`, source
-    unchanged, target there at its size) is not done again.
+    unchanged, target there at its size) is not done again. `runner` is where: processes of this machine, or
+    another function of the same form (a cluster's).
 
     Returns:
         The list with the new paths (bad videos left out), and what became of each video.
@@ -279,7 +281,7 @@ def optimize_samples(
         progress(len(results), len(paths))
     with open(manifest, "a", encoding="utf-8") as log:
         work = partial(optimize_file, config=config, timeout_s=timeout_s)
-        for outcome in run_isolated(work, todo, workers=workers, limit_s=2 * timeout_s):
+        for outcome in runner(work, todo, workers=workers, limit_s=2 * timeout_s):
             source, target = todo[outcome.index]
             result = outcome.value
             if outcome.failure:

@@ -147,3 +147,36 @@ def test_a_removed_node(
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert sweeps.numbers(runs) == undisturbed_numbers
+
+
+@pytest.mark.slow
+def test_data_check_on_a_cluster_that_loses_a_node(cluster: Cluster, sweeps: Any, tmp_path: Path) -> None:
+    """The same report as on one machine, with a bad file in the list."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    lines = []
+    for name in ("train", "val"):
+        for line in (sweeps.data / f"{name}.csv").read_text().splitlines():
+            path, label = line.rsplit(" ", 1)
+            lines.append(f"{sweeps.data / path} {label}")
+    (tmp_path / "list.csv").write_text("\n".join([*lines, f"{broken} 0"]) + "\n")
+
+    def check(report: str, *extra: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vmae", "data", "check", "list.csv", "--report", report, *extra]
+        process: subprocess.Popen[str] = sweeps.start(command, tmp_path, **AUTH)
+        return process
+
+    process = check("cluster.csv", "--address", cluster.address)
+    time.sleep(5)
+    cluster.remove_node()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert "broken.mp4" in output
+    process = check("alone.csv", "--workers", "1")
+    process.communicate(timeout=300)
+
+    def rows(name: str) -> list[str]:
+        return [line.rsplit(",", 1)[0] for line in (tmp_path / name).read_text().splitlines()]
+
+    assert rows("cluster.csv") == rows("alone.csv")
+    assert len(rows("alone.csv")) == 62
