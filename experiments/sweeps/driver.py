@@ -226,6 +226,12 @@ def _preflight(plan: Plan, store: Store) -> None:
     )
     if any(r.problems for r in reports):
         raise ClusterUnfit(reports)
+    hosts = {r.host for r in reports}
+    if len(hosts) > 1 and store.sqlite_path is not None:
+        raise InputError(
+            f"expected a tracking server for trials on {len(hosts)} machines (MLFLOW_TRACKING_URI), got "
+            f"{store.uri}: SQLite on shared storage loses writes"
+        )
 
 
 def _report(metrics: dict[str, float]) -> None:
