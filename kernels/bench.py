@@ -119,8 +119,6 @@ class Clock:
                 self.run, self.graphed = graph.replay, True
             except RuntimeError:  # a variant that waits for the host (boolean indexing) is timed as it is
                 torch.cuda.synchronize()
-        else:
-            run()
 
     def measure(self, min_ms: float) -> float:
         """Milliseconds per call, over at least `min_ms` of work."""

@@ -77,10 +77,11 @@ def _add_norm_bwd(
 
     dx = torch.empty(total.shape, dtype=x_dtype, device=total.device)
     dresidual = torch.empty_like(total)
-    part = torch.empty(2, PROGRAMS, d, dtype=torch.float32, device=total.device)
     rows, block, warps = norm_block(d)
+    programs = min(PROGRAMS, -(-total.numel() // (d * rows)))
+    part = torch.empty(2, programs, d, dtype=torch.float32, device=total.device)
     with on_device(dy):
-        kernels._add_norm_bwd_kernel[(PROGRAMS,)](
+        kernels._add_norm_bwd_kernel[(programs,)](
             dy.contiguous(),
             dtotal.contiguous(),
             total,
@@ -93,7 +94,7 @@ def _add_norm_bwd(
             D=d,
             BLOCK_R=rows,
             BLOCK_D=block,
-            PROGRAMS=PROGRAMS,
+            PROGRAMS=programs,
             num_warps=warps,
         )
     dweight, dbias = part.sum(dim=1).unbind(0)
