@@ -1,0 +1,49 @@
+"""`vmae bench step` on a tiny model: it measures what it says, and its contenders train the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vmae.cli.bench_step import CONTENDERS, _stepper
+from vmae.cli.main import main
+
+pytest.importorskip("transformers", reason="needs transformers")
+CELL = (8, 32, 32, 2)
+
+
+def test_contenders_start_at_the_loss_of_an_untrained_model() -> None:
+    # Different random weights, the same targets of unit variance: every first loss is near 1 and falls.
+    for contender in CONTENDERS:
+        one = _stepper(contender, "tiny", CELL, "fp32", 0.75)
+        first = one()
+        assert 0.8 < first < 2.5
+        assert one() != first
+
+
+def test_table_and_json(tmp_path: Path) -> None:
+    line = (
+        "bench step --size tiny --cell 8x32x32:2 --precision bf16 --repeats 2 --mask-ratio 0.75 --no-memory"
+    )
+    result = CliRunner().invoke(main, [*line.split(), "--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    assert "8x32x32 b2 bf16" in result.output and "geometric mean of 1 cells" in result.output
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert {k: len(v) for k, v in values["cells"][0]["ms"].items()} == dict.fromkeys(CONTENDERS, 2)
+    assert values["machine"]["threads"] >= 1
+
+
+@pytest.mark.slow
+def test_peak_memory_comes_from_fresh_processes() -> None:
+    line = "bench step --size tiny --cell 8x32x32:2 --precision fp32 --repeats 1 --mask-ratio 0.75"
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 0, result.output
+    assert "vmae MiB" in result.output
+
+
+def test_a_cell_that_cannot_be_read() -> None:
+    result = CliRunner().invoke(main, "bench step --cell 16x112:8".split())
+    assert "expected a cell like 16x112x112:8" in str(result.exception)
