@@ -15,6 +15,7 @@ VERBS: Verbs = {
     ),
     "report": ("vmae.cli.bench_report", "report", "Tables and pictures from GPU results."),
     "step": ("vmae.cli.bench_step", "step", "The CPU training step against transformers."),
+    "store": ("vmae.cli.bench_store", "store", "Reading a store of 10,000 runs."),
 }
 
 

@@ -72,6 +72,12 @@ LATEST = "(latest)"
     "--address",
     help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local for this machine.  [default: local]",
 )
+@click.option(
+    "--register",
+    "model_name",
+    metavar="NAME",
+    help="Register the best trial's checkpoint as a version of this MLflow model.",
+)
 @click.option("--run-name", help="Name of this sweep.  [default: NAME-1, NAME-2, ...]")
 @click.option(
     "--resume",
@@ -105,6 +111,7 @@ def sweep(
     gpus: float | None,
     max_concurrent: int | None,
     address: str | None,
+    model_name: str | None,
     run_name: str | None,
     resume: str | None,
     assignments: tuple[str, ...],
@@ -118,6 +125,7 @@ def sweep(
     """
     from vmae.core.config import override
     from vmae.core.errors import InputError
+    from vmae.experiments.registry import check_model_name
     from vmae.experiments.sweeps import definitions, driver
     from vmae.experiments.sweeps.space import describe
     from vmae.experiments.sweeps.spec import make_plan
@@ -127,6 +135,8 @@ def sweep(
     if list_them:
         _list()
         return
+    if model_name is not None:
+        check_model_name(model_name)
     store = store_at(runs_dir)
     budget_s = None if budget is None else _seconds(budget)
     if resume is not None:
@@ -184,11 +194,14 @@ def sweep(
         )
         plan = driver.with_resources(plan, None, None, None, address)
         make_demo_data_if_used(base)
-    run(plan, store)
+    run(plan, store, model_name)
 
 
-def run(plan: Plan, store: Store) -> None:
-    """Prepare, run and report a plan; exit code 1 when a trial failed, 130 when interrupted."""
+def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
+    """Prepare, run and report a plan; exit code 1 when a trial failed, 130 when interrupted.
+
+    With `model_name` the best trial's checkpoint becomes a version of that MLflow model.
+    """
     from vmae.cli.sweep_display import Display, report
     from vmae.experiments.cluster import ClusterUnfit
     from vmae.experiments.sweeps import driver
@@ -219,6 +232,12 @@ def run(plan: Plan, store: Store) -> None:
         raise SystemExit(130) from None
     plan = Plan.load(driver.sweeps_dir(store) / plan.name)
     report(plan, states, store)
+    if model_name is not None:
+        from vmae.cli.runs_register import say_registered
+        from vmae.experiments.registry import register_best
+
+        best, version = register_best(store, plan, states, model_name)
+        say_registered(store, best.name, model_name, version)
     left = plan.expected_trials - sum(s.status in (DONE, FAILED) for s in states)
     if left:
         click.echo(

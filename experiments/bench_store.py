@@ -40,11 +40,13 @@ _METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One thing measured: wall seconds (median and all of them) and the process's peak memory in MiB."""
+    """One thing measured: wall seconds (median and all of them), the median of the processor's seconds
+    (which other work on the machine does not lengthen much), and the process's peak memory in MiB."""
 
     what: str
     median_s: float
     all_s: tuple[float, ...]
+    cpu_s: float
     peak_mib: float
 
 
@@ -165,32 +167,49 @@ def measure_store(store: Store, *, repeats: int = 5) -> list[Timing]:
         ),
     }
     for what, function in functions.items():
-        times = []
+        times, processor = [], []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), time.process_time()
             function()
             times.append(time.perf_counter() - start)
+            processor.append(time.process_time() - before)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        found.append(Timing(what=what, median_s=statistics.median(times), all_s=tuple(times), peak_mib=peak))
+        found.append(
+            Timing(
+                what=what,
+                median_s=statistics.median(times),
+                all_s=tuple(times),
+                cpu_s=statistics.median(processor),
+                peak_mib=peak,
+            )
+        )
     return found
 
 
 def _process(what: str, arguments: list[str], repeats: int) -> Timing:
-    times, peak = [], 0.0
+    times, processor, peak = [], [], 0.0
     # A process's peak memory is known to a parent that starts nothing else: so each has a small one.
     code = (
         "import resource, subprocess, sys, time; start = time.perf_counter(); "
         "subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL, check=True); "
-        "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        "took = time.perf_counter() - start; used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+        "print(took, used.ru_utime + used.ru_stime, used.ru_maxrss)"
     )
     for _ in range(repeats):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )
-        seconds, kib = done.stdout.split()
+        seconds, cpu, kib = done.stdout.split()
         times.append(float(seconds))
+        processor.append(float(cpu))
         peak = max(peak, float(kib) / 1024)
-    return Timing(what=what, median_s=statistics.median(times), all_s=tuple(times), peak_mib=peak)
+    return Timing(
+        what=what,
+        median_s=statistics.median(times),
+        all_s=tuple(times),
+        cpu_s=statistics.median(processor),
+        peak_mib=peak,
+    )
 
 
 def bench(folder: Path, runs: int, repeats: int) -> tuple[Store, list[Timing]]:

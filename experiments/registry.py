@@ -21,7 +21,7 @@ from vmae.experiments.finetuning import config_of_model
 from vmae.experiments.results import Run
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import TrialState, groups, winner
-from vmae.experiments.tracking import Store, _client, _first_line
+from vmae.experiments.tracking import CLASSIFIER_TAG, Store, _client, _first_line
 
 if TYPE_CHECKING:
     from vmae.core.classifier import VideoClassifier
@@ -34,12 +34,20 @@ _REQUIREMENTS = (
 _PACKAGES = ("core", "kernels", "experiments")
 
 
-def register(store: Store, run: Run, name: str) -> int:
+def check_model_name(name: str) -> None:
+    """Refuse what MLflow does not take as a model's name. Raises InputError."""
+    if not name.strip() or any(c in name for c in "/:.%\\'"):
+        raise InputError(f"expected a model name without / : . % ' \\, got '{name}'")
+
+
+def register(store: Store, run: Run, name: str, *, classifier: bool = True) -> int:
     """Register a run's checkpoint as a version of the model `name`; returns the version.
 
     The model folder goes into the run's artifacts (`model/`): weights, how clips are cut, class names and a
     copy of the package, so that `mlflow.pyfunc.load_model(f"models:/{name}/{version}")` works where only the
-    requirements are installed. A run that is a version of the model already is not registered twice.
+    requirements are installed. Of a trial with a fine-tuned classifier it is the classifier, or with
+    `classifier=False` the pre-trained model. A run that is a version of the model already is not registered
+    twice.
 
     Raises:
         InputError: the name is not one MLflow takes, or the run has no checkpoint.
@@ -47,20 +55,21 @@ def register(store: Store, run: Run, name: str) -> int:
     """
     from mlflow.exceptions import MlflowException
 
-    if not name.strip() or any(c in name for c in "/:.%\\"):
-        raise InputError(f"expected a model name without / : . % \\, got '{name}'")
-    if run.checkpoint is None or not run.checkpoint.exists():
-        raise InputError(f"expected run '{run.name}' to have a checkpoint, got {run.checkpoint or 'none'}")
+    check_model_name(name)
+    checkpoint = run.checkpoint
+    if classifier and CLASSIFIER_TAG in run.tags:
+        checkpoint = Path(run.tags[CLASSIFIER_TAG])
+    if checkpoint is None or not checkpoint.exists():
+        raise InputError(f"expected run '{run.name}' to have a checkpoint, got {checkpoint or 'none'}")
     client = _client(store.uri)
     try:
-        quoted = name.replace("'", "")
-        for found in client.search_model_versions(f"name = '{quoted}'"):
+        for found in client.search_model_versions(f"name = '{name}'"):
             if found.run_id == run.run_id:
                 return int(found.version)
         with tempfile.TemporaryDirectory() as folder:
-            save_pyfunc(run, Path(folder) / "model")
+            save_pyfunc(run, checkpoint, Path(folder) / "model")
             client.log_artifacts(run.run_id, str(Path(folder) / "model"), "model")
-        if not client.search_registered_models(f"name = '{quoted}'"):
+        if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         tags = {
             k: v for k, v in run.tags.items() if k in (results.SWEEP_TAG, "vmae.recipe", "vmae.data_digest")
@@ -91,17 +100,16 @@ def register_best(store: Store, plan: Plan, states: list[TrialState], name: str)
     ]
     top = max(members, key=lambda s: s.metrics[plan.metric])
     run = results.find(store, plan.trial_key(top.trial))
-    return run, register(store, run, name)
+    return run, register(store, run, name, classifier=plan.metric.startswith("finetune/"))
 
 
-def save_pyfunc(run: Run, folder: Path) -> None:
-    """Write an MLflow model folder of a run's checkpoint."""
+def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:
+    """Write an MLflow model folder of one of a run's checkpoints."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.pyfunc
 
-    assert run.checkpoint is not None
-    model, meta = load_model(run.checkpoint)
+    model, meta = load_model(checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         facts = Path(scratch) / "facts.json"
         labels = meta.get("labels")
@@ -111,7 +119,7 @@ def save_pyfunc(run: Run, folder: Path) -> None:
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"checkpoint": str(run.checkpoint), "facts": str(facts)},
+                artifacts={"checkpoint": str(checkpoint), "facts": str(facts)},
                 code_paths=[str(_package(Path(scratch)))],
                 model_config={"segments": 1, "crops": 1},
                 pip_requirements=[f"{n}=={version(n).partition('+')[0]}" for n in _REQUIREMENTS],

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "vmae"
 KEY_TAG = "vmae.key"
 KIND_TAG = "vmae.kind"
+CLASSIFIER_TAG = "vmae.classifier"
+"""Of a trial that was fine-tuned: the classifier's folder (`vmae.checkpoint` is the pre-trained model's)."""
 SPOOL_NAME = "tracking.jsonl"
 SYSTEM_EVERY_S = 10.0
 """Seconds between two measurements of the machine by a tracker."""

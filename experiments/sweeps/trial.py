@@ -23,7 +23,7 @@ from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import shared_tags
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
-from vmae.experiments.tracking import Store, Tracker
+from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -422,6 +422,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     _, result = finetune_stage(
         tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
     )
+    this.tracker.set_tags({CLASSIFIER_TAG: str(result.model_path)})
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     last, _ = load_model(result.model_path)
     assert isinstance(last, VideoClassifier)

@@ -128,7 +128,8 @@ def test_what_cannot_be_registered_or_read_is_named(store: Store, tmp_path: Path
         pass
     with pytest.raises(InputError, match="expected run 'x' to have a checkpoint, got none"):
         registry.register(store, results.find(store, "x"), "mini")
-    registry.save_pyfunc(run, tmp_path / "model")
+    assert run.checkpoint is not None
+    registry.save_pyfunc(run, run.checkpoint, tmp_path / "model")
     (tmp_path / "bad.mp4").write_text("text")
     with pytest.raises(VideoError, match=r"bad\.mp4"):
         mlflow.pyfunc.load_model(str(tmp_path / "model")).predict([str(tmp_path / "bad.mp4")])
