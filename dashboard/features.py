@@ -14,7 +14,7 @@ from vmae.core.video.annotations import Sample
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import attention_maps
 from vmae.dashboard import render
-from vmae.dashboard.viewer import load_videomae
+from vmae.dashboard.viewer import load_videomae, use_threads
 
 MOST_CLIPS = 600
 FEATURES_KEPT = 4
@@ -36,6 +36,7 @@ def list_features(
 ) -> FeatureSet:
     """Features of (at most MOST_CLIPS, evenly chosen) clips; the cache knows the list by `list_key`."""
     model = load_videomae(path, stamp)
+    use_threads(model)
     index = np.unique(
         np.linspace(0, len(_samples) - 1, min(len(_samples), MOST_CLIPS)).round().astype(np.int64)
     )
@@ -144,6 +145,7 @@ def attention_row(
 ) -> np.ndarray:
     """How much one token looks at every other, float32 [heads, t, h, w]; rows sum to 1."""
     model = load_videomae(path, stamp)
+    use_threads(model)
     video = torch.from_numpy(_frames).permute(3, 0, 1, 2)[None]
     weights = attention_maps(model, video, layer)[0, :, token]  # [heads, N]
     grid = model.grid

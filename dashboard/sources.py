@@ -72,7 +72,7 @@ def read_catalog(settings: Settings) -> Catalog:
     entries = [e for e in (_of_run(r, settings) for r in runs) if e is not None]
     entries.sort(key=lambda e: -1.0 if e.score is None else e.score, reverse=True)
     unique: dict[str, CheckpointEntry] = {}
-    for entry in [*_of_files(settings), *entries]:
+    for entry in [*entries, *_of_files(settings)]:
         # A probe of a run names the same folder: the first (best) entry stands for it.
         unique.setdefault(str(Path(entry.path).resolve()), entry)
     return Catalog(checkpoints=tuple(unique.values()), datasets=tuple(datasets.values()))

@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from vmae.core.checkpoint import save_model
+from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.dashboard.sources import short_id
 
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,10 +27,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @dataclass(frozen=True)
 class Served:
-    """A running dashboard."""
+    """A running dashboard. `tiny` is the address with a checkpoint of the demo's size, given as a file."""
 
     url: str
     pid: int
+    tiny: str
 
 
 def free_port() -> int:
@@ -39,6 +45,8 @@ def served(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     """`vmae dashboard` on the miniature store."""
     port = free_port()
     log = tmp_path_factory.mktemp("served") / "log.txt"
+    torch.manual_seed(0)
+    model = save_model(log.parent / "tiny.safetensors", VideoMAE(VideoMAEConfig.from_size("tiny")))
     command = [
         sys.executable,
         "-m",
@@ -61,7 +69,7 @@ def served(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
             except OSError:
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
-        yield Served(url, process.pid)
+        yield Served(url, process.pid, f"{url}?checkpoint={short_id(str(model))}")
     finally:
         process.terminate()
         process.wait(10)
