@@ -14,6 +14,8 @@ from vmae.cli.training import (
     resolve_config,
     show_evaluation,
     training_progress,
+    workers_config,
+    workers_options,
 )
 
 
@@ -28,6 +30,7 @@ from vmae.cli.training import (
 @click.option(
     "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
 )
+@workers_options
 @set_option
 @runs_dir_option
 def finetune(
@@ -41,6 +44,10 @@ def finetune(
     init: str | None,
     run_name: str | None,
     resume: str | None,
+    num_workers: int | None,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+    address: str,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
@@ -57,6 +64,7 @@ def finetune(
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.tracking import store_at
 
+    workers = workers_config(num_workers, gpus_per_worker, cpus_per_worker, address)
     store = store_at(runs_dir)
     if resume is not None:
         if assignments or config_file or recipe or train_csv or epochs is not None or init:
@@ -91,6 +99,7 @@ def finetune(
             report=report,
             cache_progress=cached,
             test_progress=lambda videos: progress("test", videos, unit="video"),
+            workers=workers,
             notes=lambda text: click.echo(f"note: {text}", err=True),
         )
     if outcome.result.stopped:

@@ -13,6 +13,8 @@ from vmae.cli.training import (
     make_demo_data_if_used,
     resolve_config,
     training_progress,
+    workers_config,
+    workers_options,
 )
 
 
@@ -22,6 +24,7 @@ from vmae.cli.training import (
 @click.option(
     "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
 )
+@workers_options
 @set_option
 @runs_dir_option
 def pretrain(
@@ -34,6 +37,10 @@ def pretrain(
     epochs: int | None,
     run_name: str | None,
     resume: str | None,
+    num_workers: int | None,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+    address: str,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
@@ -46,6 +53,7 @@ def pretrain(
     from vmae.experiments import jobs
     from vmae.experiments.tracking import store_at
 
+    workers = workers_config(num_workers, gpus_per_worker, cpus_per_worker, address)
     store = store_at(runs_dir)
     if resume is not None:
         if assignments or config_file or recipe or train_csv or epochs is not None:
@@ -65,7 +73,7 @@ def pretrain(
         config = jobs.named(store, config, run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config.name) as report:
-        outcome = jobs.pretrain_run(config, store, report=report, cache_progress=cached)
+        outcome = jobs.pretrain_run(config, store, report=report, cache_progress=cached, workers=workers)
     if outcome.result.stopped:
         click.echo(
             f"interrupted after epoch {outcome.result.epochs}, state saved. "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmae.core.evaluate import Evaluation
     from vmae.core.train import Report
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.distributed import WorkersConfig
 
 Command = Callable[..., Any]
 
@@ -46,6 +47,46 @@ def config_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def workers_options(command: Command) -> Command:
+    """`--workers`, `--gpus-per-worker`, `--cpus-per-worker`, `--address`."""
+    options = [
+        click.option(
+            "--workers",
+            "num_workers",
+            type=int,
+            help="Train on this many Ray workers.  [default: in this process, without Ray]",
+        ),
+        click.option("--gpus-per-worker", type=float, default=0.0, help="GPUs of each worker."),
+        click.option("--cpus-per-worker", type=float, default=1.0, help="CPUs of each worker."),
+        click.option(
+            "--address", default="", help="Ray cluster to train on: auto, HOST:PORT or ray://HOST:PORT."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def workers_config(
+    num_workers: int | None, gpus_per_worker: float, cpus_per_worker: float, address: str
+) -> WorkersConfig | None:
+    """The workers that the options ask for; None: train in this process."""
+    from vmae.core.errors import InputError
+    from vmae.experiments.distributed import WorkersConfig, check_address
+
+    if num_workers is None:
+        if gpus_per_worker or address:
+            raise InputError("expected --workers N with --gpus-per-worker or --address, got none")
+        return None
+    check_address(address)
+    return WorkersConfig(
+        count=num_workers,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+        address=address,
+    )
 
 
 def resolve_config(

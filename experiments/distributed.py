@@ -89,11 +89,12 @@ def ray_session(workers: WorkersConfig) -> Iterator[None]:
     if workers.address:
         settings["address"] = workers.address
     else:
-        # Workers that ask for more CPUs than there are would wait for ever.
         wanted = int(workers.count * workers.cpus_per_worker + 1.5)
         settings |= {
+            # Not None: that would join whatever cluster runs on this machine.
             "address": "local",
             "include_dashboard": False,
+            # Workers that ask for more CPUs than there are would wait for ever.
             "num_cpus": max(os.cpu_count() or 1, wanted),
             "object_store_memory": 200 * 2**20,
         }

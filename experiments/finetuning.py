@@ -21,6 +21,7 @@ from vmae.core.video.dataset import ClipDataset, build_cache
 from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import jobs, run
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
 from vmae.experiments.weights import Model, load_model_at, model_source, with_init
@@ -149,10 +150,12 @@ def finetune_run(
     cache_progress: Callable[[int, int], None] | None = None,
     test_progress: Callable[[int], Progress] | None = None,
     notes: Callable[[str], None] | None = None,
+    workers: WorkersConfig | None = None,
 ) -> FinetuneOutcome:
     """Fine-tune, or go on with the run of this name; evaluate the best epoch's model on the test views.
 
-    Nothing is written before the lists are read and every held-out video is known to decode.
+    With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
+    lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
     config, init, remarks = with_init(config, store)
@@ -176,16 +179,21 @@ def finetune_run(
         jobs.stop_on_signal() as should_stop,
     ):
         tracker.log_artifact(home / "config.yaml")
-        _, result = finetune_stage(
-            config,
-            data,
-            home,
-            init=init,
-            device=device,
-            tracker=tracker,
-            report=report,
-            should_stop=should_stop,
-        )
+        if workers is None:
+            _, result = finetune_stage(
+                config,
+                data,
+                home,
+                init=init,
+                device=device,
+                tracker=tracker,
+                report=report,
+                should_stop=should_stop,
+            )
+        else:
+            result = jobs.on_workers(
+                config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
+            )
         tracker.set_tags({"vmae.checkpoint": str(result.best_model_path or result.model_path)})
         if result.stopped:
             tracker.finish("KILLED")

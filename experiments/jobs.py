@@ -18,6 +18,7 @@ from vmae.core.train import Report, TrainResult
 from vmae.core.videomae import VideoMAE
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
 from vmae.experiments.weights import with_init
@@ -97,10 +98,12 @@ def pretrain_run(
     *,
     report: Report | None = None,
     cache_progress: Callable[[int, int], None] | None = None,
+    workers: WorkersConfig | None = None,
 ) -> Outcome:
     """Pre-train, or go on with the run of this name; measure the reconstruction at the end.
 
-    Nothing is written before the lists are read and every held-out video is known to decode.
+    With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
+    lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
     config, _, _ = with_init(config, store)
@@ -121,9 +124,17 @@ def pretrain_run(
         stop_on_signal() as should_stop,
     ):
         tracker.log_artifact(home / "config.yaml")
-        model, result = run.pretrain_stage(
-            config, data, home, device=device, tracker=tracker, report=report, should_stop=should_stop
-        )
+        if workers is None:
+            model, result = run.pretrain_stage(
+                config, data, home, device=device, tracker=tracker, report=report, should_stop=should_stop
+            )
+        else:
+            result = on_workers(
+                config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
+            )
+            loaded, _ = load_model(result.model_path)
+            assert isinstance(loaded, VideoMAE)
+            model = loaded.to(device)
         tracker.set_tags({"vmae.checkpoint": str(result.model_path)})
         if result.stopped:
             tracker.finish("KILLED")
@@ -133,6 +144,35 @@ def pretrain_run(
             eval_loss = run.measure_reconstruction(model, config, data, device)
             tracker.log_metrics({"eval/loss": eval_loss}, result.steps)
     return Outcome(result=result, eval_loss=eval_loss)
+
+
+def on_workers(
+    config: ExperimentConfig,
+    store: Store,
+    home: Path,
+    workers: WorkersConfig,
+    *,
+    tracker: Tracker,
+    report: Report | None,
+    should_stop: Callable[[], bool],
+) -> TrainResult:
+    """Train on Ray workers; what they report is shown and tracked here."""
+
+    def picture(path: Path, epoch: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        tracker.log_image(np.asarray(Image.open(path)), "reconstruction", epoch)
+
+    return train_on_workers(
+        config,
+        home,
+        store.runs_dir / "cache",
+        workers,
+        report=run.reporter(tracker, report, stage=config.job),
+        picture=picture,
+        should_stop=should_stop,
+    )
 
 
 def model_to_probe(

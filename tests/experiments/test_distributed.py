@@ -1,0 +1,153 @@
+"""Runs on Ray workers: the numbers of one process, restarted when a worker is killed, stopped when asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from vmae.core.errors import InputError, VmaeError
+from vmae.core.masking import MaskConfig
+from vmae.core.optim import OptimConfig
+from vmae.core.train import TrainConfig
+from vmae.core.video.dataset import DataConfig
+from vmae.core.videomae import VideoMAEConfig
+from vmae.experiments import run
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.distributed import WorkersConfig, _cause, check_address, train_on_workers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def config(folder: Path, **train: Any) -> ExperimentConfig:
+    return ExperimentConfig(
+        model=VideoMAEConfig(
+            frames=4, height=32, width=32, patch_size=8, embed_dim=32, depth=2, num_heads=2,
+            decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+        ),
+        mask=MaskConfig(ratio=0.75),
+        data=DataConfig(
+            train_csv=str(folder / "train.csv"), val_csv=str(folder / "val.csv"),
+            frames=4, sampling_rate=1, size=(32, 32), short_side=32, workers=0,
+        ),
+        optim=OptimConfig(base_lr=0.1, warmup_epochs=1),
+        train=TrainConfig(**{"epochs": 5, "batch_size": 6, "log_every": 1, **train}),
+    )  # fmt: skip
+
+
+def alone(settings: ExperimentConfig, home: Path) -> dict[int, float]:
+    losses: dict[int, float] = {}
+
+    def report(event: str, data: dict[str, Any]) -> None:
+        if event == "step":
+            losses[data["step"]] = data["loss"]
+
+    data = run.open_data(settings)
+    run.pretrain_stage(settings, data, home, device=run.default_device(), report=report)
+    return losses
+
+
+@pytest.fixture
+def worker_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers import the tree under test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    yield
+
+
+@pytest.mark.slow
+def test_two_ray_workers_give_the_losses_of_one_process_and_survive_a_kill(
+    tiny_videos: Path, tmp_path: Path, worker_path: None
+) -> None:
+    settings = config(tiny_videos, picture_every=5)
+    one = alone(settings, tmp_path / "one")
+    losses: dict[int, float] = {}
+    starts: list[dict[str, Any]] = []
+    pictures: list[Path] = []
+    killed = False
+
+    def report(event: str, data: dict[str, Any]) -> None:
+        nonlocal killed
+        if event == "start":
+            starts.append(data)
+        elif event == "step":
+            losses[data["step"]] = data["loss"]
+        elif event == "epoch" and data["epoch"] == 2 and not killed:
+            for process in psutil.Process().children(recursive=True):
+                with_name = " ".join(process.cmdline())
+                if "RayTrainWorker" in with_name:
+                    process.send_signal(signal.SIGKILL)
+                    killed = True
+                    break
+
+    result = train_on_workers(
+        settings,
+        tmp_path / "two",
+        tmp_path / "cache",
+        WorkersConfig(count=2),
+        report=report,
+        picture=lambda path, epoch: pictures.append(path),
+    )
+    assert starts[0]["processes"] == 2 and not starts[0]["resumed"]
+    # The kill races with the end of so short a run; where it hit in time, the run was resumed.
+    assert all(s["resumed"] for s in starts[1:])
+    assert sorted(losses) == sorted(one) == list(range(1, 21))
+    for step, loss in one.items():
+        assert losses[step] == pytest.approx(loss, abs=1e-5), step
+    assert result.epochs == 5 and result.model_path.exists() and not result.stopped
+    assert pictures and pictures[0].exists()
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_one_line_here(tiny_videos: Path, tmp_path: Path, worker_path: None) -> None:
+    settings = config(tiny_videos, batch_size=7)
+    with pytest.raises(VmaeError, match=r"InputError: expected train.batch_size to be a multiple of .*got 7"):
+        train_on_workers(
+            settings,
+            tmp_path / "run",
+            tmp_path / "cache",
+            WorkersConfig(count=2, max_failures=0),
+            report=lambda event, data: None,
+        )
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with pytest.raises(InputError, match=f"a Ray cluster at 127.0.0.1:{port}, nothing answers"):
+        check_address(f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match="expected auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"):
+        check_address("nowhere")
+
+
+def test_training_alone_imports_no_ray(tiny_videos: Path, tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys\nfrom vmae.experiments import jobs, finetuning, distributed\n"
+        "print([m for m in sys.modules if m == 'ray' or m.startswith('ray.')])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_cause_is_the_line_that_names_the_error() -> None:
+    text = "Traceback\n  File x\nvmae.core.errors.InputError: expected 3; got 4\n\nDuring handling\n"
+    assert _cause(text) == "vmae.core.errors.InputError: expected 3; got 4"
+    assert replace(WorkersConfig(), count=3).count == 3
+    with pytest.raises(InputError, match="--workers: expected at least 1, got 0"):
+        WorkersConfig(count=0)
