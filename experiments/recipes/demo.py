@@ -78,14 +78,15 @@ def demo_finetune() -> ExperimentConfig:
         job="finetune",
         data=replace(base.data, segments=2, crops=1),
         optim=OptimConfig(
-            base_lr=4e-3,
-            min_lr=1e-5,
-            warmup_epochs=2,
+            base_lr=1.6e-2,  # 1e-3 for batches of 16
+            min_lr=0.0,
+            warmup_epochs=1,
             betas=(0.9, 0.999),
             weight_decay=0.05,
             layer_decay=0.75,
+            clip_grad=1.0,
         ),
-        train=TrainConfig(epochs=10, batch_size=32),
+        train=TrainConfig(epochs=10, batch_size=16),
         finetune=FinetuneConfig(
             drop_path=0.0, label_smoothing=0.1, mix=MixConfig(mixup=0.0, cutmix=0.0), eval_every=2
         ),
