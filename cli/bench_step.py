@@ -229,8 +229,6 @@ def _peak_memory(
     contender: str, size: str, cell: tuple[int, int, int, int], precision: str, mask_ratio: float
 ) -> int:
     """Growth of this process's resident set, peak over three steps against before the model was built."""
-    import resource
-
     import psutil
 
     if contender != "vmae":
@@ -241,7 +239,22 @@ def _peak_memory(
     one = _stepper(contender, size, cell, precision, mask_ratio)
     for _ in range(3):
         one()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    from pathlib import Path
+
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: a child's ru_maxrss starts at what its parent had when it forked.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _memory_of(
