@@ -165,8 +165,14 @@ def _watching(folder: Path, observe: Observe | None) -> Iterator[None]:
     show(trial_states(Plan.load(folder), folder))
 
 
-def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
-    """Hand the trials to Ray Tune and wait."""
+def _tune(
+    plan: Plan, folder: Path, store: Store, trial_ids: list[str], work: Callable[..., Any] = run_trial
+) -> None:
+    """Hand the trials to Ray Tune and wait; `timing.json` says what that cost this process.
+
+    `work` runs one trial; a measurement of the machinery passes one that does nothing.
+    """
+    entered = time.time()
     cpus = max(plan.cpus_per_trial, 0.01)
     resources: dict[str, float] = {"cpu": cpus}
     if plan.gpus_per_trial:
@@ -177,7 +183,7 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
 
         torch.set_num_threads(max(1, int(cpus)))
         try:
-            run_trial(folder, config["trial"], store, emit=_report)
+            work(folder, config["trial"], store, emit=_report)
         except VmaeError:
             # What the configuration or the data refuses, another attempt refuses too: it is in the trial's
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
@@ -187,6 +193,7 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
     with connected(plan.address, cpus=cpus * workers, dashboard=workers > 1):
         from ray import tune
 
+        ray_start_s = time.time() - entered
         if plan.address is not None:
             _preflight(plan, store)
         missing = (plan.expected_trials - len(plan.trials)) + len(trial_ids)
@@ -210,8 +217,16 @@ def _tune(plan: Plan, folder: Path, store: Store, trial_ids: list[str]) -> None:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            start = time.monotonic()
+            start, cpu = time.monotonic(), time.process_time()
             tuner.fit()
+        facts = {
+            "entered": entered,
+            "ray_start_s": ray_start_s,
+            "tune_s": time.monotonic() - start,
+            "tune_cpu_s": time.process_time() - cpu,
+            "trials": missing,
+        }
+        write_json(folder / "timing.json", facts)
         if plan.budget_s is None or time.monotonic() - start < plan.budget_s:
             _mark_lost(Plan.load(folder), folder)
 

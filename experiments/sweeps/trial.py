@@ -266,6 +266,7 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
         progress = this.progress
         if event == "start":
             progress.state["total_steps"] = values["total_steps"]
+            progress.update(force=True, stage="pretrain", began=time.time())
         elif event == "step":
             progress.update(
                 stage="pretrain",

@@ -1,0 +1,96 @@
+"""What a sweep costs beyond its trials: no-op trials through the real driver, files and tracking.
+
+python -m vmae.experiments.bench_sweep --trials 200 --runs-dir /tmp/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from vmae.experiments import recipes
+from vmae.experiments.files import read_json, write_json
+from vmae.experiments.sweeps import driver
+from vmae.experiments.sweeps.space import Param
+from vmae.experiments.sweeps.spec import Plan, make_plan
+from vmae.experiments.sweeps.status import trial_states
+from vmae.experiments.sweeps.trial import ProgressFile, trial_dir
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+
+
+def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
+    """A trial that trains nothing: the files, the tracking and the reports of one with 5 epochs."""
+    plan = Plan.load(folder)
+    trial = next(t for t in plan.trials if t.id == trial_id)
+    home = trial_dir(folder, trial_id)
+    start = time.perf_counter()
+    progress = ProgressFile(home / "progress.json")
+    progress.update(force=True, stage="pretrain", began=time.time())
+    with Tracker(
+        store, home, name=trial.id, key=plan.trial_key(trial), kind="trial", parent_key=plan.key
+    ) as tracker:
+        for epoch in range(1, 6):
+            tracker.log_metrics({"pretrain/loss": 1 / epoch}, epoch)
+            emit({"pretrain/loss": 1 / epoch})
+        spent = tracker.seconds
+    metrics = {"probe/top1": 0.5, "bench/tracking_s": spent, "bench/total_s": time.perf_counter() - start}
+    write_json(
+        home / "result.json",
+        {"id": trial.id, "overrides": trial.overrides, "seed": trial.seed, "baseline": False}
+        | {"metrics": metrics, "seconds": progress.seconds, "attempts": 1, "stopped": None},
+    )
+    emit(metrics)
+
+
+def measure(store: Store, trials: int, concurrent: int) -> dict[str, float]:
+    """Run `trials` no-op trials; seconds and milliseconds of each part, by name."""
+    param = Param(path="optim.base_lr", choices=tuple(1e-4 + 1e-7 * i for i in range(trials)))
+    plan = make_plan(
+        name=driver.new_name(store, "bench"),
+        sweep="bench",
+        title="no-op trials",
+        params=[param],
+        metric="probe/top1",
+        base=recipes.get("demo_pretrain"),
+        baseline=False,
+        cpus_per_trial=0.5,
+        max_concurrent=concurrent,
+    )
+    folder = driver.sweeps_dir(store) / plan.name
+    plan.save(folder)
+    create_store(store)
+    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep") as tracker:
+        tracker.flush()
+        driver._tune(plan, folder, store, [t.id for t in plan.trials], work=no_op)
+    states = trial_states(plan, folder)
+    facts = read_json(folder / "timing.json")
+    began = [read_json(trial_dir(folder, t.id) / "progress.json")["began"] for t in plan.trials]
+    start = time.perf_counter()
+    trial_states(plan, folder)
+    return {
+        "Ray's own start, s": facts["ray_start_s"],
+        "then until the first trial begins, s": min(began) - facts["entered"] - facts["ray_start_s"],
+        "wall time per trial, ms": 1000 * facts["tune_s"] / trials,
+        "driver CPU per trial, ms": 1000 * facts["tune_cpu_s"] / trials,
+        "reading all states once, ms": 1000 * (time.perf_counter() - start),
+        "tracking in the trial's thread, ms": 1000
+        * sum(s.metrics["bench/tracking_s"] for s in states)
+        / trials,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--concurrent", type=int, default=2)
+    parser.add_argument("--runs-dir", type=Path, required=True)
+    options = parser.parse_args()
+    for name, value in measure(store_at(options.runs_dir), options.trials, options.concurrent).items():
+        print(f"{name}: {value:.1f}")
+
+
+if __name__ == "__main__":
+    main()
