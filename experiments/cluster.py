@@ -104,14 +104,12 @@ def shipped_code() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, *, cpus: float = 1.0, dashboard: bool = False) -> Iterator[None]:
+def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None]:
     """Ray is there inside: one of this machine, or the cluster at `address`, with this code shipped to it.
 
     Args:
         address: None, `auto`, `host:port` or `ray://host:port`.
         cpus: what one job asks for: a local Ray promises at least that many, or the job would wait for ever.
-        dashboard: start Ray's dashboard with a local Ray (jobs of several processes need it: without it, a
-            killed one leaks its reserved resources).
 
     Raises:
         InputError: an address of another form.
@@ -135,7 +133,7 @@ def connected(address: str | None = None, *, cpus: float = 1.0, dashboard: bool 
             ray.init(
                 # Without an address Ray joins whatever cluster happens to run on this machine.
                 address="local",
-                include_dashboard=dashboard,
+                include_dashboard=False,
                 object_store_memory=200 * 2**20,
                 num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
                 **quiet,

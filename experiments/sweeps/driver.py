@@ -189,8 +189,7 @@ def _tune(
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
             return
 
-    workers = plan.workers_per_trial
-    with connected(plan.address, cpus=cpus * workers, dashboard=workers > 1):
+    with connected(plan.address, cpus=cpus):
         from ray import tune
 
         ray_start_s = time.time() - entered

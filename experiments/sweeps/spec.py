@@ -72,9 +72,6 @@ class Plan:
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent: int | None = None
-    workers_per_trial: int = 1
-    """Processes that train one trial together (Ray Train); `cpus_per_trial` and `gpus_per_trial` are each
-    one's."""
     search: Literal["grid", "random", "optuna"] = "grid"
     space: tuple[Param, ...] = ()
     samples: int = 0
@@ -146,7 +143,6 @@ def make_plan(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     max_concurrent: int | None = None,
-    workers_per_trial: int = 1,
 ) -> Plan:
     """The trials of a sweep, after one baseline for each seed.
 
@@ -204,7 +200,6 @@ def make_plan(
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         max_concurrent=max_concurrent,
-        workers_per_trial=workers_per_trial,
         search=search,
         space=tuple(params),
         samples=wanted,
