@@ -321,7 +321,8 @@ def make_demo_data(
     Layout: `train/*.mp4`, `val/*.mp4` (H.264, yuv420p, a key frame every 8 frames), `train.csv` and `val.csv`
     (`path label`, paths relative to the csv), `classes.txt` (one name a line, in the order of the labels) and
     `manifest.json` (the configuration and every file's size in bytes). Each file appears whole or not at all;
-    the csv files and the sizes are written last.
+    the csv files and the sizes are written last. The same seed gives the same pixels before encoding; libx264
+    chose other bits for them in about one of 300 tiny clips, so files are not compared byte by byte.
 
     `workers`: processes, all usable cores when None. `progress` is a kind of `vmae.core.progress.progress`
     (auto, bar, lines, silent); nothing is shown when nothing is missing.
@@ -484,7 +485,7 @@ def _encode(path: Path, clip: np.ndarray, fps: int) -> None:
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for pixels in clip:
-            # Converted here: FFmpeg's own conversion of rgb24 gave other bytes now and then.
+            # BT.601 in limited range, which players assume of small untagged video.
             planes = cv2.cvtColor(pixels, cv2.COLOR_RGB2YUV_I420)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
