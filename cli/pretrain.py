@@ -50,7 +50,7 @@ def pretrain(
     --resume RUN_NAME goes on from there to the same numbers as an unbroken run.
     """
     from vmae.core.errors import InputError
-    from vmae.experiments import jobs
+    from vmae.experiments import jobs, recipes
     from vmae.experiments.tracking import store_at
 
     workers = workers_config(num_workers, gpus_per_worker, cpus_per_worker, address)
@@ -84,6 +84,9 @@ def pretrain(
         f"{config.name}: loss {outcome.result.metrics['loss']:.4f} after {outcome.result.epochs} epochs, "
         f"{outcome.result.clips_per_s:.0f} clips/s"
     )
+    line = recipes.loss_comparison(config.recipe, 1.0, outcome.result.metrics["loss"])
+    if line is not None:
+        click.echo(line)
     if outcome.eval_loss is not None:
         click.echo(f"error on held-out videos at ratio {config.evaluation_ratio:g}: {outcome.eval_loss:.4f}")
     click.echo(f"model: {outcome.result.model_path}")

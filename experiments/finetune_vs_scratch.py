@@ -2,10 +2,11 @@
 
     python -m vmae.experiments.finetune_vs_scratch --seeds 3 --output docs/results_finetune.md
 
-Every seed pre-trains once, then fine-tunes three times: from its pre-training, and from fresh weights with
-and without layer decay (which is made for pre-trained weights: the better of the two is what counts). Same
-clips in the same order, same head, same steps. Accuracy is that of the last epoch on the held-out list,
-centre clip: nothing is chosen by it. A run that was interrupted continues; finished parts are not repeated.
+Every seed pre-trains once (with `--pretrained MODEL` that one model serves all seeds), then fine-tunes three
+times: from its pre-training, and from fresh weights with and without layer decay (which is made for
+pre-trained weights: the better of the two is what counts). Same clips in the same order, same head, same
+steps. Accuracy is that of the last epoch on the held-out list, centre clip: nothing is chosen by it. A run
+that was interrupted continues; finished parts are not repeated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 
+from vmae.core.checkpoint import load_model
+from vmae.core.errors import InputError
 from vmae.core.progress import Progress, progress
 from vmae.core.train import Report
 from vmae.core.video.demo_data import make_demo_data
@@ -50,22 +53,33 @@ def shown(bar: Progress) -> Report:
 
 
 def compare(
-    pretraining: ExperimentConfig, finetuning: ExperimentConfig, folder: Path, seeds: int
+    pretraining: ExperimentConfig,
+    finetuning: ExperimentConfig,
+    folder: Path,
+    seeds: int,
+    pretrained: Path | None = None,
 ) -> list[dict[str, Any]]:
     """One row a seed and arm: `seed`, `arm`, `top1` (none for pre-training), `loss`, `steps`."""
     rows = []
     device = run.default_device()
     for seed in range(seeds):
-        first = replace(pretraining, train=replace(pretraining.train, seed=seed, picture_every=0))
-        home = folder / f"pretrain-{seed}"
-        data = run.open_data(first, folder / "cache")
-        steps = first.train.epochs * (len(data.train) // first.train.batch_size)
-        with progress(f"seed {seed} pre-training", steps, unit="step", every_s=20) as bar:
-            made = run.pretrain_stage(first, data, home, device=device, report=shown(bar))
-        model, result = made
-        rows.append(
-            {"seed": seed, "arm": "pre-training", "loss": result.metrics["loss"], "steps": result.steps}
-        )
+        if pretrained is None:
+            first = replace(pretraining, train=replace(pretraining.train, seed=seed, picture_every=0))
+            data = run.open_data(first, folder / "cache")
+            steps = first.train.epochs * (len(data.train) // first.train.batch_size)
+            with progress(f"seed {seed} pre-training", steps, unit="step", every_s=20) as bar:
+                model, result = run.pretrain_stage(
+                    first, data, folder / f"pretrain-{seed}", device=device, report=shown(bar)
+                )
+            loss = result.metrics["loss"]
+            rows.append({"seed": seed, "arm": "pre-training", "loss": loss, "steps": result.steps})
+        else:
+            loaded, _ = load_model(pretrained)
+            if not isinstance(loaded, VideoMAE):
+                raise InputError(
+                    f"--pretrained: expected a pre-trained model, got a classifier: {pretrained}"
+                )
+            model = loaded
         for arm, changes in ARMS.items():
             config = replace(
                 finetuning,
@@ -101,8 +115,10 @@ def as_markdown(
     *,
     videos: tuple[int, int],
     classes: int,
+    shared: bool,
 ) -> str:
     """The results page: what was run, the table, every seed's number."""
+    once = "one pre-training, seed 0, for all rows" if shared else "one pre-training a seed"
     lines = [
         "# Fine-tuning from pre-training against fresh weights",
         "",
@@ -112,9 +128,9 @@ def as_markdown(
         f"motion, chance {1 / classes:.1%}. Model and clips of `{pretraining.recipe}` "
         f"({pretraining.model.grid.describe()}, {pretraining.model.depth} blocks of "
         f"{pretraining.model.embed_dim}); pre-training on the same training videos without labels for "
-        f"{pretraining.train.epochs} epochs. Fine-tuning: `{finetuning.recipe}`, {finetuning.train.epochs} "
-        f"epochs of {finetuning.train.batch_size} clips a step in every row. Accuracy: last epoch, held-out "
-        "videos, centre clip.",
+        f"{pretraining.train.epochs} epochs ({once}). Fine-tuning: `{finetuning.recipe}`, "
+        f"{finetuning.train.epochs} epochs of {finetuning.train.batch_size} clips a step in every row. "
+        "Accuracy: last epoch, held-out videos, centre clip.",
         "",
         "| fine-tuning | steps | top-1 mean | lowest to highest | each seed |",
         "|---|---|---|---|---|",
@@ -136,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/finetune_vs_scratch"))
     parser.add_argument("--data", default="", help="folder of the built-in data set (default: the recipe's)")
+    parser.add_argument("--pretrained", type=Path, default=None, help="model folder that serves all seeds")
     parser.add_argument("--pretrain-epochs", type=int, default=None)
     parser.add_argument("--epochs", type=int, default=None, help="of fine-tuning")
     parser.add_argument("--output", type=Path, default=None)
@@ -154,7 +171,9 @@ def main() -> None:
     pretraining = replace(pretraining, data=replace(pretraining.data, **lists))
     finetuning = replace(finetuning, data=replace(finetuning.data, **lists))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    rows = compare(pretraining, finetuning, arguments.folder, arguments.seeds)
+    if arguments.pretrained:
+        command += " --pretrained MODEL"
+    rows = compare(pretraining, finetuning, arguments.folder, arguments.seeds, arguments.pretrained)
     data = run.open_data(finetuning, arguments.folder / "cache")
     assert data.val is not None
     text = as_markdown(
@@ -164,6 +183,7 @@ def main() -> None:
         finetuning,
         videos=(len(data.train), len(data.val)),
         classes=data.num_classes,
+        shared=arguments.pretrained is not None,
     )
     print(text)
     if arguments.output is not None:

@@ -17,8 +17,14 @@ ALL: dict[str, Callable[[], ExperimentConfig]] = {
 REFERENCE_LOSS: dict[str, tuple[tuple[float, float], ...]] = {
     # (share of the run's epochs, epoch's mean training loss), from real runs only.
     # "About 0.6 late in the run": users' reports of the official K400 ViT-S pre-training.
+    # Seed 0, mask 0.75, built-in data set, 26 epochs: the trial of `make demo`.
+    "demo_pretrain": (
+        (1 / 26, 1.055), (3 / 26, 0.998), (6 / 26, 0.983), (8 / 26, 0.966), (10 / 26, 0.941),
+        (12 / 26, 0.888), (14 / 26, 0.847), (16 / 26, 0.821), (18 / 26, 0.800), (20 / 26, 0.786),
+        (22 / 26, 0.778), (24 / 26, 0.768), (1.0, 0.771),
+    ),
     "k400_small_pretrain": ((0.9, 0.6), (1.0, 0.6)),
-}
+}  # fmt: skip
 """Recorded loss curves, for `loss_comparison`."""
 
 

@@ -1,0 +1,125 @@
+"""Every recipe resolves, is documented, and has the published numbers of its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmae.core.config import from_dict, override, to_dict
+from vmae.core.errors import InputError
+from vmae.core.optim import lr_schedule
+from vmae.experiments import recipes
+from vmae.experiments.config import ExperimentConfig
+
+# name -> size's (dim, depth), mask ratio, epochs, base lr, total batch, sampling rate, decoder depth
+PRETRAIN = {
+    "k400_small_pretrain": ((384, 12), 0.9, 1600, 1.5e-4, 1024, 4, 4),
+    "k400_base_pretrain": ((768, 12), 0.9, 1600, 1.5e-4, 2048, 4, 4),
+    "k400_base_800_pretrain": ((768, 12), 0.9, 800, 1.5e-4, 2048, 4, 4),
+    "k400_large_pretrain": ((1024, 24), 0.9, 1600, 1.5e-4, 512, 4, 12),
+    "k400_huge_pretrain": ((1280, 32), 0.9, 1600, 1.5e-4, 1024, 4, 12),
+    "ssv2_small_pretrain": ((384, 12), 0.9, 2400, 1.5e-4, 1024, 2, 4),
+    "ssv2_base_pretrain": ((768, 12), 0.9, 2400, 1.5e-4, 2048, 2, 4),
+    "ssv2_base_800_pretrain": ((768, 12), 0.9, 800, 1.5e-4, 2048, 2, 4),
+    "ucf101_base_pretrain": ((768, 12), 0.75, 3200, 3e-4, 192, 4, 4),
+    "hmdb51_base_pretrain": ((768, 12), 0.75, 4800, 3e-4, 192, 2, 4),
+    "v2_base_pretrain": ((768, 12), 0.9, 200, 1e-3, 1024, 4, 4),
+    "v2_large_pretrain": ((1024, 24), 0.9, 300, 1e-3, 1536, 4, 4),
+    "v2_huge_pretrain": ((1280, 32), 0.9, 300, 1e-3, 2048, 4, 4),
+    "v2_giant_pretrain": ((1408, 40), 0.9, 300, 6e-4, 2048, 4, 4),
+}
+# name -> epochs, base lr, batch, layer decay, drop path, dropout, min_lr, segments x crops, flip
+FINETUNE = {
+    "k400_small_finetune": (150, 5e-4, 384, 0.75, 0.1, 0.0, 1e-6, (5, 3), True),
+    "k400_base_finetune": (75, 5e-4, 384, 0.75, 0.1, 0.0, 1e-6, (5, 3), True),
+    "k400_large_finetune": (35, 2e-3, 128, 0.75, 0.1, 0.0, 1e-6, (5, 3), True),
+    "k400_huge_finetune": (50, 1e-3, 512, 0.75, 0.2, 0.5, 1e-5, (5, 3), True),
+    "ssv2_small_finetune": (40, 1e-3, 384, 0.7, 0.1, 0.0, 1e-6, (2, 3), False),
+    "ssv2_base_finetune": (30, 5e-4, 384, 0.75, 0.1, 0.0, 1e-6, (2, 3), False),
+    "ucf101_base_finetune": (100, 5e-4, 128, 0.7, 0.2, 0.5, 1e-5, (5, 3), True),
+    "hmdb51_base_finetune": (50, 1e-3, 128, 0.7, 0.2, 0.0, 1e-6, (10, 3), True),
+}
+
+
+@pytest.mark.parametrize("name", recipes.ALL)
+def test_every_recipe_resolves_is_documented_and_survives_a_file(name: str, tmp_path: Path) -> None:
+    config = recipes.get(name)
+    assert config.recipe == config.name == name
+    assert len(recipes.doc(name)) > 40
+    config.save(tmp_path / "run.yaml")
+    assert ExperimentConfig.load(tmp_path / "run.yaml") == config
+    assert from_dict(ExperimentConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_rows(name: str) -> None:
+    (dim, depth), ratio, epochs, base_lr, batch, rate, decoder_depth = PRETRAIN[name]
+    c = recipes.get(name)
+    v2 = name.startswith("v2")
+    assert (c.model.embed_dim, c.model.depth, c.model.decoder_depth) == (dim, depth, decoder_depth)
+    assert (c.mask.type, c.mask.ratio) == ("tube", ratio)
+    assert (c.mask.decoder_type, c.data.repeats) == (("running_cell", 4) if v2 else (None, 1))
+    assert (c.train.epochs, c.optim.base_lr, c.train.batch_size) == (epochs, base_lr, batch)
+    assert (c.data.sampling_rate, c.data.frames, c.data.size) == (rate, 16, (224, 224))
+    assert c.optim.warmup_epochs == (20 if name == "v2_base_pretrain" else 30 if v2 else 40)
+    assert (c.optim.betas, c.optim.weight_decay, c.optim.min_lr) == ((0.9, 0.95), 0.05, 1e-5)
+    assert (c.data.augment, c.data.flip, c.model.drop_path) == ("multi_scale_crop", False, 0.0)
+    assert c.optim.clip_grad == (0.02 if name == "v2_giant_pretrain" else None)
+    peak = max(lr_schedule(c.optim, epochs=epochs, steps_per_epoch=3, total_batch=batch))
+    assert peak == pytest.approx(base_lr * batch / 256)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetuning_rows(name: str) -> None:
+    epochs, base_lr, batch, decay, drop_path, dropout, min_lr, views, flip = FINETUNE[name]
+    c = recipes.get(name)
+    assert c.job == "finetune"
+    assert (c.train.epochs, c.optim.base_lr, c.train.batch_size) == (epochs, base_lr, batch)
+    assert (c.optim.layer_decay, c.optim.min_lr, c.optim.warmup_epochs) == (decay, min_lr, 5)
+    assert (c.finetune.drop_path, c.finetune.dropout, c.finetune.label_smoothing) == (drop_path, dropout, 0.1)
+    assert (c.data.segments, c.data.crops) == views and c.data.flip is flip and c.data.repeats == 2
+    assert (c.finetune.mix.mixup, c.finetune.mix.cutmix) == (0.8, 1.0)
+    assert (c.data.rand_augment, c.data.random_erasing) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
+    assert c.data.sampling == ("uniform" if name.startswith("ssv2") else "dense")
+    assert (c.optim.betas, c.optim.weight_decay) == ((0.9, 0.999), 0.05)
+
+
+def test_the_high_resolution_and_long_rows() -> None:
+    for name in ("k400_large_320_finetune", "k400_huge_320_finetune"):
+        c = recipes.get(name)
+        assert c.data.size == (320, 320) and c.data.frames == 32 and (c.data.segments, c.data.crops) == (4, 3)
+    c = recipes.get("ssv2_large_32_finetune")
+    assert c.data.frames == 32 and (c.data.segments, c.data.crops) == (1, 3)
+
+
+def test_the_linear_probe_row() -> None:
+    c = recipes.get("ssv2_base_linear")
+    assert (c.optim.optimizer, c.optim.base_lr, c.optim.betas[0], c.optim.weight_decay) == (
+        "sgd",
+        0.1,
+        0.9,
+        0,
+    )
+    assert (c.train.batch_size, c.train.epochs, c.optim.warmup_epochs) == (1024, 100, 10)
+    assert c.finetune.freeze_encoder
+
+
+def test_overrides_are_typed_and_name_the_nearest() -> None:
+    base = recipes.get("demo_finetune")
+    assert override(base, {"finetune.mix.mixup": "0.2"}).finetune.mix.mixup == 0.2
+    with pytest.raises(InputError, match=r"finetune.drop_pth' \(did you mean 'finetune.drop_path'"):
+        override(base, {"finetune.drop_pth": "0.1"})
+    with pytest.raises(InputError, match=r"optim.base_lr: expected a number, got 'fast'"):
+        override(base, {"optim.base_lr": "fast"})
+    with pytest.raises(InputError, match=r"got 'demo_pretrian' \(did you mean 'demo_pretrain'"):
+        recipes.get("demo_pretrian")
+
+
+def test_is_my_loss_normal() -> None:
+    line = recipes.loss_comparison("demo_pretrain", 1.0, 0.771)
+    assert line is not None and "0.771 at 100% of demo_pretrain" in line and "as recorded" in line
+    high = recipes.loss_comparison("demo_pretrain", 13 / 26, 1.0)
+    assert high is not None and "15% above it: check the data" in high
+    assert recipes.loss_comparison("k400_small_pretrain", 0.5, 0.7) is None
+    assert recipes.loss_comparison("ssv2_base_pretrain", 1.0, 0.7) is None
