@@ -238,7 +238,7 @@ def memory_over_opens(path: str | Path, opens: int = 2000) -> tuple[float, float
     start = peak = 0.0
     for k in range(opens):
         read_clip(path, dense_indices(info.num_frames, FRAMES, RATE, rng), info=info)
-        if k % 20 == 19 or k == opens - 1:
+        if k % max(1, opens // 100) == 0 or k == opens - 1:
             now = process.memory_info().rss / 2**20
             if k < opens // 10:
                 start = max(start, now)

@@ -374,6 +374,8 @@ def upload_ahead(source: Iterator[dict[str, Any]], device: torch.device) -> Iter
     The copy of the next batch runs beside the step on this one; the consumer's stream waits for its own
     batch's copy only.
     """
+    if device.index is None:  # the copying thread does not inherit this thread's current device
+        device = torch.device("cuda", torch.cuda.current_device())
     side = torch.cuda.Stream(device)
 
     def send(batch: dict[str, Any]) -> dict[str, Any]:
