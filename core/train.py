@@ -471,6 +471,7 @@ def fit(
                         "grad_norm": grad_norm,
                         "clips_per_s": window_steps * train.batch_size / seconds,
                         "data_wait": window_wait / seconds,
+                        "skipped": len(loader.skipped),
                         **_memory(device),
                     },
                 )

@@ -140,6 +140,8 @@ def reporter(tracker: Tracker | None, then: Report | None = None, *, stage: str 
         if tracker is not None:
             if event == "step":
                 values = {f"{stage}/{of_step[k]}": v for k, v in data.items() if k in of_step}
+                # Bad videos left out so far, whatever the stage.
+                values |= {"data/skipped": data["skipped"]} if "skipped" in data else {}
                 tracker.log_metrics(values, data["step"])
             elif event == "epoch":
                 values = {k.replace("/", "_"): v for k, v in data.items() if k not in ("step", "epoch")}

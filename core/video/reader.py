@@ -38,6 +38,8 @@ DEFAULT_TIMEOUT_S = 30.0
 _SKIPPABLE = frozenset({"h264", "hevc"})
 # Containers whose packets carry true presentation times and whose seeking lands at or before the target.
 _SEEKABLE = ("mov", "mp4", "matroska", "webm", "avi")
+# A key frame this many groups on is reached by dropping packets, a further one by seeking.
+_NEAR_GROUPS = 4
 _INTRA = 1  # AV_PICTURE_TYPE_I
 _COUNTED_BY_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"})
 
@@ -326,31 +328,41 @@ class OpenVideo:
         skip = info.codec in _SKIPPABLE
         ticks = {int(info.pts[i]): int(i) for i in wanted}
         got: dict[int, np.ndarray] = {}
-        # The key frame to start from, for every wanted frame; frames before the first key frame start there.
+        # Wanted frames by the key frame that they are decoded from (those before the first: from it).
         keys = np.maximum(np.searchsorted(info.key_pts, info.pts[wanted], side="right") - 1, 0)
-        k = 0
-        while k < len(wanted):
-            # One run: go on through the next key frame while little would be decoded in vain.
-            end = k + 1
-            while end < len(wanted) and (
-                keys[end] == keys[end - 1]
-                or (keys[end] == keys[end - 1] + 1 and _gap(info, keys[end], wanted[end - 1]) <= 4)
-            ):
-                end += 1
-            run = {int(info.pts[i]) for i in wanted[k:end]}
-            container.seek(int(info.key_dts[keys[k]]), stream=stream, backward=True)
-            codec.flush_buffers()
-            missing = len(run)
-            first = int(info.key_pts[keys[k]])
-            for packet in container.demux(stream):
+        groups = [(int(k), {int(info.pts[i]) for i in wanted[keys == k]}) for k in np.unique(keys)]
+        starts = {int(info.key_pts[k]) for k, _ in groups}
+        last_key, first, packets = -1_000, 0, None
+        fed: set[int] = set()  # wanted frames and starting key frames that the decoder has been given
+        for number, (key, want) in enumerate(groups):
+            start = int(info.key_pts[key])
+            feeding = start in fed
+            if not feeding:
+                if packets is None or key - last_key > _NEAR_GROUPS:
+                    container.seek(int(info.key_dts[key]), stream=stream, backward=True)
+                    packets = container.demux(stream)
+                codec.flush_buffers()
+                first = start
+                fed.clear()
+            last_key = key
+            assert packets is not None
+            for packet in packets:
                 self._deadline.check()
-                flush = packet.size == 0 or packet.pts is None
-                if skip and not flush:
-                    codec.skip_frame = "DEFAULT" if packet.pts in run else "NONREF"
-                frames = [] if flush else codec.decode(packet)
-                missing -= packet.pts in run
-                if missing == 0 or flush:
-                    # Every wanted packet is in: drain the decoder instead of feeding it more.
+                end_of_file = packet.size == 0 or packet.pts is None
+                if not feeding and not end_of_file:
+                    if packet.pts != start:
+                        continue  # before the key frame: never decoded
+                    feeding = True
+                if packet.pts in ticks or packet.pts in starts:
+                    fed.add(packet.pts)
+                if skip and not end_of_file:
+                    codec.skip_frame = "DEFAULT" if packet.pts in ticks else "NONREF"
+                frames = [] if end_of_file else codec.decode(packet)
+                done = end_of_file or want <= fed
+                # The group's packets are in: drain the decoder instead of feeding it up to the next group,
+                # unless that one's key frame went in before (an open group ends after it).
+                follows = number + 1 < len(groups) and int(info.key_pts[groups[number + 1][0]]) in fed
+                if done and not follows:
                     frames = [*frames, *codec.decode(None)]
                 for frame in frames:
                     if frame.pts == first and frame.pict_type != _INTRA:
@@ -360,11 +372,13 @@ class OpenVideo:
                         raise VideoError(
                             info.path, "corrupt", f"damaged data at frame {_at(info, frame.pts)}"
                         )
-                    if frame.pts in run and ticks[frame.pts] not in got:
+                    if frame.pts in ticks and ticks[frame.pts] not in got:
                         got[ticks[frame.pts]] = self._frame(frame, height, width)
-                if missing == 0 or flush:
+                if end_of_file:
+                    packets = None  # a further group has to seek
+                    fed.clear()
+                if done:
                     break
-            k = end
         return got if len(got) == len(wanted) else None
 
     def decode(self) -> Generator[Any, None, None]:
@@ -417,11 +431,6 @@ class OpenVideo:
         except Exception as e:
             raise VideoError(self.info.path, "unreadable", _first_line(e)) from e
         return clip
-
-
-def _gap(info: VideoInfo, key: int, last: int) -> int:
-    """How many frames lie between frame `last` and key frame number `key`."""
-    return int(np.searchsorted(info.pts, info.key_pts[key])) - int(last)
 
 
 def _at(info: VideoInfo, pts: int) -> int:
