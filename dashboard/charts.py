@@ -148,13 +148,13 @@ def parallel(rows: Rows, *, columns: Sequence[str], colour: str) -> dict[str, An
             *[
                 {
                     "transform": [
-                        {"aggregate": [{"op": op, "field": "raw", "as": "end"}], "groupby": ["column"]}
+                        {"aggregate": [{"op": op, "field": "raw", "as": f"end_{op}"}], "groupby": ["column"]}
                     ],
                     "mark": {"type": "text", "fontSize": 10, "color": GREY, "dy": dy},
                     "encoding": {
                         "x": {"field": "column", "type": "nominal", "sort": list(columns)},
                         "y": {"datum": place},
-                        "text": {"field": "end", "format": ".3~g"},
+                        "text": {"field": f"end_{op}", "format": ".3~g"},
                     },
                 }
                 for op, place, dy in (("min", 0, 12), ("max", 1, -12))

@@ -118,8 +118,10 @@ def _start(found: Catalog) -> None:
     best = found.checkpoints[0]
     linked = st.query_params.get("checkpoint")
     entry = found.checkpoint(linked) if linked else best
+    data = found.dataset(entry.dataset_id)
     default = ViewState(
         checkpoint=entry.id,
+        stride=min(data.sampling_rate, STRIDE_MAX) if data else 1,
         dataset=entry.dataset_id,
         ratio=min(max(entry.ratio or 0.9, RATIO_MIN), RATIO_MAX),
         mask=entry.mask_type if entry.mask_type in MASK_TYPES else "tube",

@@ -79,7 +79,7 @@ def from_query(query: Mapping[str, str], default: ViewState) -> tuple[ViewState,
 
 def to_query(state: ViewState) -> dict[str, str]:
     """The parameters that restore a view; defaults are left out, except of those that name it."""
-    always = ("checkpoint", "clip", "mask", "ratio", "seed")
+    always = ("checkpoint", "clip", "mask", "ratio", "seed", "stride")
     plain = ViewState()
     out: dict[str, str] = {}
     for field in dataclasses.fields(ViewState):
