@@ -23,6 +23,9 @@ class SquaredErrorLoss(torch.autograd.Function):
     """
 
     @staticmethod
+    # The statistics' products must stay in float32: under autocast they would run in half precision, where
+    # squares of pixels overflow.
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, pred: Tensor, pixels: Tensor, weights: Tensor | None, normalise: bool) -> Tensor:
         work = compute_dtype(pred.dtype, pixels.dtype)
         m, c = pixels.shape[-2:]

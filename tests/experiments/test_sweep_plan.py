@@ -41,12 +41,12 @@ def _plan(*texts: str, base: ExperimentConfig = BASE, **options: Any) -> Plan:
 
 
 def test_values_are_read_by_their_fields_types() -> None:
-    ratio, depth, sizes = parse_params(
-        ["mask.ratio=0.5,0.75", "model.decoder_depth=1, 2", "data.size=[32,32],[64,64]"], BASE
+    ratio, depth, betas = parse_params(
+        ["mask.ratio=0.5,0.75", "model.decoder_depth=1, 2", "optim.betas=[0.9,0.95],[0.9,0.999]"], BASE
     )
     assert ratio == Param(path="mask.ratio", choices=(0.5, 0.75))
     assert [type(v) for v in depth.choices] == [int, int]
-    assert sizes.choices == ([32, 32], [64, 64])
+    assert betas.choices == ([0.9, 0.95], [0.9, 0.999])
 
 
 @pytest.mark.parametrize(
