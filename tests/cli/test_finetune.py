@@ -1,0 +1,127 @@
+"""finetune, evaluate, predict, reconstruct and recipes from the command line, on real small videos."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from vmae.cli.main import run
+
+CHANGES = (
+    "model.frames=4", "model.height=32", "model.width=32", "model.tubelet_size=2", "model.depth=1",
+    "model.embed_dim=32", "data.frames=4", "data.size=32,32", "data.short_side=32", "data.sampling_rate=1",
+    "train.batch_size=8", "evaluation_ratio=0.75",
+)  # fmt: skip
+SHAPE = [part for change in CHANGES for part in ("--set", change)]
+
+
+def vmae(*argv: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in argv])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def store(tiny_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a pre-training `pt` and a fine-tuning `ft` from it."""
+    runs = tmp_path_factory.mktemp("runs")
+    data = ["--data", tiny_videos / "train.csv", "--runs-dir", runs, "--epochs", 1]
+    assert vmae("pretrain", *data, "--run-name", "pt", *SHAPE) == 0
+    assert vmae("finetune", "--init", "pt", "--runs-dir", runs, "--epochs", 2, "--run-name", "ft",
+                "--set", "train.batch_size=8") == 0  # fmt: skip
+    return runs
+
+
+def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
+    from vmae.experiments.config import ExperimentConfig
+
+    config = ExperimentConfig.load(store / "ft" / "config.yaml")
+    assert config.job == "finetune" and config.data.size == (32, 32) and config.model.embed_dim == 32
+    assert config.init == str(store / "pt" / "model")
+    rows = list(csv.DictReader((store / "ft" / "evaluation" / "predictions.csv").read_text().splitlines()))
+    assert len(rows) == 8 and all(Path(r["path"]).is_absolute() for r in rows)
+    assert (store / "ft" / "evaluation" / "confusion.png").stat().st_size > 1000
+
+
+def test_evaluate_prints_numbers_and_keeps_predictions(
+    store: Path, tiny_videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = tiny_videos / "train.csv"
+    arguments = ["--runs-dir", store, "--segments", 3, "--crops", 1, "--json"]
+    assert vmae("evaluate", "--checkpoint", "ft", "--data", train, *arguments) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["videos"] == 24 and 0 <= found["top1"] <= found["top5"] == 1.0
+    rows = list(csv.DictReader((Path(found["folder"]) / "predictions.csv").read_text().splitlines()))
+    assert {r["views"] for r in rows} == {"3"}
+
+
+def test_predict_names_classes_and_unreadable_files(
+    store: Path, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("left\nright\nup\ndown\n")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"nothing")
+    videos = [tiny_videos / "00.mp4", bad, tiny_videos / "01.mp4"]
+    arguments = ["--checkpoint", "ft", "--runs-dir", store, "--labels", labels, "--top", 2, "--json"]
+    assert vmae("predict", *videos, *arguments) == 2
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["path"] for r in rows] == [str(v) for v in videos] and "error" in rows[1]
+    assert len(rows[0]["top"]) == 2 and rows[0]["top"][0]["class"] in ("left", "right", "up", "down")
+    assert rows[0]["top"][0]["prob"] >= rows[0]["top"][1]["prob"]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif", "png"])
+def test_reconstruct_writes_each_kind_of_file(
+    store: Path, tiny_videos: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"out.{kind}"
+    arguments = ["--checkpoint", "pt", "--runs-dir", store, "-o", out, "--ratio", 0.5, "--seed", 3]
+    assert vmae("reconstruct", tiny_videos / "00.mp4", *arguments) == 0
+    text = capsys.readouterr().out
+    assert "model only: mse" in text and "as trained (true patch statistics): mse" in text
+    start = {"mp4": out.read_bytes()[4:8] == b"ftyp", "gif": out.read_bytes()[:3] == b"GIF"}
+    assert start.get(kind, out.read_bytes()[1:4] == b"PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["predict", "x.mp4", "--checkpoint", "pt"], "expected a fine-tuned classifier"),
+        (["predict", "x.mp4", "--checkpoint", "fte"], "got 'fte' (did you mean 'ft'?)"),
+        (["reconstruct", "x.mp4", "--checkpoint", "ft", "-o", "o.png"], "expected a pre-trained model"),
+        (["reconstruct", "x.mp4", "--checkpoint", "pt", "-o", "o.jpg"], "ending in .mp4, .gif, .png"),
+        (["evaluate", "--checkpoint", "pt"], "expected a fine-tuned classifier"),
+        (["finetune", "--recipe", "demo_pretrain"], "expected a fine-tuning recipe, got 'demo_pretrain'"),
+        (["finetune", "--gpus-per-worker", "1"], "expected --workers N"),
+        (["finetune", "--resume", "ftt"], "did you mean 'ft'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    store: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vmae(*argv, "--runs-dir", store) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.strip()]
+    assert message in line
+
+
+def test_recipes_are_listed_shown_and_run_again_from_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vmae("recipes", "list", "--json") == 0
+    names = [r["name"] for r in json.loads(capsys.readouterr().out)]
+    assert {"demo_pretrain", "k400_base_pretrain", "v2_giant_pretrain", "small_data_transfer"} <= set(names)
+    assert vmae("recipes", "show", "k400_base_pretrain", "--set", "mask.ratio=0.75") == 0
+    text = capsys.readouterr().out
+    (tmp_path / "run.yaml").write_text(text)
+
+    from vmae.experiments import recipes
+    from vmae.experiments.config import ExperimentConfig
+
+    shown = ExperimentConfig.load(tmp_path / "run.yaml")
+    assert shown.mask.ratio == 0.75 and shown.model == recipes.get("k400_base_pretrain").model
+    assert vmae("recipes", "show", "k400_bas_pretrain") == 2
+    assert "did you mean 'k400_base_pretrain'" in capsys.readouterr().err
