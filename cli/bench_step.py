@@ -203,7 +203,7 @@ def _peer(config: Any, attention: str) -> Any:
             decoder_intermediate_size=config.decoder_mlp_dim,
             use_mean_pooling=False,
             layer_norm_eps=config.norm_eps,
-            attn_implementation=attention,
+            attn_implementation=attention,  # type: ignore[call-arg]
         )
     )
 

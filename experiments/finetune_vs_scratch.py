@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from vmae.core.checkpoint import load_model
+from vmae.core.config import override
 from vmae.core.errors import InputError
 from vmae.core.progress import Progress, progress
 from vmae.core.train import Report
@@ -30,10 +31,10 @@ from vmae.experiments import recipes, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.finetuning import finetune_stage
 
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "from pre-training": {},
     "from fresh weights": {},
-    "from fresh weights, no layer decay": {"layer_decay": None},
+    "from fresh weights, no layer decay": {"optim.layer_decay": None},
 }
 
 
@@ -81,11 +82,7 @@ def compare(
                 )
             model = loaded
         for arm, changes in ARMS.items():
-            config = replace(
-                finetuning,
-                optim=replace(finetuning.optim, **changes),
-                train=replace(finetuning.train, seed=seed),
-            )
+            config = override(finetuning, {**changes, "train.seed": seed})
             name = arm.replace(" ", "-").replace(",", "")
             init: VideoMAE | None = model if arm == "from pre-training" else None
             data = run.open_data(config, folder / "cache")
@@ -167,9 +164,8 @@ def main() -> None:
         command += f" --epochs {arguments.epochs}"
     folder = Path(arguments.data or Path(pretraining.data.train_csv).parent)
     make_demo_data(folder)
-    lists = {"train_csv": str(folder / "train.csv"), "val_csv": str(folder / "val.csv")}
-    pretraining = replace(pretraining, data=replace(pretraining.data, **lists))
-    finetuning = replace(finetuning, data=replace(finetuning.data, **lists))
+    lists = {"data.train_csv": str(folder / "train.csv"), "data.val_csv": str(folder / "val.csv")}
+    pretraining, finetuning = override(pretraining, lists), override(finetuning, lists)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.pretrained:
         command += " --pretrained MODEL"
