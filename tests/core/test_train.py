@@ -178,6 +178,22 @@ def test_bf16_and_fp16_train_close_to_fp32(tiny_videos: Path, tmp_path: Path) ->
         assert half.losses != full.losses
 
 
+@pytest.mark.slow
+def test_a_compiled_run_is_continued_without_compiling(tiny_videos: Path, tmp_path: Path) -> None:
+    plain = Run(tiny_videos, tmp_path / "plain")
+    part = Run(tiny_videos, tmp_path / "run", train=replace(TRAIN, compile=True), should_stop=stop_after(5))
+    rest = Run(tiny_videos, tmp_path / "run")
+    assert rest.of("start")[0]["step"] == 5
+    for step, loss in {**part.losses, **rest.losses}.items():
+        assert loss == pytest.approx(plain.losses[step], abs=1e-4), step
+
+
+def test_activation_checkpointing_changes_no_number(tiny_videos: Path, tmp_path: Path) -> None:
+    plain = Run(tiny_videos, tmp_path / "plain", model=model(drop_path=0.3))
+    again = Run(tiny_videos, tmp_path / "again", model=model(drop_path=0.3, checkpoint_activations=True))
+    assert again.losses == plain.losses and torch.equal(again.weights, plain.weights)
+
+
 def test_a_bad_file_is_left_out_and_counted(tiny_videos: Path, tmp_path: Path) -> None:
     for path in tiny_videos.iterdir():
         shutil.copy(path, tmp_path)
