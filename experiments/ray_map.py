@@ -32,7 +32,8 @@ def ray_map(
     import ray
     from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError
 
-    task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(function)
+    task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(_call)
+    shared = ray.put(function)
     waiting = list(enumerate(items))[::-1]
     under_way: dict[Any, tuple[int, float]] = {}
     cores, counted = _cores(), time.monotonic()
@@ -46,7 +47,7 @@ def ray_map(
                 cores, counted = now, time.monotonic()
             while waiting and len(under_way) < (workers or cores):
                 index, item = waiting.pop()
-                under_way[task.remote(item)] = (index, time.monotonic())
+                under_way[task.remote(shared, item)] = (index, time.monotonic())
             ready, _ = ray.wait(list(under_way), num_returns=1, timeout=1.0)
             for promise in ready:
                 index, _ = under_way.pop(promise)
@@ -71,6 +72,10 @@ def ray_map(
         for promise in under_way:
             with contextlib.suppress(Exception):
                 ray.cancel(promise, force=True)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -180,3 +181,31 @@ def test_data_check_on_a_cluster_that_loses_a_node(cluster: Cluster, sweeps: Any
 
     assert rows("cluster.csv") == rows("alone.csv")
     assert len(rows("alone.csv")) == 62
+
+
+_MAP = """
+import sys, time
+from vmae.experiments.cluster import connected
+from vmae.experiments.ray_map import ray_map
+with connected(sys.argv[1]):
+    for o in ray_map(time.sleep, [0.4] * 30 + ["no number"], workers=0, limit_s=60):
+        print(o.index, o.failure or "ok", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_no_item_is_lost_with_a_node(cluster: Cluster, sweeps: Any, tmp_path: Path) -> None:
+    process = sweeps.start([sys.executable, "-c", _MAP, cluster.address], tmp_path, **AUTH)
+    first = [process.stdout.readline() for _ in range(3)]
+    cluster.remove_node()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    # Ray's own notice of the lost node may stand between the lines.
+    lines = [
+        m for line in [*first, *output.splitlines()] if (m := re.fullmatch(r"(\d+) (\w+)", line.strip()))
+    ]
+    ended = {m[1]: m[2] for m in lines}
+    assert len(lines) == len(ended), "an item was reported twice"
+    assert sorted(map(int, ended)) == list(range(31))
+    assert {k for k, v in ended.items() if v != "ok"} == {"30"}
+    assert ended["30"] == "error"
