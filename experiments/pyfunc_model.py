@@ -36,9 +36,10 @@ class VideoModel(PythonModel):
         views = {k: v for k, v in (context.model_config or {}).items() if k in ("segments", "crops")}
         self.data = from_dict(DataConfig, {**facts["data"], **views})
 
-    def predict(
+    # No return type: MLflow warns of every dict whose values differ in type.
+    def predict(  # type: ignore[no-untyped-def]
         self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None
-    ) -> Any:
+    ):
         """A list with one dict for each path, in their order.
 
         A classifier gives `path`, `label`, `name` (where the classes have names), `probability` of that

@@ -277,7 +277,7 @@ def _reference_lines(ax: Axes, metric: str, found: list[Group]) -> None:
 
 
 def _style(ax: Axes, metric: str) -> None:
-    ax.yaxis.set_major_formatter(lambda v, _: _number(metric, v, digits=0))
+    ax.yaxis.set_major_formatter(lambda v, _: _tick(metric, v))
     ax.grid(axis="y", color=_GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -331,9 +331,13 @@ def _names(plan: Plan) -> str:
     return ", ".join(plan.params)
 
 
-def _number(metric: str, value: float, digits: int = 1) -> str:
+def _number(metric: str, value: float) -> str:
     """Accuracies in percent, other metrics plain."""
-    return f"{value:.{digits}%}" if metric.endswith(("top1", "top5", "mean_class")) else f"{value:.4g}"
+    return f"{value:.1%}" if metric.endswith(("top1", "top5", "mean_class")) else f"{value:.4g}"
+
+
+def _tick(metric: str, value: float) -> str:
+    return f"{100 * value:.3g}%" if _number(metric, value).endswith("%") else f"{value:.4g}"
 
 
 def _text(value: Any) -> str:
