@@ -57,6 +57,7 @@ def main(debug: bool) -> None:
 def run(argv: list[str] | None = None) -> None:
     """Entry point: errors a user can cause become one line and exit code 2 (130 for Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ["VMAE_COMMAND"] = " ".join(["vmae", *argv])  # runs record it, in Ray's workers too
     # --debug works wherever it stands on the line.
     debug = "--debug" in argv or os.environ.get("VMAE_DEBUG") == "1"
     argv = [a for a in argv if a != "--debug"]

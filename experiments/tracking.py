@@ -118,12 +118,14 @@ def environment_tags() -> dict[str, str]:
     """Tags that say what made a run: versions, host, command line and git commit (where there is one)."""
     from importlib.metadata import version
 
+    own = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     tags = {
         "vmae.version": __version__,
         "vmae.torch": version("torch"),
         "vmae.python": sys.version.split()[0],
         "vmae.host": os.uname().nodename,
-        "vmae.command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:4000],
+        # A Ray worker's own arguments say nothing: the command line that started it is handed down.
+        "vmae.command": os.environ.get("VMAE_COMMAND", own)[:4000],
         "mlflow.user": os.environ.get("USER", "unknown"),
     }
     commit = _git_commit()
