@@ -57,6 +57,7 @@ def served(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         "--port",
         str(port),
     ]
+    command += ["--checkpoint", str(model)]
     env = {**os.environ, "MLFLOW_TRACKING_URI": "", "TMPDIR": str(log.parent)}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
