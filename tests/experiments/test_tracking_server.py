@@ -1,0 +1,109 @@
+"""A real tracking server by MLFLOW_TRACKING_URI: written, read, listed and registered through HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmae.experiments import results
+from vmae.experiments.results import Filter
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    log = open(folder / "log.txt", "w")  # noqa: SIM115 - closed with the server
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"{uri}/health", timeout=2):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                assert time.monotonic() < end, (folder / "log.txt").read_text()
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+        log.close()
+
+
+@pytest.fixture
+def store(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    store = store_at(tmp_path / "runs")
+    assert store.sqlite_path is None
+    create_store(store)
+    return store
+
+
+@pytest.mark.slow
+def test_runs_go_to_the_server_and_come_back(store: Store, tmp_path: Path) -> None:
+    sweep = Tracker(store, tmp_path / "s", name="s", key="sweep:s", kind="sweep", tags={"vmae.sweep": "s"})
+    assert sweep.flush(60)
+    for i in range(3):
+        tracker = Tracker(
+            store,
+            tmp_path / f"t{i}",
+            name=f"t{i}",
+            key=f"sweep:s/t{i}",
+            kind="trial",
+            parent_key="sweep:s",
+            params={"mask.ratio": 0.5 + i / 10},
+            tags={"vmae.sweep": "s"},
+        )
+        for epoch in range(1, 4):
+            tracker.log_metrics({"pretrain/loss": 1 / epoch, "probe/top1": 0.1 * (i + 1)}, epoch)
+        assert tracker.finish(timeout_s=120)
+    assert sweep.finish(timeout_s=120)
+    (parent,) = results.list_sweeps(store)
+    trials = results.children(store, parent)
+    assert [t.name for t in trials] == ["t0", "t1", "t2"]
+    assert trials[1].params == {"mask.ratio": "0.6"}
+    assert results.history(store, trials[0].run_id, "pretrain/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert results.best_run(store, "probe/top1").name == "t2"
+    assert results.find(store, "t1") == trials[1]
+    newest = results.list_runs(store, where=[Filter.parse("kind = trial")], limit=2)
+    assert [r.name for r in newest] == ["t2", "t1"]
+    chosen = results.list_runs(store, where=[Filter.parse("probe/top1 > 0.15")], sort="mask.ratio")
+    assert [r.name for r in chosen] == ["t2", "t1"]
+    assert "mask.ratio" in results.known_columns(store)
+
+
+def test_a_server_that_is_away_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.cli.main import run
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with pytest.raises(SystemExit) as stopped:
+        run(["runs", "list", "--runs-dir", str(tmp_path)])
+    assert stopped.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "vmae: error" in x]
+    assert f"expected the tracking server http://127.0.0.1:{port} to answer" in line
