@@ -42,6 +42,7 @@ SWEEP = ["sweep", "masking_ratio", "--data", "{0}/train.csv", "--runs-dir", "{0}
         ([*SWEEP, "--values", "0.001"], "0 masked"),
         ([*SWEEP, "--values", "half"], "mask.ratio: expected a number, got 'half'"),
         ([*SWEEP, "--values", "0.5,0.5"], "expected different values"),
+        ([*SWEEP, "--register", "a/b"], "expected a model name without / : . % ' \\, got 'a/b'"),
         ([*SWEEP, "--seeds", "0"], "--seeds: expected 1 or more, got 0"),
         ([*SWEEP, "--set", "optim.base_lrr=1"], "did you mean 'optim.base_lr'?"),
         ([*SWEEP, "--set", "optim.base_lr=fast"], "optim.base_lr: expected a number, got 'fast'"),
