@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test: install
 	$(PYTEST) -m "not slow"
 
-# What takes longer than a minute each: CI runs it after `make test`.
+# What takes long (faults with real processes, whole recompiles): before a release, not in CI.
 test-slow: install
 	$(PYTEST) -m slow
 
