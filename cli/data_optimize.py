@@ -17,7 +17,7 @@ from vmae.cli.options import where_to_run
 )
 @click.option("--gop", type=int, default=4, show_default=True, help="Frames between key frames.")
 @click.option("--fps", type=float, default=None, help="Fixed rate.  [default: every frame as it is]")
-@click.option("--crf", type=int, default=20, show_default=True, help="x264's quality, lower is better.")
+@click.option("--crf", type=int, default=23, show_default=True, help="x264's quality, lower is better.")
 @click.option(
     "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
 )

@@ -77,7 +77,11 @@ def read_pyav(info: VideoInfo, indices: np.ndarray) -> np.ndarray:
 
 def read_torchcodec(info: VideoInfo, indices: np.ndarray) -> np.ndarray:
     """torchcodec in its exact mode, one thread."""
-    from torchcodec.decoders import VideoDecoder
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError):
+        # Its message runs over a page; it needs FFmpeg's shared libraries of a version it was built for.
+        raise RuntimeError("does not load here") from None
 
     decoder = VideoDecoder(info.path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     frames: np.ndarray = decoder.get_frames_at(indices.tolist()).data.numpy()

@@ -38,7 +38,7 @@ class OptimizeConfig:
     """Distance of key frames in frames."""
     fps: float | None = None
     """Frames per second of the result; none: every frame of the source at its own time."""
-    crf: int = 20
+    crf: int = 23
     """x264's quality (lower is better and larger)."""
     preset: str = "veryfast"
     """x264's preset."""
