@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import pickle
 from collections.abc import Callable
@@ -193,9 +194,10 @@ def test_a_time_limit_ends_the_read(video_kind: Callable[[str], Path]) -> None:
 
 def test_no_handle_is_left_open(video_kind: Callable[[str], Path]) -> None:
     paths = [video_kind("h264_bframes"), video_kind("mpeg4_avi_bframes")]
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         for path in paths:
             probe_video(path)
             read_clip(path, [5, 50])
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
