@@ -21,7 +21,7 @@ $(STAMP):
 	@touch $@
 
 demo: install
-	$(BIN)/vmae sweep masking_ratio --demo
+	$(BIN)/vmae sweep masking_ratio
 
 # Two processes, one thread each: on two cores that is faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
