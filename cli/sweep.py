@@ -146,7 +146,9 @@ def sweep(
         if name is None and not param_texts:
             raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
         definition = definitions.get(name) if name is not None else None
-        chosen = {"pipeline.then": ",".join(stages)} if stages else {}
+        chosen = dict(definition.fixed) if definition is not None else {}
+        if stages:
+            chosen["pipeline.then"] = ",".join(stages)
         base = resolve_config(
             recipe=recipe,
             config_file=config_file,

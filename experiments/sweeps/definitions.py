@@ -113,7 +113,12 @@ def learning_rate() -> Definition:
 
 def dual_masking() -> Definition:
     """The share of positions that the decoder leaves out (VideoMAE V2's running cell); 0 is V1."""
-    return _define(dual_masking, path="mask.decoder_ratio", values=(0.0, 0.5, 0.75))
+    return _define(
+        dual_masking,
+        path="mask.decoder_ratio",
+        values=(0.0, 0.5, 0.75),
+        fixed={"mask.decoder_type": "running_cell"},
+    )
 
 
 def data_size() -> Definition:
@@ -157,6 +162,7 @@ def _define(
     path: str,
     values: tuple[object, ...],
     published: dict[str, dict[str, float]] | None = None,
+    fixed: dict[str, str] | None = None,
 ) -> Definition:
     doc = inspect.getdoc(function) or ""
     return Definition(
@@ -166,4 +172,5 @@ def _define(
         values=values,
         doc=doc,
         published=published or {},
+        fixed=fixed or {},
     )

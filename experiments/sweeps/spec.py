@@ -25,7 +25,7 @@ BASELINE = "random weights"
 class Definition:
     """A named sweep: which field varies over which values.
 
-    `published` is the paper's table as {value: {column: number}}, where there is one.
+    `fixed` is what all its trials have, whatever the recipe says (`--set` still goes before it). `published` is the paper's table as {value: {column: number}}, where there is one.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Definition:
     values: tuple[Any, ...]
     doc: str = ""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

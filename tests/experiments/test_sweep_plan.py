@@ -351,3 +351,14 @@ def test_pbt_goes_on_from_the_donors_weights(tiny: ExperimentConfig, tmp_path: P
     (adopted, *_) = json.loads((home / "adopted.json").read_text())
     assert adopted["from"] == best.id
     assert adopted["overrides"]["optim.base_lr"] in (3.2e-3, 4.8e-3)
+
+
+@pytest.mark.parametrize("name", list(definitions.ALL))
+def test_every_value_of_a_named_sweep_changes_what_its_trials_do(name: str) -> None:
+    """A sweep over a field that another field switches off would compare equal runs."""
+    definition = definitions.get(name)
+    base = override(BASE, dict(definition.fixed))
+    trials = [override(base, {definition.path: value}) for value in definition.values]
+    assert len(set(map(repr, trials))) == len(definition.values)
+    if definition.path.startswith("mask.decoder"):
+        assert all(t.mask.decoder_type is not None for t in trials)
