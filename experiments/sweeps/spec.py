@@ -25,7 +25,8 @@ BASELINE = "random weights"
 class Definition:
     """A named sweep: which field varies over which values.
 
-    `fixed` is what all its trials have, whatever the recipe says (`--set` still goes before it). `published` is the paper's table as {value: {column: number}}, where there is one.
+    `fixed` is what all its trials have, whatever the recipe says (`--set` still goes before it).
+    `published` is the paper's table as {value: {column: number}}, where there is one.
     """
 
     name: str
