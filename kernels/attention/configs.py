@@ -2,8 +2,7 @@
 
 Every configuration listed here is compiled ahead of time for its family by `vmae bench kernels --aot` and
 must not spill. None is tuned yet: they are the ones with no spill and the most matrix work per tile, chosen
-without a GPU; `gpu_suite --tune` times
-alternatives.
+without a GPU.
 """
 
 from __future__ import annotations
