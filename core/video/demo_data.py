@@ -26,7 +26,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -437,6 +436,7 @@ def _make_all(
     show: str,
 ) -> None:
     from vmae.core.progress import progress
+    from vmae.core.video.isolate import shielded_from_ctrl_c
 
     # Spawned, not forked: the caller may hold threads (torch, Ray). Eight clips a task: cheap to hand over,
     # and the bar still moves several times a second.
@@ -449,7 +449,8 @@ def _make_all(
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-            futures = [pool.submit(_make_clips, out, config, task) for task in tasks]
+            with shielded_from_ctrl_c():  # a worker finishes the clip in hand
+                futures = [pool.submit(_make_clips, out, config, task) for task in tasks]
             try:
                 for future in as_completed(futures):
                     shown.update(future.result())
@@ -461,8 +462,6 @@ def _make_all(
 def _start_worker() -> None:
     import cv2
 
-    # Ctrl-C reaches the whole process group: the parent decides, the clip in hand is finished.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
 

@@ -7,7 +7,9 @@ one process, for training: it can leave a stuck read behind but not end it.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,16 +41,28 @@ class Runner(Protocol):
     ) -> Iterator[Outcome]: ...
 
 
+@contextlib.contextmanager
+def shielded_from_ctrl_c() -> Iterator[None]:
+    """Processes started inside the block never see SIGINT, from their first instruction on.
+
+    Ctrl-C reaches a terminal's whole process group; the parent decides what becomes of its workers. Ignoring
+    the signal in the worker's own code comes too late: one that is still importing dies with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Any, function: Callable[[Any], Any]) -> None:
     while True:
         try:
             index, item = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
         try:
             pipe.send((index, function(item), ""))
-        except KeyboardInterrupt:
-            return
         except Exception as e:
             pipe.send((index, None, f"{type(e).__name__}: {e}"))
 
@@ -57,7 +71,8 @@ class _Worker:
     def __init__(self, context: Any, function: Callable[[Any], Any]) -> None:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        self.process.start()
+        with shielded_from_ctrl_c():
+            self.process.start()
         theirs.close()
         self.index: int | None = None
         self.end = float("inf")

@@ -144,3 +144,17 @@ def test_everything_works_without_triton() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Triton is not installed" in done.stderr  # said once, aloud
+
+
+def test_bfloat16_is_refused_where_the_interpreter_would_return_nonsense(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.is_available() or not dispatch.interpreting():
+        pytest.skip("about Triton's interpreter on a CPU")
+    monkeypatch.setattr(dispatch, "interpreter_rounds_bfloat16", False)
+    monkeypatch.setattr(dispatch, "_said", set())
+    qkv = torch.randn(1, 16, 3, 2, 16, dtype=torch.bfloat16)
+    with kernels.use_kernels("triton"):
+        out = kernels.fused_attention(qkv)
+    assert "multiplies bfloat16 bit patterns" in caplog.text
+    torch.testing.assert_close(out, kernels.fused_attention(qkv))
