@@ -10,6 +10,7 @@ from vmae.cli.options import runs_dir_option, set_option
 from vmae.cli.training import (
     cache_progress,
     config_options,
+    init_options,
     make_demo_data_if_used,
     resolve_config,
     show_evaluation,
@@ -21,11 +22,7 @@ from vmae.cli.training import (
 
 @click.command()
 @config_options
-@click.option(
-    "--init",
-    help="Weights to start from: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.  "
-    "[default: the recipe's, else fresh weights]",
-)
+@init_options
 @click.option("--run-name", help="Name of the run.  [default: the recipe's, numbered]")
 @click.option(
     "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
@@ -42,6 +39,7 @@ def finetune(
     size: str | None,
     epochs: int | None,
     init: str | None,
+    resize_patch_embed: bool,
     run_name: str | None,
     resume: str | None,
     num_workers: int | None,
@@ -56,8 +54,6 @@ def finetune(
     With --init RUN and no recipe, clips are cut as that run cut them and its lists are used. The best epoch
     on the held-out list is kept and evaluated; --resume RUN_NAME goes on with an interrupted run.
     """
-    from dataclasses import replace
-
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
     from vmae.experiments import finetuning, jobs
@@ -75,6 +71,11 @@ def finetune(
         if init is not None and recipe is None and config_file is None:
             made = jobs.run_dir(store, init) / "config.yaml" if Path(init).name == init else None
             source = ExperimentConfig.load(made) if made is not None and made.is_file() else None
+            if source is None:
+                raise InputError(
+                    f"--init {init}: expected a run of this store, which says how clips are cut, or --recipe "
+                    "NAME beside it (`vmae recipes` lists them, small_data_transfer is one)"
+                )
         config = resolve_config(
             recipe=recipe if recipe or config_file else "demo_finetune",
             config_file=config_file,
@@ -83,13 +84,13 @@ def finetune(
             data_root=data_root,
             size=size,
             epochs=epochs,
+            init=init,
+            resize_patch_embed=resize_patch_embed,
             assignments=assignments,
             shape_of=source,
         )
         if config.job != "finetune":
             raise InputError(f"expected a fine-tuning recipe, got '{config.recipe}' (job {config.job})")
-        if init is not None:
-            config = replace(config, init=init)
         config = jobs.named(store, config, run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config.name) as report:

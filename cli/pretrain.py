@@ -10,6 +10,7 @@ from vmae.cli.options import runs_dir_option, set_option
 from vmae.cli.training import (
     cache_progress,
     config_options,
+    init_options,
     make_demo_data_if_used,
     resolve_config,
     training_progress,
@@ -20,6 +21,7 @@ from vmae.cli.training import (
 
 @click.command()
 @config_options
+@init_options
 @click.option("--run-name", help="Name of the run.  [default: the recipe's, numbered]")
 @click.option(
     "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
@@ -35,6 +37,8 @@ def pretrain(
     data_root: Path | None,
     size: str | None,
     epochs: int | None,
+    init: str | None,
+    resize_patch_embed: bool,
     run_name: str | None,
     resume: str | None,
     num_workers: int | None,
@@ -56,7 +60,7 @@ def pretrain(
     workers = workers_config(num_workers, gpus_per_worker, cpus_per_worker, address)
     store = store_at(runs_dir)
     if resume is not None:
-        if assignments or config_file or recipe or train_csv or epochs is not None:
+        if assignments or config_file or recipe or train_csv or epochs is not None or init:
             raise InputError("expected --resume alone: a resumed run keeps its own configuration")
         config = jobs.saved_config(store, resume)
     else:
@@ -68,12 +72,21 @@ def pretrain(
             data_root=data_root,
             size=size,
             epochs=epochs,
+            init=init,
+            resize_patch_embed=resize_patch_embed,
             assignments=assignments,
         )
         config = jobs.named(store, config, run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config.name) as report:
-        outcome = jobs.pretrain_run(config, store, report=report, cache_progress=cached, workers=workers)
+        outcome = jobs.pretrain_run(
+            config,
+            store,
+            report=report,
+            cache_progress=cached,
+            workers=workers,
+            notes=lambda text: click.echo(f"note: {text}", err=True),
+        )
     if outcome.result.stopped:
         click.echo(
             f"interrupted after epoch {outcome.result.epochs}, state saved. "

@@ -49,6 +49,25 @@ def config_options(command: Command) -> Command:
     return command
 
 
+def init_options(command: Command) -> Command:
+    """`--init`, `--resize-patch-embed`."""
+    options = [
+        click.option(
+            "--init",
+            help="Weights to start from: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.  "
+            "[default: the recipe's, else fresh weights]",
+        ),
+        click.option(
+            "--resize-patch-embed",
+            is_flag=True,
+            help="Resample the patch weights of --init where the model has another patch or tubelet size.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def workers_options(command: Command) -> Command:
     """`--workers`, `--gpus-per-worker`, `--cpus-per-worker`, `--address`."""
     options = [
@@ -99,6 +118,8 @@ def resolve_config(
     size: str | None,
     epochs: int | None,
     assignments: tuple[str, ...],
+    init: str | None = None,
+    resize_patch_embed: bool = False,
     shape_of: ExperimentConfig | None = None,
 ) -> ExperimentConfig:
     """The configuration that a command line asks for: recipe or file, then options, then `--set`.
@@ -124,6 +145,10 @@ def resolve_config(
     if size is not None:
         config = config.with_size(size)
     changes: dict[str, Any] = {}
+    if init is not None:
+        changes["init"] = init
+    if resize_patch_embed:
+        changes["resize_patch_embed"] = True
     if train_csv is not None:
         changes["data.train_csv"] = str(train_csv)
         changes["data.val_csv"] = str(_held_out(train_csv, val_csv))

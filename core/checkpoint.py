@@ -207,7 +207,8 @@ def adapt_model(
         changes = ", ".join(f"{k} {getattr(old, k)} to {wanted[k]}" for k in sorted(patch_changes))
         raise InputError(
             f"the checkpoint embeds patches of {before.tubelet_size}x{before.patch_size}x{before.patch_size};"
-            f" changing {changes} resamples its weights: ask for it (--resize-patch-embed)"
+            f" changing {changes} resamples its weights: ask for it (--resize-patch-embed), or keep them"
+            f" (--set model.patch_size={old.patch_size} --set model.tubelet_size={old.tubelet_size})"
         )
     config = dataclasses.replace(old, **wanted, pos_grid=None)
     after = config.grid

@@ -64,6 +64,8 @@ class ExperimentConfig:
     """What the optimiser, the loop and the data section are meant for."""
     init: str = ""
     """Weights to start from: a path, a name of `vmae zoo list`, or hf://org/name. Empty: fresh weights."""
+    resize_patch_embed: bool = False
+    """Resample the patch weights of `init` where `model` has another patch or tubelet size; refused else."""
     model: VideoMAEConfig = field(default_factory=lambda: VideoMAEConfig.from_size("tiny"))
     mask: MaskConfig = field(default_factory=MaskConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(frames=8, size=(64, 64), short_side=64))

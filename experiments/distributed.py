@@ -231,15 +231,10 @@ def _worker(payload: dict[str, Any]) -> None:
             return (home / STOP).exists()
 
         if config.job == "finetune":
-            from vmae.core.zoo import load_init
             from vmae.experiments.finetuning import finetune_stage
+            from vmae.experiments.weights import initial_weights
 
-            m = config.model
-            init = (
-                load_init(config.init, frames=m.frames, height=m.height, width=m.width).model
-                if config.init
-                else None
-            )
+            init = initial_weights(config).model if config.init else None
             _, result = finetune_stage(
                 config, data, home, init=init, device=device, report=report, should_stop=should_stop
             )

@@ -99,6 +99,7 @@ def pretrain_run(
     report: Report | None = None,
     cache_progress: Callable[[int, int], None] | None = None,
     workers: WorkersConfig | None = None,
+    notes: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Pre-train, or go on with the run of this name; measure the reconstruction at the end.
 
@@ -106,7 +107,10 @@ def pretrain_run(
     lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
-    config, _, _ = with_init(config, store)
+    config, _, remarks = with_init(config, store)
+    for remark in remarks:
+        if notes is not None:
+            notes(remark)
     data = run.open_data(config, store.runs_dir / "cache", cache_progress)
     home = run_dir(store, config.name)
     config.save(home / "config.yaml")

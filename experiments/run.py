@@ -26,9 +26,9 @@ from vmae.core.video.annotations import Sample, num_classes, read_annotations, s
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE
-from vmae.core.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.tracking import Tracker
+from vmae.experiments.weights import initial_weights
 
 CacheProgress = Callable[[int, int], None]
 """Called as decoded clips are put into the cache: (done, total)."""
@@ -102,8 +102,7 @@ def build_model(config: ExperimentConfig) -> VideoMAE:
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
         model = VideoMAE(config.model)
     if config.init:
-        m = config.model
-        init = load_init(config.init, frames=m.frames, height=m.height, width=m.width).model
+        init = initial_weights(config).model
         if not isinstance(init, VideoMAE):
             raise InputError(
                 f"expected a pre-trained model with a decoder at {config.init}, got a classifier"

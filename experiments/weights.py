@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.classifier import VideoClassifier
+from vmae.core.convert import Loaded
 from vmae.core.errors import InputError, nearest
 from vmae.core.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.zoo import load_init
@@ -42,23 +43,40 @@ def load_model_at(store: Store, text: str) -> tuple[Model, dict[str, Any], tuple
     return loaded.model, loaded.meta, loaded.notes
 
 
+def initial_weights(config: ExperimentConfig) -> Loaded:
+    """`config.init`'s model at the configuration's clip shape and patches; notes say what was changed.
+
+    Raises InputError for another patch or tubelet size without `config.resize_patch_embed`.
+    """
+    m = config.model
+    return load_init(
+        config.init,
+        frames=m.frames,
+        height=m.height,
+        width=m.width,
+        patch_size=m.patch_size,
+        tubelet_size=m.tubelet_size,
+        resize_patch_embed=config.resize_patch_embed,
+    )
+
+
 def with_init(
     config: ExperimentConfig, store: Store
 ) -> tuple[ExperimentConfig, Model | None, tuple[str, ...]]:
     """The configuration with its model section as `config.init` has it, the weights, and notes on them.
 
-    The widths are the checkpoint's; the clip's shape stays the configuration's (positions are interpolated
-    where it is another one). A run's name in `init` becomes the path of its model.
+    The widths are the checkpoint's; the clip's shape and the patches stay the configuration's (positions are
+    interpolated where the shape is another one; for patches see `initial_weights`). A run's name in `init`
+    becomes the path of its model.
     """
     if not config.init:
         return config, None, ()
-    m = config.model
-    source = model_source(store, config.init)
-    loaded = load_init(source, frames=m.frames, height=m.height, width=m.width)
+    config = replace(config, init=model_source(store, config.init))
+    loaded = initial_weights(config)
     c = loaded.model.config
     kept = ["embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "pos_grid"]
     kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels"]
     if isinstance(c, VideoMAEConfig):
         kept += ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
     shape = {name: getattr(c, name) for name in kept}
-    return replace(config, init=source, model=replace(m, **shape)), loaded.model, loaded.notes
+    return replace(config, model=replace(config.model, **shape)), loaded.model, loaded.notes

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vmae.cli.main import run
+from vmae.core.checkpoint import load_model
 
 CHANGES = (
     "model.frames=4", "model.height=32", "model.width=32", "model.tubelet_size=2", "model.depth=1",
@@ -33,6 +35,29 @@ def store(tiny_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert vmae("finetune", "--init", "pt", "--runs-dir", runs, "--epochs", 2, "--run-name", "ft",
                 "--set", "train.batch_size=8") == 0  # fmt: skip
     return runs
+
+
+def test_another_patch_size_is_refused_unless_asked_for(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("pretrain", "finetune"):
+        small = ["--runs-dir", store, "--init", "pt", "--set", "model.patch_size=16", "--epochs", 1]
+        if verb == "pretrain":  # by itself it starts from the recipe's lists and clips
+            saved = yaml.safe_load((store / "pt" / "config.yaml").read_text())["data"]
+            small += [*SHAPE, "--data", saved["train_csv"], "--set", "train.picture_every=0"]
+        assert vmae(verb, *small) == 2
+        message = capsys.readouterr().err
+        assert "changing patch_size 8 to 16 resamples its weights" in message
+        assert "--set model.patch_size=8 --set model.tubelet_size=2" in message
+        assert vmae(verb, *small, "--resize-patch-embed", "--run-name", f"resized_{verb}") == 0
+        assert "patch weights resampled" in capsys.readouterr().err
+        model, _ = load_model(store / f"resized_{verb}" / "model")
+        assert model.config.patch_size == 16
+
+
+def test_weights_of_no_run_need_a_recipe(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vmae("finetune", "--runs-dir", store, "--init", store / "pt" / "model") == 2
+    assert "expected a run of this store" in capsys.readouterr().err
 
 
 def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
