@@ -679,4 +679,8 @@ def _list(names: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    """The error's first sentence; unpickling a text file raises bare numbers, which say nothing."""
+    text = str(error).strip()
+    if not any(c.isalpha() for c in text):
+        return "not a file of torch.save"
+    return text.splitlines()[0].split(". ")[0][:200]

@@ -220,6 +220,12 @@ def test_files_cut_short_are_recognised(tmp_path: Path, to: str, keep: float) ->
         read_model(tmp_path / "c")
 
 
+def test_a_text_file_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "notes.pth").write_text("hi\n")
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
+        read_model(tmp_path / "notes.pth")
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="encoder norm"):
         write_model(tmp_path / "out.pth", pretrain(encoder_norm=False), "official")
