@@ -80,7 +80,8 @@ def finetune(
     """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
 
     Every `config.eval_every` epochs the model (its average, with `train.ema_decay`) is evaluated on `val`,
-    one centre clip a video; `run_dir/best` keeps the weights of the best top-1. Mixing pairs clips within a
+    one centre clip a video; `run_dir/best` keeps the weights of the best epoch (`train.best_by`, by default
+    of the highest top-1). Mixing pairs clips within a
     process, so unlike pre-training the numbers depend on the number of processes when mixing is on. `labels`
     are the classes' names, kept with the weights.
 
@@ -93,12 +94,15 @@ def finetune(
         model.encoder.requires_grad_(False)
     device = torch.device(device)
 
-    def loss_fn(module: nn.Module, batch: dict[str, Any], context: StepContext) -> Tensor:
+    def prepare(batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         video = clip_to_video(batch["clip"], context.device)
         labels = batch["label"].to(context.device)
         targets = soft_targets(labels, model.num_classes, config.label_smoothing)
         seed = derive_seed(context.seed, context.epoch, context.step, int(context.rows[0]), "mix")
-        video, targets = mix_clips(video, targets, config.mix, np.random.default_rng(seed))
+        return mix_clips(video, targets, config.mix, np.random.default_rng(seed))
+
+    def loss_fn(module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, targets = inputs
         return soft_cross_entropy(module(video), targets)
 
     def validate(epoch: int, module: nn.Module, losses: list[float]) -> dict[str, float]:
@@ -118,6 +122,7 @@ def finetune(
     return fit(
         job="finetune",
         model=model,
+        prepare=prepare,
         loss_fn=loss_fn,
         dataset=dataset,
         optim=optim,
@@ -128,7 +133,7 @@ def finetune(
         resume=resume,
         should_stop=should_stop,
         after_epoch=validate,
-        best_metric="val/top1" if val is not None else None,
+        measured=("val/top1", "val/mean_class", "val/top5", "val/loss") if val is not None else (),
         meta={
             "finetune": to_dict(config),
             "optim": to_dict(optim),

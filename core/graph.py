@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: a launch instead of hundreds."""
+"""A training step, or its forward and backward, as one CUDA graph: a launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, VmaeError
 
 
 def capture_step(
@@ -40,19 +40,7 @@ def capture_step(
             )
     before = [(x, x.detach().clone()) for x in (*model.parameters(), *model.buffers())]
     known = {id(v): v.clone() for state in optimizer.state.values() for v in _tensors(state)}
-    static = [x.clone() for x in inputs]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warmup):
-            step(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    optimizer.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = step(*static)
-
+    replay = _capture(step, inputs, model, warmup)
     with torch.no_grad():
         for x, kept in before:
             x.copy_(kept)
@@ -62,6 +50,58 @@ def capture_step(
                     v.copy_(known[id(v)])
                 else:
                     v.zero_()  # made by the warm-up: AdamW's moments and step count begin at 0
+    return replay
+
+
+class CapturedBackward:
+    """`backward(*inputs)`, which leaves gradients in `model` and returns the loss, as a CUDA graph.
+
+    The optimiser stays outside, so that a step whose gradient is not finite can still be left out, and its
+    learning rate may be a number. The graph is captured at the first batch with `rows` rows (of the first
+    input); batches of another size (videos left out) run as they are. The gradients stay in the memory that
+    the graph writes: a caller must not drop them, and need not clear them, before a call.
+
+    Without a CUDA device every batch runs as it is. Raises VmaeError where the capture fails.
+    """
+
+    def __init__(self, backward: Callable[..., Tensor], model: nn.Module, *, rows: int) -> None:
+        self._backward, self._model, self._rows = backward, model, rows
+        self._replay: Callable[..., Tensor] | None = None
+        self.replays = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if len(inputs[0]) != self._rows or inputs[0].device.type != "cuda":
+            # Captured gradients are cleared in place: the graph goes on writing to their memory.
+            self._model.zero_grad(set_to_none=self._replay is None)
+            return self._backward(*inputs)
+        if self._replay is None:
+            try:
+                self._replay = _capture(self._backward, inputs, self._model, warmup=3)
+            except RuntimeError as e:
+                text = (str(e).splitlines() or [type(e).__name__])[0]
+                raise VmaeError(
+                    f"expected a step that can be captured, got: {text}; use train.cuda_graph=false"
+                ) from e
+        self.replays += 1
+        return self._replay(*inputs).clone()
+
+
+def _capture(
+    work: Callable[..., Tensor], inputs: Sequence[Tensor], model: nn.Module, warmup: int
+) -> Callable[..., Tensor]:
+    """Run `work` on a side stream a few times, then record it, its gradients in the graph's own memory."""
+    static = [x.clone() for x in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            model.zero_grad(set_to_none=True)
+            work(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = work(*static)
 
     def replay(*new: Tensor) -> Tensor:
         for x, y in zip(static, new, strict=True):

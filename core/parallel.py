@@ -30,13 +30,23 @@ class World:
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Mean over processes, the same on all of them."""
+    def mean_over(self, total: Tensor, count: int) -> tuple[Tensor, float]:
+        """`(mean, count)` of a sum of `count` values over all processes; the mean is 0 for none."""
         if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value /= self.size
-        return value
+            both = torch.stack((total, torch.tensor(float(count), device=total.device)))
+            dist.all_reduce(both)
+            total, number = both[0], float(both[1])
+        else:
+            number = float(count)
+        return total / max(number, 1.0), number
+
+    def gather(self, values: list[str]) -> list[str]:
+        """The lists of all processes, one after the other."""
+        if self.size == 1:
+            return values
+        lists: list[Any] = [None] * self.size
+        dist.all_gather_object(lists, values)
+        return [v for part in lists for v in part]
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """True on all processes when it is on one."""

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import struct
 import time
 import warnings
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 from vmae.core.checkpoint import save_model
 from vmae.core.classifier import VideoClassifier
 from vmae.core.config import to_dict
-from vmae.core.errors import InputError, VmaeError
+from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.core.graph import CapturedBackward
 from vmae.core.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.optim import OptimConfig, build_optimizer, lr_schedule, set_lr
 from vmae.core.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
-from vmae.core.train_state import load_newest_state, save_state
+from vmae.core.train_state import list_states, load_newest_state, save_state
 from vmae.core.video.dataset import ClipDataset, build_loader
 from vmae.core.videomae import VideoMAE
 from vmae.core.watch import collapse_warning, flat_loss_warning, prediction_variance
@@ -61,6 +63,9 @@ class TrainConfig:
     """Keep an exponential moving average of the weights with this decay; it is what is validated."""
     compile: bool = False
     """torch.compile the model."""
+    cuda_graph: bool = False
+    """Pre-training on one GPU: forward and backward as one captured CUDA graph, which saves the launches. Off
+    because no GPU was there to measure it: `python -m vmae.kernels.gpu_suite` times steps both ways."""
     shard: Literal["none", "fsdp"] = "none"
     """fsdp: shard weights, gradients and optimiser over the processes (FSDP2); for L, H, g."""
     checkpoint_every: int = 1
@@ -68,7 +73,12 @@ class TrainConfig:
     checkpoint_every_steps: int | None = None
     """Also a checkpoint every so many steps (long epochs)."""
     keep_last: int = 2
-    """How many training checkpoints are kept."""
+    """How many training checkpoints are kept, newest first; the best epoch's stays besides."""
+    best_by: str | None = "auto"
+    """Metric of an epoch by which one is best (names ending in `loss`: the lowest): its weights are kept in
+    `best`, its training checkpoint among `checkpoints`. auto: `val/top1` in fine-tuning with a held-out list,
+    `knn_top1` in pre-training that measures it, else `loss`, looked at where a checkpoint is due; none: no
+    best epoch."""
     log_every: int = 10
     """Steps between `step` events."""
     picture_every: int = 0
@@ -102,7 +112,7 @@ class TrainResult:
     model_path: Path
     """The weights to share or to fine-tune from (`load_model`)."""
     best_model_path: Path | None
-    """The weights of the best epoch by the validation metric, where there is one."""
+    """The weights of the best epoch by `train.best_by`, where there is one."""
     epochs: int
     steps: int
     clips_per_s: float
@@ -167,8 +177,16 @@ class StepContext:
         return make_generator(self.seed, self.epoch, self.step, what)
 
 
+class Prepare(Protocol):
+    """A micro-batch as the loader gives it -> the tensors that the loss is made of, on the device."""
+
+    def __call__(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]: ...
+
+
 class LossFunction(Protocol):
-    def __call__(self, module: nn.Module, batch: dict[str, Any], context: StepContext) -> Tensor: ...
+    """The micro-batch's mean loss from what `Prepare` gave: device work only, so that it can be captured."""
+
+    def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor: ...
 
 
 class Ema:
@@ -230,17 +248,23 @@ class _Finite:
         self._row = 0
 
     def bad(self, step: int, loss: float, paths: list[str], report: Report) -> None:
-        """Count one skipped step; raises TrainingDiverged after too many in a row."""
+        """Count one skipped step; raises TrainingDiverged after too many in a row.
+
+        All processes call it together; `paths` are this one's clips, the file gets those of all.
+        """
         self.total += 1
         self._row += 1
+        world = World.current()
+        paths = world.gather(paths)
         report(
             "warning",
             {"step": step, "text": f"step {step}: loss {loss}, gradient not finite; step skipped"},
         )
-        previous = json.loads(self._path.read_text()) if self._path.exists() else []
-        self._path.write_text(
-            json.dumps([*previous, {"step": step, "loss": str(loss), "paths": paths}], indent=1)
-        )
+        if world.rank == 0:
+            previous = json.loads(self._path.read_text()) if self._path.exists() else []
+            self._path.write_text(
+                json.dumps([*previous, {"step": step, "loss": str(loss), "paths": paths}], indent=1)
+            )
         if self._row >= self._limit:
             raise TrainingDiverged(
                 f"expected finite gradients; {self._row} steps in a row up to step {step} had none "
@@ -252,6 +276,7 @@ def fit(
     *,
     job: str,
     model: nn.Module,
+    prepare: Prepare,
     loss_fn: LossFunction,
     dataset: ClipDataset,
     optim: OptimConfig,
@@ -262,15 +287,16 @@ def fit(
     resume: bool,
     should_stop: Callable[[], bool] | None,
     after_epoch: Callable[[int, nn.Module, list[float]], dict[str, float]] | None = None,
-    best_metric: str | None = None,
+    measured: tuple[str, ...] = (),
     meta: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train `model` in place: the loop under `pretrain` and `finetune`.
 
-    One optimiser step = `accumulate` micro-batches on every process. `loss_fn(module, batch, context)` gives
-    a micro-batch's mean loss; `after_epoch(epoch, model, losses)` gives more metrics of the epoch (the model
-    in eval mode, its averaged weights in place where there are any); `best_metric` names the one of them
-    whose best epoch is kept in `run_dir/best`.
+    One optimiser step = `accumulate` micro-batches on every process. `loss_fn(module, *prepare(batch,
+    context))` is a micro-batch's mean loss; `after_epoch(epoch, model, losses)` gives more metrics of the
+    epoch (the model in eval mode, its averaged weights in place where there are any). `measured` are the
+    names among them that `train.best_by` may choose, besides `loss`; `auto` is the first. Without `resume`
+    checkpoints and best weights of an earlier run in `run_dir` are deleted.
     """
     world = World.current()
     micro_batch, rest = divmod(train.batch_size, world.size * train.accumulate)
@@ -285,9 +311,16 @@ def fit(
             f"expected at least one batch of train.batch_size = {train.batch_size} clips; "
             f"the training list has {len(dataset)}"
         )
+    best_by = _best_by(train.best_by, (*measured, "loss"))
+    if train.cuda_graph:
+        _check_capturable(job, model, train, device, world)
     run_dir.mkdir(parents=True, exist_ok=True)
-    states_dir = run_dir / "checkpoints"
+    states_dir, best_dir = run_dir / "checkpoints", run_dir / "best"
     lead = world.rank == 0
+    if lead and not resume:
+        # Their step numbers may be higher than this run's: it would be continued from them.
+        for old in (*list_states(states_dir), best_dir):
+            shutil.rmtree(old, ignore_errors=True)
     if not lead:
         report = silent
     precision = resolve_precision(train.precision, device)
@@ -303,7 +336,7 @@ def fit(
     draws = _draws_in_forward(model)
     finite = _Finite(run_dir, train.max_bad_steps)
 
-    step, best = 0, -math.inf
+    step, best, best_step = 0, -math.inf, -1
     epoch_loss, epoch_steps = 0.0, 0
     history: list[dict[str, float]] = []
     loaded = load_newest_state(states_dir) if resume else None
@@ -315,7 +348,9 @@ def fit(
         scaler.load_state_dict(state["scaler"])
         if ema is not None and state["ema"] is not None:
             ema.average = {k: like(v.to(device), ema.average[k]) for k, v in state["ema"].items()}
-        step, best = state["step"], state["best"]
+        step = state["step"]
+        if state.get("best_by") == best_by:
+            best, best_step = state["best"], state["best_step"]
         epoch_loss, epoch_steps = state["epoch_loss"], state["epoch_steps"]
         history = state["history"]
         finite.total = state["skipped_steps"]
@@ -346,7 +381,9 @@ def fit(
             "seed": train.seed,
             "epoch_loss": epoch_loss,
             "epoch_steps": epoch_steps,
+            "best_by": best_by,
             "best": best,
+            "best_step": best_step,
             "history": history,
             "skipped_steps": finite.total,
             "model": whole(model.state_dict()),
@@ -357,7 +394,7 @@ def fit(
         if not lead:
             return
         try:
-            path = save_state(states_dir, step, state, keep_last=train.keep_last)
+            path = save_state(states_dir, step, state, keep_last=train.keep_last, keep=(best_step,))
         except OSError as e:
             text = f"step {step}: checkpoint NOT saved ({e}); training goes on, the last good one stays"
             warnings.warn(text, stacklevel=2)
@@ -365,14 +402,15 @@ def fit(
         else:
             report("checkpoint", {"step": step, "path": str(path)})
 
-    def save_weights(path: Path, facts: dict[str, Any]) -> None:
+    def save_weights(path: Path, facts: dict[str, Any]) -> bool:
+        """False where it could not be written (as far as this process knows)."""
         plain = model
         if train.shard == "fsdp" and world.size > 1:
             state = whole(model.state_dict())
             plain = _fresh_copy(model)
             plain.load_state_dict(state)
         if not lead:
-            return
+            return True
         from safetensors import SafetensorError
 
         try:
@@ -382,6 +420,18 @@ def fit(
             text = f"step {step}: {path.name} NOT saved ({e}); training goes on"
             warnings.warn(text, stacklevel=2)
             report("warning", {"step": step, "text": text})
+            return False
+        return True
+
+    def averaged() -> contextlib.AbstractContextManager[None]:
+        return ema.swapped_in(model) if ema is not None else contextlib.nullcontext()
+
+    def forward_backward(*inputs: Tensor, weight: float = 1.0) -> Tensor:
+        with autocast(precision, device):
+            loss = loss_fn(module, *inputs)
+            share = weight / train.accumulate
+            scaler.scale(loss if share == 1.0 else loss * share).backward()
+        return loss.detach().float()
 
     started = time.perf_counter()
     clips_done, stopped = 0, False
@@ -399,6 +449,9 @@ def fit(
     )
     loader.yield_empty = True
     views = dataset.clips_per_video
+    work: Callable[..., Tensor] = forward_backward
+    if train.cuda_graph:
+        work = CapturedBackward(forward_backward, model, rows=micro_batch * views)
     for epoch in range(step // steps_per_epoch, train.epochs):
         skip = step - epoch * steps_per_epoch
         loader.set_epoch(epoch, skip_batches=skip * train.accumulate)
@@ -407,17 +460,22 @@ def fit(
         for _ in range(skip, steps_per_epoch):
             lr = schedule[step]
             set_lr(optimizer, lr)
-            optimizer.zero_grad(set_to_none=True)
-            step_loss = torch.zeros((), device=device)
+            if not train.cuda_graph:  # a captured step owns its gradients
+                optimizer.zero_grad(set_to_none=True)
+            step_loss, counted = torch.zeros((), device=device), 0
             paths: list[str] = []
             for micro in range(train.accumulate):
                 waited = time.perf_counter()
                 batch = next(batches)
                 window_wait += time.perf_counter() - waited
                 paths += batch["path"]
-                if not batch["path"]:
+                blank = not batch["path"]
+                if blank:
                     # Every file of it was bad: the loader has counted and reported them.
-                    continue
+                    if world.size == 1:
+                        continue
+                    # The other processes wait for this one's gradients: it gives zeros.
+                    batch = _blank_batch(dataset)
                 videos = torch.arange(len(batch["label"]) // views)
                 place = (micro * micro_batch + videos) * world.size + world.rank
                 context = StepContext(
@@ -429,29 +487,31 @@ def fit(
                     device=device,
                 )
                 last = micro == train.accumulate - 1
+                inputs = prepare(batch, context)
                 with (
                     no_sync(module, not last),
                     _seeded(derive_seed(train.seed, epoch, step, micro, world.rank, "drop"), device, draws),
-                    autocast(precision, device),
                 ):
-                    loss = loss_fn(module, batch, context)
-                    scaler.scale(loss / train.accumulate if train.accumulate > 1 else loss).backward()
-                step_loss += loss.detach().float()
-            step_loss /= train.accumulate
-            scaler.unscale_(optimizer)
-            grad_norm = _grad_norm(model, optim.clip_grad)
-            loss_value = float(world.mean(step_loss))
-            if not paths:
-                loss_value = math.nan
-            elif math.isfinite(loss_value) and math.isfinite(grad_norm):
-                scaler.step(optimizer)
-                finite.good()
-                if ema is not None:
-                    ema.update(model)
-            else:
-                finite.bad(step, loss_value, paths, report)
-                loss_value = float("nan")
-            scaler.update()
+                    if blank:
+                        forward_backward(*inputs, weight=0.0)
+                    else:
+                        step_loss += work(*inputs)
+                        counted += 1
+            step_loss, all_counted = world.mean_over(step_loss, counted)
+            loss_value, grad_norm = math.nan, math.nan
+            if all_counted:
+                loss_value = float(step_loss)
+                scaler.unscale_(optimizer)
+                grad_norm = _grad_norm(model, optim.clip_grad)
+                if math.isfinite(loss_value) and math.isfinite(grad_norm):
+                    scaler.step(optimizer)
+                    finite.good()
+                    if ema is not None:
+                        ema.update(model)
+                else:
+                    finite.bad(step, loss_value, paths, report)
+                    loss_value = math.nan
+                scaler.update()
             step += 1
             window_steps += 1
             clips_done += train.batch_size
@@ -486,18 +546,21 @@ def fit(
             mean_loss = epoch_loss / epoch_steps if epoch_steps else math.nan
             metrics = {"epoch": float(epoch + 1), "loss": mean_loss}
             epoch_loss, epoch_steps = 0.0, 0
-            if after_epoch is not None:
-                model.eval()
-                with ema.swapped_in(model) if ema is not None else contextlib.nullcontext():
-                    losses = [h["loss"] for h in history] + [mean_loss]
-                    metrics |= after_epoch(epoch + 1, model, losses)
-                    if best_metric is not None and metrics.get(best_metric, -math.inf) > best:
-                        best = metrics[best_metric]
-                        save_weights(run_dir / "best", {"epochs": epoch + 1, "metrics": metrics})
-                model.train()
+            due = (epoch + 1) % train.checkpoint_every == 0 or epoch + 1 == train.epochs
+            with averaged():
+                if after_epoch is not None:
+                    model.eval()
+                    metrics |= after_epoch(epoch + 1, model, [h["loss"] for h in history] + [mean_loss])
+                    model.train()
+                # An epoch has a training loss for nothing; its weights are written where a checkpoint is.
+                if best_by in metrics and (best_by != "loss" or due):
+                    score = -metrics[best_by] if best_by.endswith("loss") else metrics[best_by]
+                    facts = {"epochs": epoch + 1, "metrics": metrics}
+                    if world.any(lead and score > best, device) and save_weights(best_dir, facts):
+                        best, best_step = score, step
             history.append(metrics)
             report("epoch", {"step": step, **metrics})
-            if not stopped and ((epoch + 1) % train.checkpoint_every == 0 or epoch + 1 == train.epochs):
+            if not stopped and due:
                 checkpoint()
                 last_checkpoint = step
         if stopped:
@@ -508,12 +571,12 @@ def fit(
     duration = time.perf_counter() - started
     model_path = run_dir / "model"
     if step != first_step or not model_path.exists():
-        with ema.swapped_in(model) if ema is not None else contextlib.nullcontext():
+        with averaged():
             save_weights(model_path, {"epochs": step / steps_per_epoch})
     return TrainResult(
         metrics=dict(history[-1]) if history else {},
         model_path=model_path,
-        best_model_path=run_dir / "best" if best_metric is not None and math.isfinite(best) else None,
+        best_model_path=best_dir if best_step >= 0 and best_dir.exists() else None,
         epochs=step // steps_per_epoch,
         steps=step,
         clips_per_s=clips_done / duration if clips_done else 0.0,
@@ -523,6 +586,44 @@ def fit(
         stopped=stopped,
         history=history,
     )
+
+
+def _best_by(wanted: str | None, known: tuple[str, ...]) -> str | None:
+    """The metric that makes an epoch the best; InputError names the nearest where the run has no such one."""
+    if wanted is None or wanted in known:
+        return wanted
+    if wanted == "auto":
+        return known[0]
+    options = ["auto", "none", *known]
+    raise InputError(
+        f"expected train.best_by to be one of {', '.join(options)}; got '{wanted}'{nearest(wanted, options)}"
+    )
+
+
+def _check_capturable(
+    job: str, model: nn.Module, train: TrainConfig, device: torch.device, world: World
+) -> None:
+    """Raise InputError where a step of this run cannot be one CUDA graph, with the first reason."""
+    reasons = {
+        f"a CUDA device, got {device.type}": device.type != "cuda",
+        f"pre-training, got {job} (mixing changes what a step computes)": job != "pretrain",
+        f"one process, got {world.size} (gradients are exchanged during the step)": world.size > 1,
+        f"train.accumulate = 1, got {train.accumulate}": train.accumulate > 1,
+        "no drop path (it draws in every step), got some": _draws_in_forward(model),
+    }
+    for reason, given in reasons.items():
+        if given:
+            raise InputError(f"train.cuda_graph: expected {reason}")
+
+
+def _blank_batch(dataset: ClipDataset) -> dict[str, Any]:
+    """One video's worth of black clips, as the loader would give them."""
+    views, config = dataset.clips_per_video, dataset.config
+    return {
+        "clip": torch.zeros((views, config.frames, *config.size, 3), dtype=torch.uint8),
+        "label": torch.zeros(views, dtype=torch.int64),
+        "path": [],
+    }
 
 
 def _fresh_copy(model: nn.Module) -> VideoMAE | VideoClassifier:
@@ -596,14 +697,17 @@ def pretrain(
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], dict[str, float]] | None = None,
+    measured: tuple[str, ...] = (),
 ) -> TrainResult:
     """Masked pre-training of `model` on `dataset` (P1 section 3; V2's dual masking with `mask.decoder_type`).
 
     Each step draws one mask per clip (and repeat). `run_dir` receives `checkpoints/` (training state),
-    `model` (weights to share) and, after a NaN, `bad_batches.json`. With `resume` the newest whole
+    `model` (weights to share), `best` (those of the best epoch by `train.best_by`) and, after a NaN,
+    `bad_batches.json`. With `resume` the newest whole
     checkpoint in `run_dir` is continued, to the same bits as an unbroken run (CPU, fp32).
     `should_stop` is asked after every step; on True the state is saved and the result has `stopped`.
-    `after_epoch(epoch, model)` may return more metrics for the epoch's event.
+    `after_epoch(epoch, model)` may return more metrics for the epoch's event; `measured` are the names of
+    those among them that can say which epoch is best.
 
     Raises InputError when batch size, data and processes do not fit, or the checkpoint is of another run;
     TrainingDiverged after `train.max_bad_steps` NaN steps in a row.
@@ -612,15 +716,21 @@ def pretrain(
     seen: dict[str, Any] = {}
     warned: set[str] = set()
 
-    def loss_fn(module: nn.Module, batch: dict[str, Any], context: StepContext) -> Tensor:
+    def prepare(batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         rows = context.rows
         masks, decode = sample_masks(mask, grid, context.total_rows, generator=context.generator("mask"))
         mine = TokenMask(masks.visible[rows], masks.masked[rows]).to(context.device)
-        if decode is not None:
-            decode = decode[rows].to(context.device, non_blocking=True)
         video = clip_to_video(batch["clip"], context.device)
-        seen["video"], seen["mask"] = video[:2], TokenMask(mine.visible[:2], mine.masked[:2])
-        loss: Tensor = module(video, mine, decode)
+        if batch["path"]:
+            seen["video"], seen["mask"] = video[:2], TokenMask(mine.visible[:2], mine.masked[:2])
+        if decode is None:
+            return video, mine.visible, mine.masked
+        decoded = decode[rows].to(context.device, non_blocking=True)
+        return video, mine.visible, mine.masked, decoded
+
+    def loss_fn(module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, visible, masked, *decode = inputs
+        loss: Tensor = module(video, TokenMask(visible, masked), *decode)
         return loss
 
     def watch(epoch: int, module: nn.Module, losses: list[float]) -> dict[str, float]:
@@ -638,6 +748,7 @@ def pretrain(
     return fit(
         job="pretrain",
         model=model,
+        prepare=prepare,
         loss_fn=loss_fn,
         dataset=dataset,
         optim=optim,
@@ -648,5 +759,6 @@ def pretrain(
         resume=resume,
         should_stop=should_stop,
         after_epoch=watch,
+        measured=measured,
         meta={"mask": to_dict(mask), "optim": to_dict(optim), "train": to_dict(train)},
     )

@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,8 +65,10 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], *, keep_last: int = 2) -> Path:
-    """Write `state` as the checkpoint of `step` and delete all but the newest `keep_last`.
+def save_state(
+    folder: Path, step: int, state: dict[str, Any], *, keep_last: int = 2, keep: Collection[int] = ()
+) -> Path:
+    """Write `state` as the checkpoint of `step`; delete all but the newest `keep_last` and those in `keep`.
 
     Returns the checkpoint's folder. Raises OSError when it cannot be written (disk full, quota, a
     vanished disk); then nothing was deleted and nothing half-written is left.
@@ -98,8 +101,10 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep_last: int
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    kept = {f"step-{s:010d}" for s in keep}
     for old in list_states(folder)[: -max(1, keep_last)]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name not in kept:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

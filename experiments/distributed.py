@@ -25,7 +25,7 @@ from typing import Any
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.train import Report, TrainResult, pretrain
+from vmae.core.train import Report, TrainResult
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
 
@@ -239,34 +239,25 @@ def _worker(payload: dict[str, Any]) -> None:
                 config, data, home, init=init, device=device, report=report, should_stop=should_stop
             )
         else:
-            model = run.build_model(config)
-            every = config.train.picture_every
 
-            def after_epoch(epoch: int, module: Any) -> dict[str, float]:
-                # A sharded model takes all processes to run; pictures are drawn by one.
-                wanted = rank == 0 and config.train.shard == "none" and every and epoch % every == 0
-                if wanted and data.val is not None:
-                    from PIL import Image
+            def picture(image: Any, epoch: int) -> None:
+                from PIL import Image
 
-                    path = home / "pictures" / f"worker_{epoch:06d}.png"
-                    path.parent.mkdir(exist_ok=True)
-                    Image.fromarray(
-                        run.reconstruction_picture(model, data.val, config.evaluation_ratio)
-                    ).save(path)
-                    report("picture", {"path": str(path), "epoch": epoch})
-                return {}
+                path = home / "pictures" / f"worker_{epoch:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(image).save(path)
+                report("picture", {"path": str(path), "epoch": epoch})
 
-            result = pretrain(
-                model=model,
-                mask=config.mask,
-                dataset=data.train,
-                optim=config.optim,
-                train=config.train,
-                run_dir=home,
+            # A sharded model takes all processes to run; pictures are drawn by one.
+            drawn = rank == 0 and config.train.shard == "none"
+            _, result = run.pretrain_stage(
+                config,
+                data,
+                home,
                 device=device,
                 report=report,
                 should_stop=should_stop,
-                after_epoch=after_epoch,
+                picture=picture if drawn else None,
             )
     if rank == 0:
         temporary = home / f".{RESULT}.{time.time_ns()}"

@@ -161,20 +161,26 @@ def pretrain_stage(
     report: Report | None = None,
     should_stop: Callable[[], bool] | None = None,
     resume: bool = True,
-    measure: Callable[[int, VideoMAE], dict[str, float]] | None = None,
+    picture: Callable[[np.ndarray, int], None] | None = None,
 ) -> tuple[VideoMAE, TrainResult]:
-    """Pre-train a fresh model in `run_dir` (or continue the one there), with a picture every few epochs.
+    """Pre-train a fresh model in `run_dir` (or continue the one there).
 
-    `measure(epoch, model)` may return more metrics of an epoch.
+    Every `train.picture_every` epochs `picture(image, epoch)` gets a reconstruction (by default the tracker
+    does), every `pipeline.measure_every` the epoch's metrics get `knn_top1`.
     """
     model = build_model(config)
-    every = config.train.picture_every
+    draw, measure = config.train.picture_every, config.pipeline.measure_every
+    if picture is None and tracker is not None:
+
+        def picture(image: np.ndarray, epoch: int) -> None:
+            tracker.log_image(image, "reconstruction", epoch)
 
     def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
-        if tracker is not None and data.val is not None and every and epoch % every == 0:
-            picture = reconstruction_picture(model, data.val, config.evaluation_ratio)
-            tracker.log_image(picture, "reconstruction", epoch)
-        return {} if measure is None else measure(epoch, model)
+        if picture is not None and data.val is not None and draw and epoch % draw == 0:
+            picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
+        if measure and (epoch % measure == 0 or epoch == config.train.epochs):
+            return {"knn_top1": knn_inside(model, config, data, device)}
+        return {}
 
     result = pretrain(
         model=model,
@@ -188,6 +194,7 @@ def pretrain_stage(
         resume=resume,
         should_stop=should_stop,
         after_epoch=after_epoch,
+        measured=("knn_top1",) if measure else (),
     )
     return model, result
 

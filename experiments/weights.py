@@ -6,23 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vmae.core.checkpoint import CONFIG_NAME
 from vmae.core.classifier import VideoClassifier
 from vmae.core.convert import Loaded
 from vmae.core.errors import InputError, nearest
 from vmae.core.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.files import read_json
 from vmae.experiments.tracking import Store
 
 Model = VideoMAE | VideoClassifier
 
 
 def model_source(store: Store, text: str) -> str:
-    """A run of this store by its name becomes its model's folder (the best epoch's, where one is kept)."""
+    """A run of this store by its name becomes its model's folder.
+
+    A classifier's is its best epoch's (it was chosen on the held-out list), where one is kept. A pre-trained
+    model's is the last epoch's, as in the papers: its lowest loss chooses nothing worth having. Its best one
+    is found by path, RUN/best.
+    """
     folder = store.runs_dir / text
     if text and Path(text).name == text and (folder / "config.yaml").exists():
         best = folder / "best"
-        return str(best if best.is_dir() else folder / "model")
+        header = read_json(best / CONFIG_NAME) or {}
+        chosen = header.get("meta", {}).get("job") == "finetune"
+        return str(best if chosen else folder / "model")
     return text
 
 

@@ -254,14 +254,6 @@ def _pretrained(this: _Run, share: float) -> VideoMAE:
 def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
     from vmae.experiments import run
 
-    every = this.config.pipeline.measure_every
-    epochs = this.config.train.epochs
-
-    def measure(epoch: int, model: VideoMAE) -> dict[str, float]:
-        if not every or (epoch % every and epoch != epochs):
-            return {}
-        return {"knn_top1": run.knn_inside(model, this.config, this.data, this.device)}
-
     def report(event: str, values: dict[str, Any]) -> None:
         progress = this.progress
         if event == "start":
@@ -291,7 +283,6 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
         tracker=this.tracker,
         report=report,
         should_stop=lambda: this.stopped is not None or this.donor is not None,
-        measure=measure,
     )
 
 
@@ -325,6 +316,8 @@ def _adopt(this: _Run) -> None:
     donor_trial = next(t for t in this.plan.trials if t.id == this.donor)
     taken = _copy_newest(source / "pretrain" / "checkpoints", this.home / "pretrain" / "checkpoints")
     if taken:
+        # The donor's best epoch is no epoch of this trial's weights, and the other way round.
+        shutil.rmtree(this.home / "pretrain" / "best", ignore_errors=True)
         values = {
             p: flatten(_adopted(source, donor_trial.config(this.plan.base)))[p] for p in this.plan.params
         }

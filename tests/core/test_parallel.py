@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,11 +35,13 @@ if size > 1:
         "gloo", init_method=f"tcp://127.0.0.1:{{port}}", rank=rank, world_size=size
     )
 stop = settings.pop("stop", None)
-train = replace(t.TRAIN, epochs=5, **settings)
+data = replace(t.DATA, **settings.pop("data", {{}}))
+train = replace(t.TRAIN, **{{"epochs": 5, **settings}})
 calls = iter(range(1, 1000))
 run = t.Run(
     Path(folder),
     Path(run_dir),
+    dataset=t.dataset(Path(folder), data),
     train=train,
     should_stop=None if stop is None else lambda: next(calls) == stop,
 )
@@ -104,6 +108,21 @@ def test_two_processes_give_the_losses_of_one(tiny_videos: Path, tmp_path: Path)
     assert two["start"][0]["processes"] == 2
     assert list(one.losses.values()) == pytest.approx(list(two["losses"].values()), abs=1e-5)
     assert len(one.losses) == 20
+
+
+@pytest.mark.slow
+def test_a_batch_of_bad_files_on_one_process_stops_no_other(tiny_videos: Path, tmp_path: Path) -> None:
+    """One clip a process and step: where it is bad, the other's gradient counts half, and nobody waits."""
+    for path in tiny_videos.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "03.mp4").write_bytes(b"not a video")
+    data = {"max_bad_share": 0.2}
+    one = train(tmp_path, tmp_path / "one", 1, batch_size=2, epochs=2, data=data)
+    two = train(tmp_path, tmp_path / "two", 2, batch_size=2, epochs=2, data=data)
+    assert len(one["losses"]) == len(two["losses"]) == 24
+    assert all(math.isfinite(v) for v in two["losses"].values())
+    # Until the bad file comes the numbers are the same, then the mean of one clip instead of none.
+    assert two["losses"]["1"] == pytest.approx(one["losses"]["1"], abs=1e-5)
 
 
 @pytest.mark.slow

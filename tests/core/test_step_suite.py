@@ -10,7 +10,7 @@ from torch import nn
 
 from vmae.core import step_suite
 from vmae.core.errors import InputError
-from vmae.core.graph import capture_step
+from vmae.core.graph import CapturedBackward, capture_step
 from vmae.core.masking import TokenMask, sample_mask
 from vmae.core.videomae import VideoMAE, VideoMAEConfig
 from vmae.kernels import use_kernels
@@ -81,6 +81,49 @@ def test_capture_is_the_step_itself_without_a_gpu() -> None:
         return x
 
     assert capture_step(step, (torch.zeros(1),), model=model, optimizer=optimizer) is step
+
+
+def test_a_captured_backward_gives_fresh_gradients_for_any_batch() -> None:
+    """Without a GPU every batch takes the road of the incomplete ones."""
+    model = nn.Linear(2, 1)
+
+    def backward(x: torch.Tensor) -> torch.Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    captured = CapturedBackward(backward, model, rows=4)
+    for rows in (4, 3, 4):
+        x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(rows))
+        got = captured(x)
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        assert torch.equal(got, backward(x))
+        for p, grad in zip(model.parameters(), grads, strict=True):
+            assert torch.equal(p.grad, grad)  # type: ignore[arg-type]
+    assert captured.replays == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_captured_backward_replays_and_takes_incomplete_batches() -> None:
+    model = nn.Linear(2, 1).cuda()
+
+    def backward(x: torch.Tensor) -> torch.Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    captured = CapturedBackward(backward, model, rows=4)
+    for i, rows in enumerate((3, 4, 3, 4)):
+        x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(i)).cuda()
+        got = float(captured(x))
+        assert got == pytest.approx(float(model(x).square().mean()), rel=1e-5)
+        (want,) = torch.autograd.grad(model(x).square().mean(), model.weight)
+        torch.testing.assert_close(model.weight.grad, want, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            model.weight -= 0.1 * model.weight.grad
+    assert captured.replays == 2
 
 
 @pytest.mark.gpu

@@ -20,7 +20,16 @@ from vmae.core.checkpoint import load_model
 from vmae.core.errors import InputError
 from vmae.core.masking import MaskConfig
 from vmae.core.optim import OptimConfig
-from vmae.core.train import TrainConfig, TrainingDiverged, derive_seed, make_generator, pretrain
+from vmae.core.parallel import World
+from vmae.core.train import (
+    TrainConfig,
+    TrainingDiverged,
+    _check_capturable,
+    derive_seed,
+    make_generator,
+    pretrain,
+)
+from vmae.core.train_state import list_states
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE, VideoMAEConfig
@@ -301,6 +310,9 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_videos: Path, tmp_path: Pat
         Run(tiny_videos, tmp_path, train=replace(TRAIN, epochs=1, seed=5))
     again = Run(tiny_videos, tmp_path, train=replace(TRAIN, epochs=1, seed=5), resume=False)
     assert not again.of("start")[0]["resumed"]
+    # What was there is gone: a later start continues the new run.
+    third = Run(tiny_videos, tmp_path, train=replace(TRAIN, epochs=1, seed=5))
+    assert third.of("start")[0]["resumed"] and torch.equal(third.weights, again.weights)
 
 
 def test_a_finished_run_is_not_trained_again(tiny_videos: Path, tmp_path: Path) -> None:
@@ -308,6 +320,90 @@ def test_a_finished_run_is_not_trained_again(tiny_videos: Path, tmp_path: Path) 
     second = Run(tiny_videos, tmp_path)
     assert second.losses == {} and second.result.history == first.result.history
     assert torch.equal(first.weights, second.weights)
+
+
+def by_epoch(scores: list[float]) -> Any:
+    return lambda epoch, module: {"score": scores[epoch - 1]}
+
+
+def steps_kept(run_dir: Path) -> list[int]:
+    return [int(p.name.removeprefix("step-")) for p in list_states(run_dir / "checkpoints")]
+
+
+def test_the_epoch_of_the_lowest_loss_is_kept(tiny_videos: Path, tmp_path: Path) -> None:
+    run = Run(tiny_videos, tmp_path, train=replace(TRAIN, epochs=4, checkpoint_every=2))
+    losses = [h["loss"] for h in run.result.history]
+    assert run.result.best_model_path == tmp_path / "best"
+    _, meta = load_model(tmp_path / "best")
+    # Looked at where a checkpoint is due: epochs 2 and 4.
+    assert meta["epochs"] == min((2, 4), key=lambda e: losses[e - 1])
+    assert meta["metrics"]["loss"] == losses[meta["epochs"] - 1]
+
+
+def test_the_best_epoch_by_a_metric_stays_beside_the_last_checkpoints(
+    tiny_videos: Path, tmp_path: Path
+) -> None:
+    def go(name: str, by: str | None = "auto", **more: Any) -> Run:
+        train = replace(TRAIN, epochs=6, best_by=by)
+        scores = by_epoch([0.1, 0.6, 0.3, 0.6, math.nan, 0.2])
+        return Run(tiny_videos, tmp_path / name, train=train, after_epoch=scores, measured=("score",), **more)
+
+    whole = go("whole")
+    assert steps_kept(tmp_path / "whole") == [8, 20, 24]
+    best, meta = load_model(tmp_path / "whole" / "best")
+    assert (meta["epochs"], meta["metrics"]["score"]) == (2, 0.6)
+    assert not torch.equal(best.state_dict()["mask_token"], whole.model.state_dict()["mask_token"])
+    # Stopped before and after the best epoch, it is the same one.
+    for stop in (6, 8, 100):
+        go("parts", should_stop=stop_after(stop))
+    again, meta = load_model(tmp_path / "parts" / "best")
+    assert steps_kept(tmp_path / "parts") == [8, 20, 24] and meta["epochs"] == 2
+    assert torch.equal(best.state_dict()["mask_token"], again.state_dict()["mask_token"])
+    none = go("none", None)
+    assert none.result.best_model_path is None and not (tmp_path / "none" / "best").exists()
+    assert steps_kept(tmp_path / "none") == [20, 24]
+    with pytest.raises(InputError, match=r"one of auto, none, score, loss; got 'scor' .did you mean 'score'"):
+        go("wrong", "scor")
+
+
+def test_the_best_weights_are_the_averaged_ones(tiny_videos: Path, tmp_path: Path) -> None:
+    run = Run(tiny_videos, tmp_path, train=replace(TRAIN, epochs=2, ema_decay=0.9))
+    best, meta = load_model(tmp_path / "best")
+    saved, _ = load_model(run.result.model_path)
+    same = torch.equal(best.state_dict()["mask_token"], saved.state_dict()["mask_token"])
+    assert same == (meta["epochs"] == 2)
+    assert not torch.equal(best.state_dict()["mask_token"], run.model.state_dict()["mask_token"])
+
+
+def test_a_graph_without_a_gpu_is_refused_before_anything_is_written(
+    tiny_videos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"train\.cuda_graph: expected a CUDA device, got cpu"):
+        Run(tiny_videos, tmp_path, train=replace(TRAIN, cuda_graph=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_captured_run_has_the_losses_of_a_plain_one(tiny_videos: Path, tmp_path: Path) -> None:
+    plain = Run(tiny_videos, tmp_path / "plain", device="cuda")
+    captured = Run(tiny_videos, tmp_path / "graph", device="cuda", train=replace(TRAIN, cuda_graph=True))
+    for step, loss in plain.losses.items():
+        assert captured.losses[step] == pytest.approx(loss, rel=1e-2), step
+
+
+def test_what_a_graph_needs_besides_a_gpu() -> None:
+    gpu, one, graph = torch.device("cuda"), World(), replace(TRAIN, cuda_graph=True)
+    _check_capturable("pretrain", model(), graph, gpu, one)
+    refused = {
+        "pre-training, got finetune": ("finetune", model(), graph, gpu, one),
+        "one process, got 2": ("pretrain", model(), graph, gpu, World(0, 2)),
+        "train.accumulate = 1, got 2": ("pretrain", model(), replace(graph, accumulate=2), gpu, one),
+        "no drop path": ("pretrain", model(drop_path=0.1), graph, gpu, one),
+    }
+    for message, given in refused.items():
+        with pytest.raises(InputError, match=f"train.cuda_graph: expected {message}"):
+            _check_capturable(*given)
 
 
 @pytest.mark.parametrize(

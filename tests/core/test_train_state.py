@@ -32,6 +32,12 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in list_states(tmp_path)] == ["step-0000000010", "step-0000000011"]
 
 
+def test_a_step_can_be_kept_besides(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        save_state(tmp_path, step, state(step), keep_last=1, keep=(2, 99))
+    assert [p.name for p in list_states(tmp_path)] == ["step-0000000002", "step-0000000010"]
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1])
 def test_a_checkpoint_cut_short_is_passed_over_with_a_warning(tmp_path: Path, keep: float) -> None:
     save_state(tmp_path, 1, state(1))
