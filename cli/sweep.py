@@ -63,9 +63,23 @@ LATEST = "(latest)"
 @click.option(
     "--seeds", type=int, default=1, show_default=True, help="Repeat every trial with this many seeds."
 )
-@click.option("--cpus", type=float, help="CPU cores per trial.  [default: 1]")
+@click.option("--cpus", type=float, help="CPU cores per trial, or of each of its workers.  [default: 1]")
 @click.option(
-    "--gpus", type=float, help="GPUs per trial, may be a fraction.  [default: 1 where there is one]"
+    "--gpus",
+    type=float,
+    help="GPUs per trial (or worker), may be a fraction.  [default: 1 where there is one]",
+)
+@click.option(
+    "--workers-per-trial",
+    type=int,
+    help="Ray workers that share each batch of a trial's training, on one node or several.  [default: 1]",
+)
+@click.option(
+    "--stage-resources",
+    "stage_texts",
+    multiple=True,
+    metavar="STAGE:workers=N,cpus=X,gpus=Y",
+    help="Other resources for a stage: pretrain, measure, probe, knn or finetune (repeatable).",
 )
 @click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what the machine holds]")
 @click.option(
@@ -109,6 +123,8 @@ def sweep(
     seeds: int,
     cpus: float | None,
     gpus: float | None,
+    workers_per_trial: int | None,
+    stage_texts: tuple[str, ...],
     max_concurrent: int | None,
     address: str | None,
     model_name: str | None,
@@ -128,7 +144,7 @@ def sweep(
     from vmae.experiments.registry import check_model_name
     from vmae.experiments.sweeps import definitions, driver
     from vmae.experiments.sweeps.space import describe
-    from vmae.experiments.sweeps.spec import make_plan
+    from vmae.experiments.sweeps.spec import make_plan, parse_stage_resources
     from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
     from vmae.experiments.tracking import store_at
 
@@ -141,7 +157,17 @@ def sweep(
     budget_s = None if budget is None else _seconds(budget)
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
-        plan = replace(driver.with_resources(plan, cpus, gpus, max_concurrent, address), budget_s=budget_s)
+        each = (plan.cpus_per_trial if cpus is None else cpus, plan.gpus_per_trial if gpus is None else gpus)
+        plan = driver.with_resources(
+            plan,
+            cpus,
+            gpus,
+            max_concurrent,
+            address,
+            workers_per_trial,
+            parse_stage_resources(stage_texts, *each),
+        )
+        plan = replace(plan, budget_s=budget_s)
     else:
         if name is None and not param_texts:
             raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
@@ -178,6 +204,7 @@ def sweep(
                 f"--run-name: expected a new name, got '{run_name}', which exists; "
                 f"go on with it by --resume {run_name}"
             )
+        each = (1.0 if cpus is None else cpus, _gpus(gpus))
         plan = make_plan(
             name=run_name,
             sweep=sweep_name,
@@ -190,8 +217,10 @@ def sweep(
             samples=samples,
             stopping=stopping,
             budget_s=budget_s,
-            cpus_per_trial=1.0 if cpus is None else cpus,
-            gpus_per_trial=_gpus(gpus),
+            cpus_per_trial=each[0],
+            gpus_per_trial=each[1],
+            workers_per_trial=1 if workers_per_trial is None else workers_per_trial,
+            stage_resources=parse_stage_resources(stage_texts, *each),
             max_concurrent=max_concurrent,
         )
         plan = driver.with_resources(plan, None, None, None, address)

@@ -93,13 +93,15 @@ def workers_config(
 ) -> WorkersConfig | None:
     """The workers that the options ask for; None: train in this process."""
     from vmae.core.errors import InputError
-    from vmae.experiments.distributed import WorkersConfig, check_address
+    from vmae.experiments.cluster import probe_address
+    from vmae.experiments.distributed import WorkersConfig
 
     if num_workers is None:
         if gpus_per_worker or address:
             raise InputError("expected --workers N with --gpus-per-worker or --address, got none")
         return None
-    check_address(address)
+    if address:
+        probe_address(address)
     return WorkersConfig(
         count=num_workers,
         gpus_per_worker=gpus_per_worker,

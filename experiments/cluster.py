@@ -107,6 +107,8 @@ def shipped_code() -> dict[str, Any]:
 def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None]:
     """Ray is there inside: one of this machine, or the cluster at `address`, with this code shipped to it.
 
+    Where this process has joined Ray already (it runs in one of its workers) nothing is started or ended.
+
     Args:
         address: None, `auto`, `host:port` or `ray://host:port`.
         cpus: what one job asks for: a local Ray promises at least that many, or the job would wait for ever.
@@ -123,6 +125,9 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
         import ray
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

@@ -10,15 +10,11 @@ file, and shows and tracks it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.train import Report, TrainResult
 from vmae.experiments import run
+from vmae.experiments.cluster import connected
 from vmae.experiments.config import ExperimentConfig
 
 EVENTS, RESULT, STOP = "events.jsonl", "result.json", "STOP"
@@ -54,62 +51,6 @@ class WorkersConfig:
             )
 
 
-def check_address(address: str, timeout_s: float = 5.0) -> None:
-    """Raise InputError within seconds when nothing answers at `address`; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("", "auto", "local"):
-        return
-    if not host or not port.isdigit():
-        raise InputError(f"--address: expected auto, HOST:PORT or ray://HOST:PORT, got '{address}'")
-    try:
-        socket.create_connection((host, int(port)), timeout_s).close()
-    except OSError as e:
-        raise InputError(f"--address: expected a Ray cluster at {address}, nothing answers: {e}") from e
-
-
-@contextlib.contextmanager
-def ray_session(workers: WorkersConfig) -> Iterator[None]:
-    """Ray, started here or joined; on leaving, what was started here is shut down."""
-    check_address(workers.address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The default of 2 s is how late a report of an epoch of half a second would be.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-        import ray.train.torch
-    for name in ("ray", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    already = ray.is_initialized()
-    settings: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": False,
-    }
-    if workers.address:
-        settings["address"] = workers.address
-    else:
-        wanted = int(workers.count * workers.cpus_per_worker + 1.5)
-        settings |= {
-            # Not None: that would join whatever cluster runs on this machine.
-            "address": "local",
-            "include_dashboard": False,
-            # Workers that ask for more CPUs than there are would wait for ever.
-            "num_cpus": max(os.cpu_count() or 1, wanted),
-            "object_store_memory": 200 * 2**20,
-        }
-    if not already:
-        try:
-            ray.init(**settings)
-        except Exception as e:
-            raise VmaeError(f"expected Ray to start, got: {str(e).splitlines()[0]}") from e
-    try:
-        yield
-    finally:
-        if not already:
-            ray.shutdown()
-
-
 def train_on_workers(
     config: ExperimentConfig,
     home: Path,
@@ -122,11 +63,15 @@ def train_on_workers(
 ) -> TrainResult:
     """Train `config` (its job: pre-training or fine-tuning) in `home` on Ray workers; blocks until done.
 
+    It may be called in a Ray worker itself (a sweep's trial): its own workers are then asked of the same
+    cluster.
+
     `report` receives the events of rank 0, here; `picture(path, epoch)` its reconstruction pictures. When
     `should_stop` says so, the workers save their state and stop.
     Raises VmaeError with the first line of a worker's error when the run failed.
     """
-    with ray_session(workers):
+    wanted = workers.count * workers.cpus_per_worker
+    with connected(workers.address or None, cpus=wanted + 0.5):
         from ray import train
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -156,7 +101,8 @@ def train_on_workers(
                 storage_path=str((home / "ray").resolve()),
                 failure_config=train.FailureConfig(max_failures=workers.max_failures),
             ),
-            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+            # NCCL refuses two processes on one GPU.
+            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker >= 1 else "gloo"),
         )
         errors: list[BaseException] = []
 

@@ -158,7 +158,7 @@ def on_workers(
     *,
     tracker: Tracker,
     report: Report | None,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], bool] | None,
 ) -> TrainResult:
     """Train on Ray workers; what they report is shown and tracked here."""
 

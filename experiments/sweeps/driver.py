@@ -16,7 +16,7 @@ from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.experiments.cluster import ClusterUnfit, check_cluster, connected, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
-from vmae.experiments.sweeps.spec import Plan
+from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
 from vmae.experiments.tracking import Store, Tracker, create_store
@@ -173,15 +173,20 @@ def _tune(
     `work` runs one trial; a measurement of the machinery passes one that does nothing.
     """
     entered = time.time()
-    cpus = max(plan.cpus_per_trial, 0.01)
+    cpus = plan.cpus_per_trial
     resources: dict[str, float] = {"cpu": cpus}
     if plan.gpus_per_trial:
         resources["gpu"] = plan.gpus_per_trial
+    if plan.staged:
+        # The trial's process leads its stages and holds nothing. A stage takes all it needs at once and gives
+        # it back when it ends: trials can wait for each other, but never all of them for ever.
+        # (Tune insists on something: one byte.)
+        resources = {"cpu": 0, "memory": 1}
 
     def trainable(config: dict[str, Any]) -> None:
         import torch
 
-        torch.set_num_threads(max(1, int(cpus)))
+        torch.set_num_threads(1 if plan.staged else max(1, int(cpus)))
         try:
             work(folder, config["trial"], store, emit=_report)
         except VmaeError:
@@ -189,10 +194,12 @@ def _tune(
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
             return
 
-    with connected(plan.address, cpus=cpus):
+    stages = [plan.resources_of(stage) for stage in plan.stages()]
+    with connected(plan.address, cpus=max(s.cpus * s.workers for s in stages)):
         from ray import tune
 
         ray_start_s = time.time() - entered
+        slots = _slots(plan)
         if plan.address is not None:
             _preflight(plan, store)
         missing = (plan.expected_trials - len(plan.trials)) + len(trial_ids)
@@ -202,7 +209,7 @@ def _tune(
             tune_config=tune.TuneConfig(
                 num_samples=missing if plan.search == "optuna" else 1,
                 search_alg=_searcher(folder, trial_ids) if plan.search == "optuna" else None,
-                max_concurrent_trials=plan.max_concurrent,
+                max_concurrent_trials=(plan.max_concurrent or slots) if plan.staged else plan.max_concurrent,
                 time_budget_s=plan.budget_s,
                 reuse_actors=True,
                 trial_dirname_creator=lambda t: f"{t.config['trial']}-{t.trial_id}",
@@ -230,13 +237,35 @@ def _tune(
             _mark_lost(Plan.load(folder), folder)
 
 
+def _slots(plan: Plan) -> int:
+    """How many trials the connected Ray can run side by side, each at its hungriest stage.
+
+    Raises:
+        InputError: not one: a stage would wait for ever (a cluster that was joined may still grow: 1).
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    slots = []
+    for stage in (plan.resources_of(name) for name in plan.stages()):
+        for kind, each in (("CPU", stage.cpus), ("GPU", stage.gpus)):
+            if each:
+                slots.append(int(there.get(kind, 0.0) / (each * stage.workers) + 1e-6))
+                if not slots[-1] and plan.address is None:
+                    raise InputError(
+                        f"expected {stage.workers * each:g} {kind}s for {stage.stage} "
+                        f"({stage.workers} x {each:g}), got {there.get(kind, 0.0):g} on this machine"
+                    )
+    return max(1, min(slots))
+
+
 def _preflight(plan: Plan, store: Store) -> None:
     """Raise ClusterUnfit where a node could not run a trial of the plan."""
     data = plan.base.data
     reports = check_cluster(
         paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
         storage=str(store.runs_dir),
-        gpus_wanted=min(1.0, plan.gpus_per_trial) if plan.gpus_per_trial else 0.0,
+        gpus_wanted=max(plan.resources_of(stage).gpus for stage in plan.stages()),
     )
     if any(r.problems for r in reports):
         raise ClusterUnfit(reports)
@@ -296,17 +325,28 @@ def _searcher(folder: Path, trial_ids: list[str]) -> Any:
 
 
 def with_resources(
-    plan: Plan, cpus: float | None, gpus: float | None, concurrent: int | None, address: str | None = None
+    plan: Plan,
+    cpus: float | None,
+    gpus: float | None,
+    concurrent: int | None,
+    address: str | None = None,
+    workers: int | None = None,
+    stage_resources: tuple[StageResources, ...] = (),
 ) -> Plan:
     """The plan with other resources (a resumed sweep may run on another machine or cluster).
 
     `address` "local" means a Ray of this machine's own.
+    Raises InputError where they do not fit the plan (`spec.check_resources`).
     """
     where = plan.address if address is None else address
-    return replace(
+    changed = replace(
         plan,
+        workers_per_trial=plan.workers_per_trial if workers is None else workers,
+        stage_resources=stage_resources or plan.stage_resources,
         cpus_per_trial=plan.cpus_per_trial if cpus is None else cpus,
         gpus_per_trial=plan.gpus_per_trial if gpus is None else gpus,
         max_concurrent=plan.max_concurrent if concurrent is None else concurrent,
         address=None if where == "local" else where,
     )
+    check_resources(changed)
+    return changed

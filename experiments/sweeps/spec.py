@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
-from vmae.core.errors import InputError, VmaeError
+from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.masking import mask_counts
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
@@ -57,6 +57,40 @@ class Trial:
         return override(base, {**self.overrides, "train.seed": self.seed, "name": self.id})
 
 
+STAGES = ("pretrain", "measure", "probe", "knn", "finetune")
+"""The stages of a trial in the order in which they can come (measure: the held-out reconstruction error)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResources:
+    """What one stage of a trial runs on: `workers` processes, each with so many CPUs and GPUs.
+
+    Training stages with several workers share every batch (Ray Train); the others take one.
+    """
+
+    stage: str
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise InputError(
+                f"--stage-resources: expected a stage of {', '.join(STAGES)}, got '{self.stage}'"
+                f"{nearest(self.stage, STAGES)}"
+            )
+        if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
+            raise InputError(
+                f"--stage-resources {self.stage}: expected workers >= 1, cpus > 0 and gpus >= 0, got "
+                f"{self.workers}, {self.cpus:g} and {self.gpus:g}"
+            )
+        if self.workers > 1 and self.stage not in ("pretrain", "finetune"):
+            raise InputError(
+                f"--stage-resources {self.stage}: expected 1 worker, got {self.workers}: several "
+                "share pretrain and finetune alone"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run of a sweep: everything needed to run it, resume it and read its results.
@@ -72,7 +106,12 @@ class Plan:
     base: ExperimentConfig
     trials: tuple[Trial, ...]
     cpus_per_trial: float = 1.0
+    """Of the trial's process, or of each of its workers."""
     gpus_per_trial: float = 0.0
+    workers_per_trial: int = 1
+    """Ray workers that share each training stage of a trial."""
+    stage_resources: tuple[StageResources, ...] = ()
+    """Stages that run on something else than the above."""
     max_concurrent: int | None = None
     search: Literal["grid", "random", "optuna"] = "grid"
     space: tuple[Param, ...] = ()
@@ -91,6 +130,25 @@ class Plan:
         if self.search != "optuna":
             return len(self.trials)
         return sum(t.baseline for t in self.trials) + self.samples * self.seeds
+
+    @property
+    def staged(self) -> bool:
+        """Whether each stage asks the cluster for its own resources (else the trial's process has them)."""
+        return self.workers_per_trial > 1 or bool(self.stage_resources)
+
+    def resources_of(self, stage: str) -> StageResources:
+        """What a stage runs on."""
+        for own in self.stage_resources:
+            if own.stage == stage:
+                return own
+        workers = self.workers_per_trial if stage in ("pretrain", "finetune") else 1
+        return StageResources(
+            stage=stage, workers=workers, cpus=self.cpus_per_trial, gpus=self.gpus_per_trial
+        )
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages that a trial of this plan has."""
+        return ("pretrain", "measure", *self.base.pipeline.then)
 
     def settings(self) -> list[list[Trial]]:
         """The trials by setting, in the order they were made: those of one list differ in their seed."""
@@ -144,6 +202,8 @@ def make_plan(
     budget_s: float | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
+    workers_per_trial: int = 1,
+    stage_resources: Sequence[StageResources] = (),
     max_concurrent: int | None = None,
 ) -> Plan:
     """The trials of a sweep, after one baseline for each seed.
@@ -201,6 +261,8 @@ def make_plan(
         trials=tuple(trials),
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
+        workers_per_trial=workers_per_trial,
+        stage_resources=tuple(stage_resources),
         max_concurrent=max_concurrent,
         search=search,
         space=tuple(params),
@@ -211,7 +273,68 @@ def make_plan(
     )
     for trial in plan.trials:
         check_trial(trial, base)
+    check_resources(plan)
     return plan
+
+
+def check_resources(plan: Plan) -> None:
+    """Raise InputError where the plan's resources make no sense, or some batch cannot be shared so."""
+    if plan.cpus_per_trial <= 0 or plan.gpus_per_trial < 0:
+        raise InputError(
+            "--cpus, --gpus: expected more than 0 and 0 or more, got "
+            f"{plan.cpus_per_trial:g} and {plan.gpus_per_trial:g}"
+        )
+    if plan.workers_per_trial < 1:
+        raise InputError(f"--workers-per-trial: expected 1 or more, got {plan.workers_per_trial}")
+    if plan.max_concurrent is not None and plan.max_concurrent < 1:
+        raise InputError(f"--max-concurrent: expected 1 or more, got {plan.max_concurrent}")
+    for own in plan.stage_resources:
+        if own.stage not in plan.stages():
+            raise InputError(
+                f"--stage-resources: expected a stage of this sweep ({', '.join(plan.stages())}), got "
+                f"'{own.stage}'"
+            )
+    for trial in plan.trials:
+        config = trial.config(plan.base)
+        stages = {"pretrain": config.train}
+        if "finetune" in config.pipeline.then:
+            stages["finetune"] = config.pipeline.finetune_train
+        for stage, train in stages.items():
+            workers = plan.resources_of(stage).workers
+            if train.batch_size % (workers * train.accumulate):
+                raise InputError(
+                    f"expected the batch of {stage} to be a multiple of workers x accumulate = {workers} x "
+                    f"{train.accumulate}, got {train.batch_size} in trial {trial.id}"
+                )
+
+
+def parse_stage_resources(texts: Sequence[str], cpus: float, gpus: float) -> tuple[StageResources, ...]:
+    """Read `STAGE:workers=2,cpus=4,gpus=0.5`; what a text leaves out is one worker with `cpus` and `gpus`.
+
+    Raises:
+        InputError: another form, an unknown stage or key, or a stage named twice.
+    """
+    found: dict[str, StageResources] = {}
+    for text in texts:
+        stage, _, rest = text.partition(":")
+        stage = stage.strip()
+        if stage in found:
+            raise InputError(f"--stage-resources: expected each stage once, got '{stage}' twice")
+        given: dict[str, float] = {"workers": 1, "cpus": cpus, "gpus": gpus}
+        for part in rest.split(","):
+            key, sign, value = (t.strip() for t in part.partition("="))
+            try:
+                if not sign or key not in given:
+                    raise ValueError
+                given[key] = int(value) if key == "workers" else float(value)
+            except ValueError:
+                raise InputError(
+                    f"--stage-resources: expected STAGE:workers=N,cpus=X,gpus=Y (any of them), got '{text}'"
+                ) from None
+        found[stage] = StageResources(
+            stage=stage, workers=int(given["workers"]), cpus=given["cpus"], gpus=given["gpus"]
+        )
+    return tuple(found.values())
 
 
 def check_trial(trial: Trial, base: ExperimentConfig) -> None:

@@ -14,10 +14,11 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmae.core.config import flatten, override
+from vmae.core.config import flatten, override, to_dict
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import shared_tags
@@ -28,7 +29,8 @@ from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
 if TYPE_CHECKING:
     import torch
 
-    from vmae.core.train import TrainResult
+    from vmae.core.classifier import VideoClassifier
+    from vmae.core.train import Report, TrainResult
     from vmae.core.videomae import VideoMAE
     from vmae.experiments.run import Data
 
@@ -173,6 +175,8 @@ def _stages(
     progress: ProgressFile,
     emit: Emit | None,
 ) -> tuple[dict[str, float], str | None]:
+    import torch
+
     from vmae.experiments import run
 
     this = _Run(
@@ -184,7 +188,8 @@ def _stages(
         tracker=tracker,
         progress=progress,
         emit=emit,
-        device=run.default_device(),
+        # Stages with resources of their own have the GPUs; this process only leads them.
+        device=torch.device("cpu") if plan.staged else run.default_device(),
         data=run.open_data(config, cache_dir(store_runs_dir(folder))),
     )
     shares = stage_shares(config, trial.baseline)
@@ -192,10 +197,11 @@ def _stages(
     this.done_share += shares["pretrain"]
     if this.stopped is None:
         tracker.set_tags({"vmae.checkpoint": str(home / "pretrain" / "model")})
-        for stage, work in (("measure", _measure), *((s, _WORK[s]) for s in config.pipeline.then)):
+        for stage in ("measure", *config.pipeline.then):
             progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
             kept = read_json(home / f"{stage}.json")
             if kept is None:
+                work = _finetune if stage == "finetune" else partial(_read_out, stage)
                 kept = {"metrics": work(this, model, shares[stage])}
                 write_json(home / f"{stage}.json", kept)
             this.metrics.update(kept["metrics"])
@@ -252,6 +258,8 @@ def _pretrained(this: _Run, share: float) -> VideoMAE:
 
 
 def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
+    from vmae.core.checkpoint import load_model
+    from vmae.core.videomae import VideoMAE
     from vmae.experiments import run
 
     def report(event: str, values: dict[str, Any]) -> None:
@@ -275,14 +283,48 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
             if this.emit is not None:
                 this.emit(numbers)
 
+    def should_stop() -> bool:
+        return this.stopped is not None or this.donor is not None
+
+    home = this.home / "pretrain"
+    if this.plan.staged:
+        result = _on_workers(this, "pretrain", this.config, home, report, should_stop)
+        model, _ = load_model(result.model_path)
+        assert isinstance(model, VideoMAE)
+        return model, result
     return run.pretrain_stage(
         this.config,
         this.data,
-        this.home / "pretrain",
+        home,
         device=this.device,
         tracker=this.tracker,
         report=report,
-        should_stop=lambda: this.stopped is not None or this.donor is not None,
+        should_stop=should_stop,
+    )
+
+
+def _on_workers(
+    this: _Run,
+    stage: str,
+    config: ExperimentConfig,
+    home: Path,
+    report: Report,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """A training stage on Ray workers of its own, which end with it."""
+    from vmae.experiments import jobs
+    from vmae.experiments.distributed import WorkersConfig
+
+    wanted = this.plan.resources_of(stage)
+    workers = WorkersConfig(count=wanted.workers, cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
+    return jobs.on_workers(
+        config,
+        replace(this.tracker.store, runs_dir=store_runs_dir(this.folder)),
+        home,
+        workers,
+        tracker=this.tracker,
+        report=report,
+        should_stop=should_stop,
     )
 
 
@@ -353,37 +395,105 @@ def _copy_newest(source: Path, target: Path) -> bool:
     return False
 
 
-def _measure(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
-    from vmae.experiments import run
-
-    return {"eval/loss": run.measure_reconstruction(model, this.config, this.data, this.device)}
-
-
-def _probe(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
-    from vmae.experiments import run
-
+def _read_out(stage: str, this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
+    """A stage that trains no encoder (measure, probe, knn): its metrics."""
     start = this.done_share
-    result = run.probe_stage(
-        model,
-        this.config,
-        this.data,
-        device=this.device,
-        progress=lambda part: this.progress.update(force=True, fraction=start + part * share),
+
+    def tell(part: float) -> None:
+        this.progress.update(force=True, fraction=start + part * share)
+
+    if this.plan.staged:
+        return _elsewhere(this, stage, stage, this.config, this.home / "pretrain" / "model")
+    return _measured(stage, model, this.config, this.data, this.device, tell)
+
+
+def _measured(
+    stage: str,
+    model: VideoMAE,
+    config: ExperimentConfig,
+    data: Data,
+    device: torch.device,
+    tell: Callable[[float], None] | None = None,
+) -> dict[str, float]:
+    from vmae.experiments import run
+
+    if stage == "measure":
+        return {"eval/loss": run.measure_reconstruction(model, config, data, device)}
+    if stage == "knn":
+        config = replace(config, probe=replace(config.probe, kind="knn"))
+    result = run.probe_stage(model, config, data, device=device, progress=tell)
+    found = run.probe_metrics(result)
+    return {k.replace("probe/", "knn/"): v for k, v in found.items()} if stage == "knn" else found
+
+
+def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig, model: Path) -> dict[str, float]:
+    """Run `work` (a stage that measures) as a Ray task with the resources of `stage`."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    wanted = this.plan.resources_of(stage)
+    task = ray.remote(_task).options(
+        num_cpus=wanted.cpus,
+        num_gpus=wanted.gpus,
+        max_retries=3,
+        # Out of the trial's own placement, which holds nothing.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
     )
-    return run.probe_metrics(result)
+    found = ray.get(
+        task.remote(
+            work,
+            to_dict(config),
+            str(model),
+            str(this.home / "finetune" / "evaluation"),
+            str(cache_dir(store_runs_dir(this.folder))),
+            max(1, int(wanted.cpus)),
+        )
+    )
+    return dict(found)
 
 
-def _knn(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
-    knn = replace(this.config, probe=replace(this.config.probe, kind="knn"))
-    found = _probe(replace(this, config=knn), model, share)
-    return {k.replace("probe/", "knn/"): v for k, v in found.items()}
+def _task(
+    work: str, config: dict[str, Any], model: str, evaluation: str, cache: str, threads: int
+) -> dict[str, float]:
+    """What `_elsewhere` runs."""
+    import torch
+
+    from vmae.core.checkpoint import load_model
+    from vmae.core.classifier import VideoClassifier
+    from vmae.core.config import from_dict
+    from vmae.experiments import run
+
+    torch.set_num_threads(threads)
+    settings = from_dict(ExperimentConfig, config)
+    loaded, _ = load_model(model)
+    device = run.default_device()
+    loaded.to(device)
+    if work == "evaluate":
+        assert isinstance(loaded, VideoClassifier)
+        return _evaluated(loaded, settings, Path(evaluation), Path(cache), device)
+    assert not isinstance(loaded, VideoClassifier)
+    return _measured(work, loaded, settings, run.open_data(settings, Path(cache)), device)
+
+
+def _evaluated(
+    model: VideoClassifier, config: ExperimentConfig, folder: Path, cache: Path, device: torch.device
+) -> dict[str, float]:
+    from vmae.experiments.finetuning import evaluate_stage
+
+    found = evaluate_stage(model, config, folder, cache, device=device)
+    return {
+        "finetune/top1": found.top1,
+        "finetune/top5": found.top5,
+        "finetune/mean_class": found.mean_class,
+        "finetune/chance": 1 / model.num_classes,
+    }
 
 
 def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     from vmae.core.checkpoint import load_model
     from vmae.core.classifier import VideoClassifier
     from vmae.core.video.dataset import ClipDataset
-    from vmae.experiments.finetuning import evaluate_stage, finetune_stage
+    from vmae.experiments.finetuning import finetune_stage
 
     start, progress = this.done_share, this.progress
 
@@ -413,25 +523,24 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
         train=replace(pipeline.finetune_train, seed=seed),
     )
     home = this.home / "finetune"
-    _, result = finetune_stage(
-        tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
-    )
+    if this.plan.staged:
+        whole_list = replace(tuned.data, train_share=1.0)
+        started = replace(tuned, data=whole_list, init=str(this.home / "pretrain" / "model"))
+        result = _on_workers(this, "finetune", started, home, report)
+    else:
+        _, result = finetune_stage(
+            tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
+        )
     this.tracker.set_tags({CLASSIFIER_TAG: str(result.model_path)})
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
-    last, _ = load_model(result.model_path)
-    assert isinstance(last, VideoClassifier)
-    cache = cache_dir(store_runs_dir(this.folder))
-    found = evaluate_stage(last, tuned, home / "evaluation", cache, device=this.device)
-    return {
-        "finetune/top1": found.top1,
-        "finetune/top5": found.top5,
-        "finetune/mean_class": found.mean_class,
-        "finetune/chance": 1 / last.num_classes,
-        "finetune/loss": result.metrics["loss"],
-    }
-
-
-_WORK = {"probe": _probe, "knn": _knn, "finetune": _finetune}
+    if this.plan.staged:
+        found = _elsewhere(this, "finetune", "evaluate", tuned, result.model_path)
+    else:
+        last, _ = load_model(result.model_path)
+        assert isinstance(last, VideoClassifier)
+        cache = cache_dir(store_runs_dir(this.folder))
+        found = _evaluated(last, tuned, home / "evaluation", cache, this.device)
+    return {**found, "finetune/loss": result.metrics["loss"]}
 
 
 def store_runs_dir(folder: Path) -> Path:

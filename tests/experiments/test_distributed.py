@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from vmae.core.video.dataset import DataConfig
 from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.distributed import WorkersConfig, _cause, check_address, train_on_workers
+from vmae.experiments.distributed import WorkersConfig, _cause, train_on_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,16 +115,6 @@ def test_an_error_in_a_worker_is_one_line_here(tiny_videos: Path, tmp_path: Path
             WorkersConfig(count=2, max_failures=0),
             report=lambda event, data: None,
         )
-
-
-def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with pytest.raises(InputError, match=f"a Ray cluster at 127.0.0.1:{port}, nothing answers"):
-        check_address(f"127.0.0.1:{port}")
-    with pytest.raises(InputError, match="expected auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"):
-        check_address("nowhere")
 
 
 def test_training_alone_imports_no_ray(tiny_videos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vmae.experiments.sweeps import definitions
 from vmae.experiments.sweeps.compare import compare, difference
 from vmae.experiments.sweeps.search import next_setting
 from vmae.experiments.sweeps.space import Param, draw_samples, parse_params
-from vmae.experiments.sweeps.spec import Plan, Trial, make_plan
+from vmae.experiments.sweeps.spec import Plan, Trial, make_plan, parse_stage_resources
 from vmae.experiments.sweeps.status import DONE, TrialState, groups
 from vmae.experiments.sweeps.stopping import KNN, StoppingConfig, check_stopping, donor, perturbed, verdict
 from vmae.experiments.sweeps.trial import run_trial, trial_dir
@@ -362,3 +363,40 @@ def test_every_value_of_a_named_sweep_changes_what_its_trials_do(name: str) -> N
     assert len(set(map(repr, trials))) == len(definition.values)
     if definition.path.startswith("mask.decoder"):
         assert all(t.mask.decoder_type is not None for t in trials)
+
+
+def test_stages_have_resources_of_their_own() -> None:
+    texts = ["pretrain:workers=4,gpus=0.5", "probe:cpus=2"]
+    plan = _plan("mask.ratio=0.5,0.75", stage_resources=parse_stage_resources(texts, 1.0, 1.0))
+    assert plan.staged
+    pretrain, probe, measure = (plan.resources_of(s) for s in ("pretrain", "probe", "measure"))
+    assert (pretrain.workers, pretrain.cpus, pretrain.gpus) == (4, 1.0, 0.5)
+    assert (probe.workers, probe.cpus, probe.gpus) == (1, 2.0, 1.0)
+    assert (measure.workers, measure.cpus, measure.gpus) == (1, 1.0, 0.0)
+    plan = _plan("mask.ratio=0.5", workers_per_trial=2)
+    assert plan.staged
+    assert [plan.resources_of(s).workers for s in plan.stages()] == [2, 1, 1]
+    assert not _plan("mask.ratio=0.5").staged
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("probes:cpus=1", "did you mean 'probe'"),
+        ("probe:workers=2", "several share pretrain and finetune alone"),
+        ("pretrain:workers=half", "expected STAGE:workers=N,cpus=X,gpus=Y"),
+        ("pretrain", "expected STAGE:workers=N"),
+        ("pretrain:cpus=0", "expected workers >= 1, cpus > 0"),
+        ("finetune:workers=2", "expected a stage of this sweep"),
+        ("pretrain:workers=3", "expected the batch of pretrain to be a multiple of workers x accumulate = 3"),
+    ],
+)
+def test_resources_that_make_no_sense_are_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        _plan("mask.ratio=0.5", stage_resources=parse_stage_resources([text], 1.0, 0.0))
+
+
+def test_a_plan_with_stage_resources_is_read_back(tmp_path: Path) -> None:
+    plan = _plan("mask.ratio=0.5", stage_resources=parse_stage_resources(["pretrain:workers=2"], 1.0, 0.0))
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path) == plan
