@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import runs_dir_option, set_option
+from vmae.cli.options import address_options, fitness_shown, runs_dir_option, set_option
 from vmae.cli.training import show_evaluation
 
 
@@ -24,6 +24,7 @@ from vmae.cli.training import show_evaluation
 @click.option("--segments", type=int, help="Temporal views of each video.  [default: the run's]")
 @click.option("--crops", type=int, help="Spatial crops of each temporal view.  [default: the run's]")
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
+@address_options
 @set_option
 @runs_dir_option
 def evaluate(
@@ -33,13 +34,16 @@ def evaluate(
     segments: int | None,
     crops: int | None,
     as_json: bool,
+    address: str | None,
+    gpus: float,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
     """Evaluate a classifier: softmax averaged over segments x crops views of each video.
 
     Writes predictions.csv (one line a video, keyed by its full path), confusion.png and metrics.json. A video
-    that cannot be read stops it (--set data.bad_eval=count: counts it as wrong).
+    that cannot be read stops it (--set data.bad_eval=count: counts it as wrong). Run the same command again
+    to go on where it was killed. With --address the videos are shared by a cluster's nodes.
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.progress import progress
@@ -57,9 +61,15 @@ def evaluate(
         if value is not None:
             changes[f"data.{key}"] = value
     config = override(config, {**changes, **parse_assignments(assignments)})
-    result, folder = finetuning.evaluate_run(
-        config, store, checkpoint, progress=lambda videos: progress("evaluate", videos, unit="video")
-    )
+    with fitness_shown():
+        result, folder = finetuning.evaluate_run(
+            config,
+            store,
+            checkpoint,
+            address=address,
+            gpus=gpus,
+            progress=lambda videos: progress("evaluate", videos, unit="video"),
+        )
     if as_json:
         click.echo(json.dumps({**result.metrics(), "videos": len(result.predictions), "folder": str(folder)}))
         return

@@ -36,6 +36,32 @@ def set_option(command: Command) -> Command:
     )(command)
 
 
+def address_options(command: Command) -> Command:
+    """`--address` and `--gpus` of verbs whose videos a cluster's nodes can share."""
+    command = click.option(
+        "--gpus", type=float, default=0.0, show_default=True, help="With --address: GPUs of each task."
+    )(command)
+    return click.option(
+        "--address",
+        help="Ray cluster whose nodes do the work: auto, HOST:PORT or ray://HOST:PORT.  "
+        "[default: this machine]",
+    )(command)
+
+
+@contextmanager
+def fitness_shown() -> Iterator[None]:
+    """Inside, an unfit cluster is shown as a table, one row a node, before the error's line."""
+    from vmae.experiments.cluster import ClusterUnfit
+
+    try:
+        yield
+    except ClusterUnfit as e:
+        from vmae.cli.cluster import nodes_table
+
+        click.echo(nodes_table(e.reports), err=True)
+        raise
+
+
 @contextmanager
 def where_to_run(address: str | None) -> Iterator[tuple[Runner, int]]:
     """The runner of `--address` and how many items it should have under way (0: as the cluster has cores)."""

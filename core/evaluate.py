@@ -32,6 +32,8 @@ class VideoPrediction:
     """float32 `[C]`, mean of the views' softmax."""
     views: int
     error: str = ""
+    """Why it could not be read: the reason's name."""
+    detail: str = ""
 
     @property
     def predicted(self) -> int:
@@ -123,6 +125,7 @@ def evaluate(
                 probs=None,
                 views=0,
                 error=bad["reason"],
+                detail=bad["detail"],
             )
         if progress is not None:
             progress.update(n // dataset.clips_per_video + len(batch["failed"]))
@@ -135,6 +138,7 @@ def evaluate(
             probs=(sums[p.index] / views[p.index]).numpy() if p.index in sums else None,
             views=views.get(p.index, 0),
             error=p.error,
+            detail=p.detail,
         )
         for p in found.values()
     ]

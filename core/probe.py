@@ -96,8 +96,12 @@ def extract_features(
     device: torch.device | str = "cpu",
     precision: str = "auto",
     progress: Progress | None = None,
+    failed: list[dict[str, Any]] | None = None,
 ) -> Features:
     """Run the frozen encoder over every clip of `dataset`, in its order.
+
+    With `data.bad_eval` `count` clips that cannot be read are left out and put into `failed` (`index`,
+    `path`, `label`, `reason`, `detail`).
 
     `model` has `encode(video) -> [B, N, D]` (VideoMAE). `mean` gives `[M, D]`, `time` `[M, t*D]` (mean over
     space, time slots side by side), `tokens` `[M, N, D]` in float16.
@@ -111,6 +115,8 @@ def extract_features(
     labels: list[Tensor] = []
     paths: list[str] = []
     for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
+        if failed is not None:
+            failed += batch["failed"]
         if not batch["path"]:
             continue
         with autocast(precision, device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,13 +14,21 @@ import torch
 from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
-from vmae.core.evaluate import Evaluation, confusion_picture, evaluate, write_predictions
+from vmae.core.evaluate import (
+    Evaluation,
+    VideoPrediction,
+    confusion_picture,
+    evaluate,
+    summarise,
+    write_predictions,
+)
 from vmae.core.finetune import finetune
 from vmae.core.progress import Progress
 from vmae.core.train import Report, TrainResult, derive_seed
 from vmae.core.video.dataset import ClipDataset, build_cache
 from vmae.core.videomae import VideoMAEConfig
-from vmae.experiments import jobs, run
+from vmae.experiments import jobs, run, video_map
+from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.provenance import config_tags
@@ -126,7 +135,14 @@ def evaluate_stage(
         precision=config.train.precision,
         progress=progress,
     )
-    names = names or class_names(config, model.num_classes)
+    write_evaluation(evaluation, folder, names or class_names(config, model.num_classes), views, tracker)
+    return evaluation
+
+
+def write_evaluation(
+    evaluation: Evaluation, folder: Path, names: list[str] | None, views: int, tracker: Tracker | None
+) -> None:
+    """Write predictions.csv, confusion.png and metrics.json to `folder`, and track them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", evaluation, names)
     picture = confusion_picture(evaluation.confusion, names)
@@ -139,7 +155,6 @@ def evaluate_stage(
         tracker.log_metrics({f"test/{k}": v for k, v in evaluation.metrics().items()}, 0)
         for name in ("predictions.csv", "confusion.png", "metrics.json"):
             tracker.log_artifact(folder / name, "evaluation")
-    return evaluation
 
 
 def finetune_run(
@@ -220,12 +235,18 @@ def evaluate_run(
     store: Store,
     source: str,
     *,
+    address: str | None = None,
+    gpus: float = 0.0,
     progress: Callable[[int], Progress] | None = None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate the classifier at `source` on the configuration's test list, recorded as a run of its own.
 
+    With `address` the nodes of that Ray cluster share the videos; each task takes one CPU and `gpus` GPUs.
+    What a killed evaluation had done is not done again by the next of the same weights, list and views.
+
     Returns the result and the folder with predictions.csv, confusion.png and metrics.json. Raises InputError
-    when the model is not a classifier or takes other clips than the configuration cuts.
+    when the model is not a classifier, takes other clips than the configuration cuts or has fewer classes
+    than the list.
     """
     model, meta, _ = load_model_at(store, source)
     if not isinstance(model, VideoClassifier):
@@ -233,10 +254,47 @@ def evaluate_run(
             f"expected a fine-tuned classifier, got a pre-trained model at {source}: "
             "`vmae finetune --init` or `vmae probe` it"
         )
+    data = config.data if address is None else replace(config.data, cache=False)
+    config = replace(config, data=data)
     dataset = test_list(config, store.runs_dir / "cache")
+    views = dataset.clips_per_video
+    checkpoint = video_map.shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    work = video_map.Work(
+        kind="classify",
+        checkpoint=checkpoint,
+        data=data,
+        seed=config.train.seed,
+        batch_size=max(1, config.train.batch_size // views),
+        precision=config.train.precision,
+    )
+    parts = store.runs_dir / "cache" / "parts"
+    paths = files_to_see(data.test_csv or data.val_csv, "", data.data_root)
+    paths.append(str(video_map.weights_file(checkpoint)))
+    with video_map.place(address, paths, gpus) as where:
+        shown = progress(len(dataset)) if progress is not None else None
+        with shown or contextlib.nullcontext():
+            rows = video_map.map_videos(
+                work, dataset.samples, parts, where, cache=dataset.cache, progress=shown
+            )
+    evaluation = summarise(
+        [
+            VideoPrediction(
+                index=row.index,
+                path=sample.path,
+                label=sample.label,
+                probs=row.values,
+                views=row.views,
+                error=row.reason,
+                detail=row.detail,
+            )
+            for row, sample in zip(rows, dataset.samples, strict=True)
+        ],
+        model.num_classes,
+    )
     create_store(store)
     name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
     home = jobs.run_dir(store, name)
+    labels = meta.get("labels") or class_names(config, model.num_classes)
     with Tracker(
         store,
         home,
@@ -246,16 +304,8 @@ def evaluate_run(
         params=flatten(config),
         tags={"vmae.checkpoint": source},
     ) as tracker:
-        evaluation = evaluate_stage(
-            model,
-            config,
-            home / "evaluation",
-            store.runs_dir / "cache",
-            device=run.default_device(),
-            names=meta.get("labels"),
-            tracker=tracker,
-            progress=progress(len(dataset)) if progress is not None else None,
-        )
+        write_evaluation(evaluation, home / "evaluation", labels, views, tracker)
+    video_map.forget(work, dataset.samples, parts)
     return evaluation, home / "evaluation"
 
 

@@ -19,28 +19,34 @@ _FRESH_S = 60.0
 
 
 def ray_map(
-    function: Callable[[Any], Any], items: Sequence[Any], *, workers: int, limit_s: float
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    workers: int,
+    limit_s: float,
+    gpus: float = 0.0,
 ) -> Iterator[Outcome]:
     """Yield an `Outcome` for every item, in the order in which they end; inside `cluster.connected`.
 
     Args:
         function: importable on the nodes, as are items and results.
-        workers: items under way at a time; 0: as many as the cluster has cores, counted again as nodes come
-            and go.
+        workers: items under way at a time; 0: as many as the cluster has cores (and GPUs, where an item
+            takes some), counted again as nodes come and go.
         limit_s: seconds for one item (60 s more for a worker's start).
+        gpus: GPUs of one item, may be a fraction.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayTaskError, TaskCancelledError
 
-    task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(_call)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, retry_exceptions=False)(_call)
     shared = ray.put(function)
     waiting = list(enumerate(items))[::-1]
     under_way: dict[Any, tuple[int, float]] = {}
-    cores, counted = _cores(), time.monotonic()
+    cores, counted = _slots(gpus), time.monotonic()
     try:
         while waiting or under_way:
             if time.monotonic() - counted > 2.0:
-                now = _cores()
+                now = _slots(gpus)
                 if now < cores:
                     # A lost node's items begin again elsewhere: so do their clocks.
                     under_way = {k: (i, time.monotonic()) for k, (i, _) in under_way.items()}
@@ -78,7 +84,11 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _cores() -> int:
+def _slots(gpus: float) -> int:
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    there = ray.cluster_resources()
+    slots = there.get("CPU", 1.0)
+    if gpus:
+        slots = min(slots, there.get("GPU", 0.0) / gpus + 1e-6)
+    return max(1, int(slots))

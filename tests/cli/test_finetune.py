@@ -150,3 +150,65 @@ def test_recipes_are_listed_shown_and_run_again_from_the_output(
     assert shown.mask.ratio == 0.75 and shown.model == recipes.get("k400_base_pretrain").model
     assert vmae("recipes", "show", "k400_bas_pretrain") == 2
     assert "did you mean 'k400_base_pretrain'" in capsys.readouterr().err
+
+
+def test_features_of_every_readable_video_and_the_bad_ones_by_name(
+    store: Path, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import torch
+
+    from vmae.core.checkpoint import load_model
+    from vmae.core.probe import extract_features
+    from vmae.core.video.annotations import read_annotations
+    from vmae.core.video.dataset import ClipDataset
+    from vmae.experiments.config import ExperimentConfig
+
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"nothing")
+    samples = read_annotations(tiny_videos / "train.csv")
+    lines = [f"{s.path} {s.label}" for s in samples]
+    (tmp_path / "list.csv").write_text("\n".join([*lines[:3], f"{bad} 0", *lines[3:]]) + "\n")
+    out = tmp_path / "features.npz"
+    command = ["features", tmp_path / "list.csv", out, "--checkpoint", "pt", "--runs-dir", store]
+    assert vmae(*command, "--pooling", "time") == 1
+    text = capsys.readouterr().out
+    assert "24 x 64 (time)" in text and f"bad: {bad}: " in text
+    found = np.load(out)
+    assert found["index"].tolist() == [i for i in range(25) if i != 3]
+    assert found["paths"].tolist() == [s.path for s in samples]
+    config = ExperimentConfig.load(store / "pt" / "config.yaml")
+    model, _ = load_model(store / "pt" / "model")
+    expected = extract_features(model, ClipDataset(samples, config.data, "val", 0), pooling="time").x
+    assert torch.allclose(torch.from_numpy(found["x"]), expected, atol=1e-5)
+    assert not list((store / "cache" / "parts").iterdir())
+    assert vmae(*command[:-4], "--checkpoint", "ft", "--runs-dir", store) == 2
+    assert "expected a pre-trained model, got a classifier" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_goes_on(
+    store: Path, tiny_videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vmae.experiments import video_map
+
+    monkeypatch.setattr(video_map, "HERE", 7)
+    real, calls = video_map.do_part, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(len(args[1]))  # type: ignore[arg-type]
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(video_map, "do_part", interrupted)
+    command = ["evaluate", "--checkpoint", "ft", "--data", tiny_videos / "train.csv", "--runs-dir", store]
+    command += ["--segments", 2, "--crops", 1, "--json"]
+    assert vmae(*command) == 130
+    assert vmae(*command) == 0
+    assert calls == [7, 7, 7, 7, 3]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["videos"] == 24
+    monkeypatch.setattr(video_map, "HERE", 256)
+    assert vmae(*command) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["loss"] == pytest.approx(again["loss"], abs=1e-6) and found["top1"] == again["top1"]

@@ -34,6 +34,8 @@ TINY = {
 class Sweeps:
     """Commands of tiny sweeps over the mini data set, and what they leave."""
 
+    shape = TINY
+
     def __init__(self, data: Path) -> None:
         self.data = data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -209,3 +210,67 @@ def test_no_item_is_lost_with_a_node(cluster: Cluster, sweeps: Any, tmp_path: Pa
     assert sorted(map(int, ended)) == list(range(31))
     assert {k for k, v in ended.items() if v != "ok"} == {"30"}
     assert ended["30"] == "error"
+
+
+@pytest.mark.slow
+def test_evaluate_and_features_on_a_cluster_that_loses_a_node(
+    cluster: Cluster, sweeps: Any, tmp_path: Path
+) -> None:
+    """The predictions and features of one machine, a bad file named in both; a node leaves meanwhile."""
+    import numpy as np
+
+    runs = tmp_path / "runs"
+
+    def vmae(*argv: object, code: int = 0) -> str:
+        process = sweeps.start([sys.executable, "-m", "vmae", *map(str, argv)], tmp_path, **AUTH)
+        return finish(process, code)
+
+    def finish(process: subprocess.Popen[str], code: int) -> str:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == code, output
+        return output
+
+    shape = [f"--set={k}={v}" for k, v in sweeps.shape.items() if not k.startswith("probe")]
+    data = ["--data", sweeps.data / "train.csv", "--runs-dir", runs, "--epochs", 1]
+    vmae("pretrain", *data, "--run-name", "pt", *shape)
+    vmae("finetune", "--init", "pt", "--runs-dir", runs, "--epochs", 1, "--run-name", "ft",
+         "--set", "train.batch_size=8")  # fmt: skip
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    lines = []
+    for line in (sweeps.data / "train.csv").read_text().splitlines():
+        path, label = line.rsplit(" ", 1)
+        lines.append(f"{sweeps.data / path} {label}")
+    (tmp_path / "list.csv").write_text("\n".join([*lines[:5], f"{broken} 0", *lines[5:]] * 4) + "\n")
+    common = ["--runs-dir", runs, "--set", "data.bad_eval=count"]
+    evaluate = ["evaluate", "--checkpoint", "ft", "--data", tmp_path / "list.csv", "--json", *common]
+    features = ["features", tmp_path / "list.csv", "OUT", "--checkpoint", "pt", *common]
+
+    def start(*argv: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vmae", *map(str, argv), "--address", cluster.address]
+        process: subprocess.Popen[str] = sweeps.start(command, tmp_path, **AUTH)
+        return process
+
+    process = start(*evaluate)
+    sweeps.wait(lambda: list(runs.glob("cache/parts/*/*.npz")), process, "a finished part")
+    cluster.remove_node()
+    there = json.loads([x for x in finish(process, 0).splitlines() if x.startswith("{")][-1])
+    here = json.loads([x for x in vmae(*evaluate).splitlines() if x.startswith("{")][-1])
+
+    def rows(found: dict[str, Any]) -> list[list[str]]:
+        text = (Path(found["folder"]) / "predictions.csv").read_text().splitlines()
+        return [row.split(",")[:6] for row in text]
+
+    assert there["videos"] == here["videos"] == 4 * (len(lines) + 1)
+    assert there["unreadable"] == here["unreadable"] == 4
+    assert there["loss"] == pytest.approx(here["loss"], abs=1e-5)
+    assert rows(there) == rows(here)
+
+    features[2] = tmp_path / "there.npz"
+    output = finish(start(*features), 1)
+    assert output.count("broken.mp4: unreadable") == 4, output
+    features[2] = tmp_path / "here.npz"
+    vmae(*features, code=1)
+    one, two = np.load(tmp_path / "there.npz"), np.load(tmp_path / "here.npz")
+    assert (one["index"] == two["index"]).all() and (one["paths"] == two["paths"]).all()
+    assert np.allclose(one["x"], two["x"], atol=1e-5)

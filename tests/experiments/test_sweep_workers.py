@@ -29,10 +29,10 @@ def test_two_workers_a_trial_give_the_numbers_of_one(
     more = ["--workers-per-trial", "2", "--max-concurrent", "3", "--stage-resources", "probe:cpus=2"]
     process = sweeps.start(sweeps.command(runs, *more), tmp_path)
     sweeps.wait(lambda: sweeps.running(runs), process, "a trial with a checkpoint")
-    for member in psutil.Process(process.pid).children(recursive=True):
-        if "RayTrainWorker" in " ".join(member.cmdline()):
-            os.kill(member.pid, signal.SIGKILL)
-            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [m for m in family if "RayTrainWorker" in " ".join(m.cmdline())]
+    assert len(workers) >= 2
+    os.kill(workers[0].pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     _close(sweeps.numbers(runs), undisturbed_numbers)
