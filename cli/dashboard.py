@@ -43,7 +43,6 @@ def dashboard(
     import os
 
     from vmae.cli.ports import check_port
-    from vmae.core.checkpoint import load_model
     from vmae.core.errors import InputError
     from vmae.core.video.annotations import read_annotations
     from vmae.dashboard import server
@@ -54,8 +53,12 @@ def dashboard(
     if mlflow_url and not mlflow_url.startswith(("http://", "https://")):
         raise InputError(f"--mlflow-url: expected an address with http:// or https://, got '{mlflow_url}'")
     # What the command line names must be usable: better said here than on a page.
-    for path in checkpoints:
-        load_model(path)
+    if checkpoints:
+        # Importing torch takes two seconds: the page opens sooner without.
+        from vmae.core.checkpoint import load_model
+
+        for path in checkpoints:
+            load_model(path)
     for path in data:
         read_annotations(path, data_root)
     check_port(host, port)

@@ -16,16 +16,18 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vmae.kernels.checks import require
+
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 MODES = ("auto", "torch", "triton")
 OPS = (
@@ -88,7 +90,14 @@ def _triton_missing() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+def _assume_constant_result(function: Answer) -> Answer:
+    # What torch.compiler.assume_constant_result does, without the second its import of torch._dynamo takes
+    # every command that never compiles. tests/kernels/test_library.py compiles whole steps through it.
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_assume_constant_result
 def family(device_index: int = -1) -> int:
     """Return the configuration family of a GPU: the largest of 80, 90, 100 not above it; 0 below sm_80.
 
@@ -105,7 +114,7 @@ def _family(device_index: int) -> int:
     return max((f for f in FAMILIES if f <= major * 10 + minor), default=0)
 
 
-@torch.compiler.assume_constant_result
+@_assume_constant_result
 def _unusable(device_type: str, device_index: int) -> str | None:
     """Why no Triton kernel can run on tensors of this device; None where one can."""
     missing = _triton_missing()
@@ -150,7 +159,7 @@ def decide(op: str, device_type: str, device_index: int, unsupported: str | None
     return _by_evidence(op, f"sm_{family(device_index)}", size)
 
 
-@torch.compiler.assume_constant_result
+@_assume_constant_result
 def _by_evidence(op: str, gpu: str, size: int) -> KernelStatus:
     for row in load_evidence().get(gpu, {}).get(op, []):
         if row["min_size"] <= size <= row["max_size"]:
