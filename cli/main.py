@@ -8,6 +8,7 @@ Ray, MLflow or Streamlit at module level.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import click
@@ -48,11 +49,26 @@ VERBS: Verbs = {
 }
 
 
+_ASSIGNMENT = re.compile(r"[a-z_]\w*(\.\w+)*=")
+
+
 @click.group(cls=LazyGroup, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vmae")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Pre-train, fine-tune, compare and look at video masked autoencoders."""
+
+
+def spread_set(argv: list[str]) -> list[str]:
+    """`--set a=1 b=2` as the parser reads it: `--set a=1 --set b=2`."""
+    spread: list[str] = []
+    taking = False
+    for word in argv:
+        if taking and _ASSIGNMENT.match(word) and spread[-1] != "--set":
+            spread.append("--set")
+        taking = word == "--set" or (taking and _ASSIGNMENT.match(word) is not None)
+        spread.append(word)
+    return spread
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -63,7 +79,7 @@ def run(argv: list[str] | None = None) -> None:
     debug = "--debug" in argv or os.environ.get("VMAE_DEBUG") == "1"
     argv = [a for a in argv if a != "--debug"]
     try:
-        code = main.main(args=argv, prog_name="vmae", standalone_mode=False)
+        code = main.main(args=spread_set(argv), prog_name="vmae", standalone_mode=False)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.exceptions.Abort:

@@ -31,8 +31,8 @@ def set_option(command: Command) -> Command:
         "--set",
         "assignments",
         multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a field, for example --set optim.base_lr=3e-4 (repeatable).",
+        metavar="KEY=VALUE...",
+        help="Override fields, for example --set optim.base_lr=3e-4 mask.ratio=0.75 (repeatable).",
     )(command)
 
 

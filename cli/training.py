@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmae.cli.options import runs_dir_option, set_option
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmae.core.evaluate import Evaluation
-    from vmae.core.train import Report
+    from vmae.core.train import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
+    from vmae.experiments.tracking import Store
 
 Command = Callable[..., Any]
 
@@ -68,9 +73,89 @@ def init_options(command: Command) -> Command:
     return command
 
 
-def workers_options(command: Command) -> Command:
-    """`--workers`, `--gpus-per-worker`, `--cpus-per-worker`, `--address`."""
-    options = [
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What `training_options` took from the command line."""
+
+    recipe: str | None
+    config_file: Path | None
+    train_csv: Path | None
+    val_csv: Path | None
+    data_root: Path | None
+    size: str | None
+    epochs: int | None
+    init: str | None
+    resize_patch_embed: bool
+    run_name: str | None
+    resume: str | None
+    num_workers: int | None
+    gpus_per_worker: float
+    cpus_per_worker: float
+    address: str
+    checkpoint_artifacts: str | None
+    assignments: tuple[str, ...]
+    runs_dir: Path | None
+
+    def resumed(self, store: Store, verb: str) -> ExperimentConfig | None:
+        """The configuration of the run that --resume names, None without it.
+
+        InputError where an option would change it, or where it is no run of this verb.
+        """
+        from vmae.core.errors import InputError
+        from vmae.experiments import jobs
+
+        if self.resume is None:
+            return None
+        free = ("resume", "runs_dir", "num_workers", "gpus_per_worker", "cpus_per_worker", "address")
+        for f in fields(self):
+            if f.name not in free and getattr(self, f.name) not in (None, False, ()):
+                raise InputError("expected --resume alone: a resumed run keeps its own configuration")
+        config = jobs.saved_config(store, self.resume)
+        if config.job != verb:
+            raise InputError(
+                f"--resume: expected a {verb} run, got '{self.resume}'; vmae {config.job} --resume goes on"
+            )
+        return config
+
+    def config(self, recipe: str, shape_of: ExperimentConfig | None = None) -> ExperimentConfig:
+        """The configuration asked for; `recipe` is what it starts from where none is named."""
+        own = self.recipe if self.recipe or self.config_file else recipe
+        names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
+        given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
+        return resolve_config(recipe=own, **given, assignments=self.assignments, shape_of=shape_of)
+
+    def workers(self) -> WorkersConfig | None:
+        """The workers asked for; None: train in this process."""
+        from vmae.core.errors import InputError
+        from vmae.experiments.cluster import probe_address
+        from vmae.experiments.distributed import WorkersConfig
+
+        if self.num_workers is None:
+            if self.gpus_per_worker or self.address:
+                raise InputError("expected --workers N with --gpus-per-worker or --address, got none")
+            return None
+        if self.address:
+            probe_address(self.address)
+        return WorkersConfig(
+            count=self.num_workers,
+            gpus_per_worker=self.gpus_per_worker,
+            cpus_per_worker=self.cpus_per_worker,
+            address=self.address,
+        )
+
+
+def training_options(command: Command) -> Command:
+    """The options of a training verb, handed to it as one `TrainingOptions`."""
+
+    @functools.wraps(command)
+    def collected(**given: Any) -> Any:
+        return command(TrainingOptions(**given))
+
+    options: list[Callable[[Command], Command]] = [
+        click.option("--run-name", help="Name of the run.  [default: the recipe's, numbered]"),
+        click.option(
+            "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
+        ),
         click.option(
             "--workers",
             "num_workers",
@@ -82,32 +167,19 @@ def workers_options(command: Command) -> Command:
         click.option(
             "--address", default="", help="Ray cluster to train on: auto, HOST:PORT or ray://HOST:PORT."
         ),
+        click.option(
+            "--checkpoint-artifacts",
+            type=click.Choice(["link", "upload", "none"]),
+            help="Checkpoints in MLflow: a file that says where they are, the weights too, or nothing.  "
+            "[default: the recipe's, link]",
+        ),
+        set_option,
+        runs_dir_option,
     ]
+    wrapped: Command = collected
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def workers_config(
-    num_workers: int | None, gpus_per_worker: float, cpus_per_worker: float, address: str
-) -> WorkersConfig | None:
-    """The workers that the options ask for; None: train in this process."""
-    from vmae.core.errors import InputError
-    from vmae.experiments.cluster import probe_address
-    from vmae.experiments.distributed import WorkersConfig
-
-    if num_workers is None:
-        if gpus_per_worker or address:
-            raise InputError("expected --workers N with --gpus-per-worker or --address, got none")
-        return None
-    if address:
-        probe_address(address)
-    return WorkersConfig(
-        count=num_workers,
-        gpus_per_worker=gpus_per_worker,
-        cpus_per_worker=cpus_per_worker,
-        address=address,
-    )
+        wrapped = option(wrapped)
+    return config_options(init_options(wrapped))
 
 
 def resolve_config(
@@ -122,6 +194,7 @@ def resolve_config(
     assignments: tuple[str, ...],
     init: str | None = None,
     resize_patch_embed: bool = False,
+    checkpoint_artifacts: str | None = None,
     shape_of: ExperimentConfig | None = None,
 ) -> ExperimentConfig:
     """The configuration that a command line asks for: recipe or file, then options, then `--set`.
@@ -151,6 +224,8 @@ def resolve_config(
         changes["init"] = init
     if resize_patch_embed:
         changes["resize_patch_embed"] = True
+    if checkpoint_artifacts is not None:
+        changes["tracking.checkpoints"] = checkpoint_artifacts
     if train_csv is not None:
         changes["data.train_csv"] = str(train_csv)
         changes["data.val_csv"] = str(_held_out(train_csv, val_csv))
@@ -187,6 +262,30 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
         click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
 
 
+def echo_note(text: str) -> None:
+    """Something about the weights that was changed on loading them."""
+    click.echo(f"note: {text}", err=True)
+
+
+def show_training(verb: str, config: ExperimentConfig, result: TrainResult) -> None:
+    """The training's end in a line or two; exit code 130 with the way to go on where it was interrupted."""
+    from vmae.experiments import recipes
+
+    if result.stopped:
+        click.echo(
+            f"interrupted after epoch {result.epochs}, state saved. "
+            f"Go on with: vmae {verb} --resume {config.name}"
+        )
+        raise SystemExit(130)
+    click.echo(
+        f"{config.name}: loss {result.metrics['loss']:.4f} after {result.epochs} epochs, "
+        f"{result.clips_per_s:.0f} clips/s"
+    )
+    line = recipes.loss_comparison(config, 1.0, result.metrics["loss"]) or recipes.why_not_compared(config)
+    if line is not None:
+        click.echo(line)
+
+
 def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Accuracies over all videos, and where the details are."""
     videos = len(evaluation.predictions)
@@ -201,20 +300,25 @@ def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 @contextmanager
-def training_progress(title: str) -> Iterator[Report]:
-    """A report function that draws the run's progress: loss, rate, clips/s, waiting share, time left."""
+def training_progress(config: ExperimentConfig) -> Iterator[Report]:
+    """A report function that draws the run's progress: loss, rate, clips/s, waiting share, time left.
+
+    After each quarter of the epochs the loss is compared with the recipe's recorded one.
+    """
     from vmae.core.progress import Progress, progress
+    from vmae.experiments import recipes
 
     bar: Progress | None = None
-    at = 0
+    at, quarter = 0, 0
 
     def report(event: str, data: dict[str, Any]) -> None:
-        nonlocal bar, at
+        nonlocal bar, at, quarter
         if event == "start":
             at = data["step"]
             if data["resumed"]:
                 click.echo(f"resumed at step {at} of {data['total_steps']}", err=True)
-            bar = progress(title, data["total_steps"], unit="step", initial=at).__enter__()
+            bar = progress(config.name, data["total_steps"], unit="step", initial=at).__enter__()
+            quarter = 4 * at // data["total_steps"]
         elif event == "step" and bar is not None:
             bar.update(
                 data["step"] - at,
@@ -226,6 +330,13 @@ def training_progress(title: str) -> Iterator[Report]:
                 mem=f"{data['peak_mem_gib']:.1f}GiB",
             )
             at = data["step"]
+        elif event == "epoch" and bar is not None:
+            share = data["epoch"] / config.train.epochs
+            if quarter < int(4 * share) < 4:
+                quarter = int(4 * share)
+                line = recipes.loss_comparison(config, share, data["loss"])
+                if line is not None:
+                    bar.note(line)
         elif event == "warning":
             if bar is not None:
                 bar.note(f"warning: {data['text']}")

@@ -30,6 +30,9 @@ from vmae.core.train import (
 )
 from vmae.core.video.dataset import ClipDataset
 
+VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
+"""What an epoch's validation measures that can say which epoch is best (`train.best_by`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -133,7 +136,7 @@ def finetune(
         resume=resume,
         should_stop=should_stop,
         after_epoch=validate,
-        measured=("val/top1", "val/mean_class", "val/top5", "val/loss") if val is not None else (),
+        measured=VALIDATED if val is not None else (),
         meta={
             "finetune": to_dict(config),
             "optim": to_dict(optim),

@@ -311,9 +311,9 @@ def fit(
             f"expected at least one batch of train.batch_size = {train.batch_size} clips; "
             f"the training list has {len(dataset)}"
         )
-    best_by = _best_by(train.best_by, (*measured, "loss"))
+    best_by = metric_of_best(train.best_by, measured)
     if train.cuda_graph:
-        _check_capturable(job, model, train, device, world)
+        check_capturable(job, train, device, draws=_draws_in_forward(model), processes=world.size)
     run_dir.mkdir(parents=True, exist_ok=True)
     states_dir, best_dir = run_dir / "checkpoints", run_dir / "best"
     lead = world.rank == 0
@@ -588,8 +588,9 @@ def fit(
     )
 
 
-def _best_by(wanted: str | None, known: tuple[str, ...]) -> str | None:
-    """The metric that makes an epoch the best; InputError names the nearest where the run has no such one."""
+def metric_of_best(wanted: str | None, measured: tuple[str, ...]) -> str | None:
+    """The metric that `train.best_by` means in a run that measures these; InputError names the nearest."""
+    known = (*measured, "loss")
     if wanted is None or wanted in known:
         return wanted
     if wanted == "auto":
@@ -600,16 +601,16 @@ def _best_by(wanted: str | None, known: tuple[str, ...]) -> str | None:
     )
 
 
-def _check_capturable(
-    job: str, model: nn.Module, train: TrainConfig, device: torch.device, world: World
+def check_capturable(
+    job: str, train: TrainConfig, device: torch.device, *, draws: bool = False, processes: int = 1
 ) -> None:
     """Raise InputError where a step of this run cannot be one CUDA graph, with the first reason."""
     reasons = {
         f"a CUDA device, got {device.type}": device.type != "cuda",
         f"pre-training, got {job} (mixing changes what a step computes)": job != "pretrain",
-        f"one process, got {world.size} (gradients are exchanged during the step)": world.size > 1,
+        f"one process, got {processes} (gradients are exchanged during the step)": processes > 1,
         f"train.accumulate = 1, got {train.accumulate}": train.accumulate > 1,
-        "no drop path (it draws in every step), got some": _draws_in_forward(model),
+        "no drop path (it draws in every step), got some": draws,
     }
     for reason, given in reasons.items():
         if given:

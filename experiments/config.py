@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError
-from vmae.core.finetune import FinetuneConfig
+from vmae.core.finetune import VALIDATED, FinetuneConfig
 from vmae.core.masking import MaskConfig, mask_counts
 from vmae.core.optim import OptimConfig
 from vmae.core.probe import ProbeConfig
-from vmae.core.train import TrainConfig
+from vmae.core.train import TrainConfig, metric_of_best
 from vmae.core.video.dataset import DataConfig
 from vmae.core.videomae import VideoMAEConfig
+from vmae.experiments.tracking import TrackingConfig
 
 Stage = Literal["probe", "knn", "finetune"]
 
@@ -77,6 +78,7 @@ class ExperimentConfig:
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
     trained at different ratios can be compared."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if self.data.frames != self.model.frames:
@@ -88,6 +90,8 @@ class ExperimentConfig:
                 f"expected data.size = model.height, model.width; got {self.data.size} and "
                 f"{(self.model.height, self.model.width)}"
             )
+        online = ("knn_top1",) if self.pipeline.measure_every else ()
+        metric_of_best(self.train.best_by, VALIDATED if self.job == "finetune" else online)
         mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
         mask_counts("tube", self.evaluation_ratio, self.model.grid)
 

@@ -24,7 +24,7 @@ from vmae.core.evaluate import (
 )
 from vmae.core.finetune import finetune
 from vmae.core.progress import Progress
-from vmae.core.train import Report, TrainResult, derive_seed
+from vmae.core.train import Report, TrainResult, check_capturable, derive_seed
 from vmae.core.video.dataset import ClipDataset, build_cache
 from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import jobs, run, video_map
@@ -173,6 +173,8 @@ def finetune_run(
     lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
+    if config.train.cuda_graph:
+        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
     config, init, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:
@@ -210,6 +212,7 @@ def finetune_run(
                 config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
             )
         tracker.set_tags({"vmae.checkpoint": str(result.best_model_path or result.model_path)})
+        run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
             tracker.finish("KILLED")
             return FinetuneOutcome(result=result, evaluation=None, folder=home)

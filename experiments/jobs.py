@@ -14,7 +14,7 @@ from vmae.core.checkpoint import load_model
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.core.probe import ProbeResult
-from vmae.core.train import Report, TrainResult
+from vmae.core.train import Report, TrainResult, check_capturable
 from vmae.core.videomae import VideoMAE
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
@@ -107,6 +107,8 @@ def pretrain_run(
     lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
+    if config.train.cuda_graph:
+        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
     config, _, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:
@@ -140,6 +142,7 @@ def pretrain_run(
             assert isinstance(loaded, VideoMAE)
             model = loaded.to(device)
         tracker.set_tags({"vmae.checkpoint": str(result.model_path)})
+        run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
             tracker.finish("KILLED")
             return Outcome(result=result, eval_loss=None)

@@ -6,6 +6,7 @@ The stages here are what `vmae pretrain`, `vmae probe` and every sweep trial are
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmae.core.checkpoint import load_matching
+from vmae.core.checkpoint import CONFIG_NAME, load_matching
 from vmae.core.errors import InputError, VideoError
 from vmae.core.masking import MaskConfig, sample_mask
 from vmae.core.pictures import contact_sheet
 from vmae.core.probe import ProbeResult, evaluation_loss, extract_features, knn_probe, probe
 from vmae.core.reconstruction import reconstruct
 from vmae.core.train import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
+from vmae.core.train_state import list_states
 from vmae.core.video.annotations import Sample, num_classes, read_annotations, subset
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.files import read_json, write_json
 from vmae.experiments.tracking import Tracker
 from vmae.experiments.weights import initial_weights
 
@@ -197,6 +200,42 @@ def pretrain_stage(
         measured=("knn_top1",) if measure else (),
     )
     return model, result
+
+
+def log_checkpoints(
+    tracker: Tracker, config: ExperimentConfig, folder: Path, *, stopped: bool = False, under: str = ""
+) -> None:
+    """Put the checkpoints of a training in `folder` among the run's artifacts, as `config.tracking` says.
+
+    The artifact `checkpoints/[under/]checkpoints.json` has each one's place, size and epoch; uploaded files
+    lie beside it under the names they have in `folder`.
+    """
+    how = config.tracking.checkpoints
+    if how == "none":
+        return
+    place = "/".join(filter(None, ("checkpoints", under)))
+    facts: dict[str, Any] = {"host": os.uname().nodename, "uploaded": how == "upload"}
+    upload: list[Path] = []
+    for name in ("model", "best"):
+        header = read_json(folder / name / CONFIG_NAME)
+        if header is not None:
+            meta = {k: header["meta"][k] for k in ("epochs", "metrics") if k in header["meta"]}
+            facts[name] = {**_place_of(folder / name), **meta}
+            upload.append(folder / name)
+    states = list_states(folder / "checkpoints")
+    facts["training"] = [_place_of(path) for path in states]
+    if stopped:
+        upload += states[-1:]
+    write_json(folder / "checkpoints.json", facts)
+    tracker.log_artifact(folder / "checkpoints.json", place)
+    for path in upload if how == "upload" else ():
+        for file in sorted(path.iterdir()):
+            tracker.log_artifact(file, f"{place}/{path.relative_to(folder)}")
+
+
+def _place_of(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint's folder is, and the bytes in it."""
+    return {"path": str(folder.resolve()), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
 
 
 def measure_reconstruction(

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmae import __version__
 
@@ -39,7 +39,19 @@ CLASSIFIER_TAG = "vmae.classifier"
 SPOOL_NAME = "tracking.jsonl"
 SYSTEM_EVERY_S = 10.0
 """Seconds between two measurements of the machine by a tracker."""
+UPLOAD_BYTES_S = 2e6
+"""What a connection is trusted to carry; how long a run's end waits for large artifacts follows from it."""
 log = logging.getLogger("vmae.tracking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What a run sends to the store besides its numbers."""
+
+    checkpoints: Literal["link", "upload", "none"] = "link"
+    """The run's checkpoints among its artifacts, put there when training ends. link: a file that says where
+    they lie, how large they are and of which epoch. upload: the weights too (of the last and the best epoch;
+    of an interrupted run also the newest training checkpoint). none: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +193,7 @@ class Tracker:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._deadline = float("inf")
+        self._upload_s = 0.0
         self.seconds = 0.0  # what the caller's thread spent here, for perf/tracking_share
         _end_with_newline(self.spool)
         self._append(
@@ -217,6 +230,8 @@ class Tracker:
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
         """Copy a file into the run's artifacts, under `folder`."""
+        with contextlib.suppress(OSError):
+            self._upload_s += Path(path).stat().st_size / UPLOAD_BYTES_S
         self._append({"event": "artifact", "path": str(path), "folder": folder})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -231,12 +246,16 @@ class Tracker:
             time.sleep(0.05)
         return not self._sender.pending()
 
-    def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> bool:
+    def finish(self, status: str = "FINISHED", timeout_s: float | None = None) -> bool:
         """End the run with an MLflow status (`FINISHED`, `FAILED`, `KILLED`) and send what is left.
+
+        It waits `timeout_s`, by default 30 seconds and as long as the artifacts may take.
 
         Returns:
             Whether everything reached the store; if not, a warning names the spool and what to type.
         """
+        if timeout_s is None:
+            timeout_s = 30.0 + self._upload_s
         self._log_system()
         self._append({"event": "finish", "status": status})
         self._deadline = time.monotonic() + timeout_s
@@ -419,7 +438,8 @@ class _Sender:
             elif kind == "tags":
                 self._set_tags(event["tags"])
             elif kind == "artifact" and Path(event["path"]).exists():
-                client.log_artifact(self.run_id, event["path"], event["folder"] or None)
+                with _patience(Path(event["path"])):
+                    client.log_artifact(self.run_id, event["path"], event["folder"] or None)
             elif kind == "image":
                 self._send_image(event)
             elif kind == "finish":
@@ -530,6 +550,18 @@ def spooled_metrics(spool: Path) -> dict[str, list[tuple[int, float]]]:
             for key, value in event["values"].items():
                 found.setdefault(key, {}).setdefault(event["step"], value)
     return {key: sorted(points.items()) for key, points in found.items()}
+
+
+@contextlib.contextmanager
+def _patience(path: Path) -> Iterator[None]:
+    """Inside, a server may take as long to answer as a file of this size needs to be stored."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    usual = os.environ.get(name, "10")
+    os.environ[name] = str(max(int(usual), int(path.stat().st_size / UPLOAD_BYTES_S)))
+    try:
+        yield
+    finally:
+        os.environ[name] = usual
 
 
 @contextlib.contextmanager

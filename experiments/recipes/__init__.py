@@ -6,6 +6,7 @@ import inspect
 from bisect import bisect_right
 from collections.abc import Callable
 
+from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recipes import demo, small_data, videomae_v1, videomae_v2
@@ -26,6 +27,8 @@ REFERENCE_LOSS: dict[str, tuple[tuple[float, float], ...]] = {
     "k400_small_pretrain": ((0.9, 0.6), (1.0, 0.6)),
 }  # fmt: skip
 """Recorded loss curves, for `loss_comparison`."""
+STARTS_FROM_WEIGHTS = ("demo_finetune",)
+"""Recipes without `init` of their own whose curve was recorded from pre-trained weights."""
 
 
 def get(name: str) -> ExperimentConfig:
@@ -41,14 +44,47 @@ def doc(name: str) -> str:
     return inspect.getdoc(ALL[name]) or ""
 
 
-def loss_comparison(recipe: str, share: float, loss: float) -> str | None:
+_DECIDES_THE_LOSS = ("model", "mask", "optim", "finetune", "init")
+_DECIDES_THE_LOSS_TOO = {
+    "data": (
+        "train_csv", "frames", "sampling", "sampling_rate", "size", "short_side", "augment", "flip",
+        "rand_augment", "random_erasing", "repeats", "train_share",
+    ),
+    "train": ("epochs", "batch_size"),
+}  # fmt: skip
+_DOES_NOT = ("model.checkpoint_activations", "finetune.eval_every")
+
+
+def differences(config: ExperimentConfig) -> list[str]:
+    """Dotted names of the settings that decide the training loss and are not its recipe's.
+
+    Left out: the seed, what a recipe leaves to the user (its lists) and, of `init`, which weights.
+    """
+    own, given = flatten(get(config.recipe)), flatten(config)
+    found = []
+    for key, value in given.items():
+        section, _, name = key.partition(".")
+        decides = section in _DECIDES_THE_LOSS or name in _DECIDES_THE_LOSS_TOO.get(section, ())
+        if not decides or key in _DOES_NOT or (section == "finetune" and config.job == "pretrain"):
+            continue
+        if key == "init":
+            expected = config.recipe in STARTS_FROM_WEIGHTS or bool(own[key])
+            if bool(value) != expected:
+                found.append(key)
+        elif own.get(key) != value and not (key == "data.train_csv" and not own[key]):
+            found.append(key)
+    return found
+
+
+def loss_comparison(config: ExperimentConfig, share: float, loss: float) -> str | None:
     """Is my loss normal? One line that compares a run with its recipe's recorded curve.
 
     `share` in (0, 1] is how much of the run's epochs is done, `loss` the last epoch's mean training loss.
-    None where no curve is recorded for the recipe, or none for so early a time.
+    None where no curve is recorded for the recipe, none for so early a time, or where the run is another
+    than the recorded one (`differences`).
     """
-    curve = REFERENCE_LOSS.get(recipe, ())
-    if not curve or share < curve[0][0]:
+    curve = REFERENCE_LOSS.get(config.recipe, ())
+    if not curve or share < curve[0][0] or differences(config):
         return None
     shares = [s for s, _ in curve]
     right = min(bisect_right(shares, share), len(curve) - 1)
@@ -60,6 +96,17 @@ def loss_comparison(recipe: str, share: float, loss: float) -> str | None:
     if abs(difference) > 0.05:
         verdict += "above it: check the data and the learning rate" if difference > 0 else "below it"
     return (
-        f"is my loss normal? {loss:.3f} at {share:.0%} of {recipe}; "
+        f"is my loss normal? {loss:.3f} at {share:.0%} of {config.recipe}; "
         f"the recorded run had {expected:.3f}: {verdict}"
+    )
+
+
+def why_not_compared(config: ExperimentConfig) -> str | None:
+    """A line that says why a run is not compared with its recipe's curve; None where it is, or has none."""
+    if config.recipe not in REFERENCE_LOSS or not (changed := differences(config)):
+        return None
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return (
+        f"is my loss normal? Not compared with the recorded run of {config.recipe}: "
+        f"{', '.join(changed[:4])}{more} differ"
     )

@@ -197,6 +197,7 @@ def _stages(
     this.done_share += shares["pretrain"]
     if this.stopped is None:
         tracker.set_tags({"vmae.checkpoint": str(home / "pretrain" / "model")})
+        run.log_checkpoints(tracker, config, home / "pretrain", under="pretrain")
         for stage in ("measure", *config.pipeline.then):
             progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
             kept = read_json(home / f"{stage}.json")
@@ -493,6 +494,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     from vmae.core.checkpoint import load_model
     from vmae.core.classifier import VideoClassifier
     from vmae.core.video.dataset import ClipDataset
+    from vmae.experiments import run
     from vmae.experiments.finetuning import finetune_stage
 
     start, progress = this.done_share, this.progress
@@ -532,6 +534,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
             tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
         )
     this.tracker.set_tags({CLASSIFIER_TAG: str(result.model_path)})
+    run.log_checkpoints(this.tracker, tuned, home, under="finetune")
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.staged:
         found = _elsewhere(this, "finetune", "evaluate", tuned, result.model_path)

@@ -17,7 +17,7 @@ CHANGES = (
     "model.embed_dim=32", "data.frames=4", "data.size=32,32", "data.short_side=32", "data.sampling_rate=1",
     "train.batch_size=8", "evaluation_ratio=0.75",
 )  # fmt: skip
-SHAPE = [part for change in CHANGES for part in ("--set", change)]
+SHAPE = ["--set", *CHANGES]
 
 
 def vmae(*argv: object) -> int:
@@ -69,6 +69,47 @@ def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
     rows = list(csv.DictReader((store / "ft" / "evaluation" / "predictions.csv").read_text().splitlines()))
     assert len(rows) == 8 and all(Path(r["path"]).is_absolute() for r in rows)
     assert (store / "ft" / "evaluation" / "confusion.png").stat().st_size > 1000
+
+
+def artifacts(runs: Path, name: str) -> dict[str, int]:
+    """Every file among the artifacts of a run, with its size."""
+    from vmae.experiments import tracking
+
+    store = tracking.store_at(runs)
+    client = tracking._client(store.uri)
+    run_id = tracking.find_run(client, tracking._experiment_id(store, client), f"run:{name}")
+    assert run_id is not None
+    found: dict[str, int] = {}
+    folders = [""]
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                found[item.path] = item.file_size
+    return found
+
+
+def test_checkpoints_are_linked_uploaded_or_left_out(store: Path, tiny_videos: Path) -> None:
+    linked = {p for p in artifacts(store, "pt") if p.startswith("checkpoints")}
+    assert linked == {"checkpoints/checkpoints.json"}
+    facts = json.loads((store / "pt" / "checkpoints.json").read_text())
+    assert facts["model"]["path"] == str(store / "pt" / "model") and not facts["uploaded"]
+    assert facts["model"]["bytes"] == sum(f.stat().st_size for f in (store / "pt" / "model").iterdir())
+    assert [Path(t["path"]).name for t in facts["training"]] == ["step-0000000003"]
+    assert facts["best"]["epochs"] == 1 and facts["best"]["metrics"]["loss"] > 0
+    data = ["--data", tiny_videos / "train.csv", "--runs-dir", store, "--epochs", 1, *SHAPE]
+    assert vmae("pretrain", *data, "--run-name", "up", "--checkpoint-artifacts", "upload") == 0
+    sent = {p: n for p, n in artifacts(store, "up").items() if p.startswith("checkpoints/")}
+    for name in ("model", "best"):
+        file = store / "up" / name / "model.safetensors"
+        assert sent[f"checkpoints/{name}/model.safetensors"] == file.stat().st_size
+        assert f"checkpoints/{name}/config.json" in sent
+    assert len(sent) == 5
+    assert vmae("pretrain", *data, "--run-name", "no", "--set", "tracking.checkpoints=none",
+                "train.best_by=none") == 0  # fmt: skip
+    assert not [p for p in artifacts(store, "no") if p.startswith("checkpoints")]
+    assert not (store / "no" / "best").exists()
 
 
 def test_evaluate_prints_numbers_and_keeps_predictions(
@@ -123,6 +164,11 @@ def test_reconstruct_writes_each_kind_of_file(
         (["finetune", "--recipe", "demo_pretrain"], "expected a fine-tuning recipe, got 'demo_pretrain'"),
         (["finetune", "--gpus-per-worker", "1"], "expected --workers N"),
         (["finetune", "--resume", "ftt"], "did you mean 'ft'"),
+        (["finetune", "--resume", "pt"], "expected a finetune run, got 'pt'; vmae pretrain --resume goes on"),
+        (["pretrain", "--resume", "pt", "--size", "small"], "expected --resume alone"),
+        (["pretrain", "--recipe", "demo_finetune"], "expected a pre-training recipe, got 'demo_finetune'"),
+        (["pretrain", "--set", "train.best_by=los"], "got 'los' (did you mean 'loss'?)"),
+        (["finetune", "--init", "pt", "--set", "train.cuda_graph=true"], "expected a CUDA device, got cpu"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -20,11 +20,10 @@ from vmae.core.checkpoint import load_model
 from vmae.core.errors import InputError
 from vmae.core.masking import MaskConfig
 from vmae.core.optim import OptimConfig
-from vmae.core.parallel import World
 from vmae.core.train import (
     TrainConfig,
     TrainingDiverged,
-    _check_capturable,
+    check_capturable,
     derive_seed,
     make_generator,
     pretrain,
@@ -393,17 +392,17 @@ def test_a_captured_run_has_the_losses_of_a_plain_one(tiny_videos: Path, tmp_pat
 
 
 def test_what_a_graph_needs_besides_a_gpu() -> None:
-    gpu, one, graph = torch.device("cuda"), World(), replace(TRAIN, cuda_graph=True)
-    _check_capturable("pretrain", model(), graph, gpu, one)
-    refused = {
-        "pre-training, got finetune": ("finetune", model(), graph, gpu, one),
-        "one process, got 2": ("pretrain", model(), graph, gpu, World(0, 2)),
-        "train.accumulate = 1, got 2": ("pretrain", model(), replace(graph, accumulate=2), gpu, one),
-        "no drop path": ("pretrain", model(drop_path=0.1), graph, gpu, one),
+    gpu, graph = torch.device("cuda"), replace(TRAIN, cuda_graph=True)
+    check_capturable("pretrain", graph, gpu)
+    refused: dict[str, tuple[str, TrainConfig, dict[str, Any]]] = {
+        "pre-training, got finetune": ("finetune", graph, {}),
+        "one process, got 2": ("pretrain", graph, {"processes": 2}),
+        "train.accumulate = 1, got 2": ("pretrain", replace(graph, accumulate=2), {}),
+        "no drop path": ("pretrain", graph, {"draws": True}),
     }
-    for message, given in refused.items():
+    for message, (job, train, more) in refused.items():
         with pytest.raises(InputError, match=f"train.cuda_graph: expected {message}"):
-            _check_capturable(*given)
+            check_capturable(job, train, gpu, **more)
 
 
 @pytest.mark.parametrize(

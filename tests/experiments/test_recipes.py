@@ -117,9 +117,34 @@ def test_overrides_are_typed_and_name_the_nearest() -> None:
 
 
 def test_is_my_loss_normal() -> None:
-    line = recipes.loss_comparison("demo_pretrain", 1.0, 0.771)
+    demo = recipes.get("demo_pretrain")
+    line = recipes.loss_comparison(demo, 1.0, 0.771)
     assert line is not None and "0.771 at 100% of demo_pretrain" in line and "as recorded" in line
-    high = recipes.loss_comparison("demo_pretrain", 13 / 26, 1.0)
+    high = recipes.loss_comparison(demo, 13 / 26, 1.0)
     assert high is not None and "15% above it: check the data" in high
-    assert recipes.loss_comparison("k400_small_pretrain", 0.5, 0.7) is None
-    assert recipes.loss_comparison("ssv2_base_pretrain", 1.0, 0.7) is None
+    small = recipes.get("k400_small_pretrain")
+    assert recipes.loss_comparison(small, 0.5, 0.7) is None
+    assert recipes.loss_comparison(recipes.get("ssv2_base_pretrain"), 1.0, 0.7) is None
+    with_lists = override(small, {"data.train_csv": "my/train.csv", "data.workers": 3, "train.seed": 5})
+    assert recipes.loss_comparison(with_lists, 1.0, 0.6) is not None
+
+
+def test_another_run_than_the_recorded_one_is_not_compared() -> None:
+    demo = recipes.get("demo_pretrain")
+    changed = override(demo, {"train.epochs": 3, "mask.ratio": 0.9, "data.train_csv": "my/train.csv"})
+    assert recipes.loss_comparison(changed, 1.0, 0.771) is None
+    assert recipes.why_not_compared(changed) == (
+        "is my loss normal? Not compared with the recorded run of demo_pretrain: "
+        "mask.ratio, data.train_csv, train.epochs differ"
+    )
+    assert recipes.why_not_compared(demo) is None
+    assert recipes.why_not_compared(recipes.get("ssv2_base_pretrain")) is None
+    tuned = recipes.get("demo_finetune")
+    assert recipes.differences(tuned) == ["init"]
+    assert recipes.differences(override(tuned, {"init": "runs/a/model"})) == []
+
+
+@pytest.mark.parametrize("name", recipes.REFERENCE_LOSS)
+def test_recorded_curves_are_of_recipes_and_in_order(name: str) -> None:
+    shares = [s for s, _ in recipes.REFERENCE_LOSS[name]]
+    assert name in recipes.ALL and shares == sorted(set(shares)) and shares[-1] == 1.0

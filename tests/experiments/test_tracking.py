@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import socket
 import time
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
     assert len(steps) >= 3
     assert steps == sorted(set(steps))
     assert all(0 <= v <= 100 for _, v in _history(store, "k1", "system/cpu_percent"))
+
+
+def test_a_large_artifact_gets_the_time_it_needs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    large = store.runs_dir / "large.bin"
+    with open(large, "wb") as f:
+        f.truncate(200 * 10**6)  # a hole: nothing is written
+    with tracking._patience(large):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "100"
+    with tracking._patience(store.runs_dir / "mlflow.db"):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
 
 
 def _write_many(store: Store, index: int) -> None:

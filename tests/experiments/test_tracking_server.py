@@ -15,7 +15,7 @@ import pytest
 
 from vmae.experiments import results
 from vmae.experiments.results import Filter
-from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+from vmae.experiments.tracking import Store, Tracker, TrackingConfig, create_store, store_at
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,34 @@ def test_runs_go_to_the_server_and_come_back(store: Store, tmp_path: Path) -> No
     chosen = results.list_runs(store, where=[Filter.parse("probe/top1 > 0.15")], sort="mask.ratio")
     assert [r.name for r in chosen] == ["t2", "t1"]
     assert "mask.ratio" in results.known_columns(store)
+
+
+@pytest.mark.slow
+def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) -> None:
+    from vmae.core.checkpoint import load_model, save_model
+    from vmae.core.train_state import save_state
+    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.experiments import tracking
+    from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.run import log_checkpoints
+
+    home, model = tmp_path / "run", VideoMAE(VideoMAEConfig.from_size("tiny"))
+    save_model(home / "model", model, {"epochs": 2})
+    save_state(home / "checkpoints", 7, {"model": model.state_dict()})
+    config = ExperimentConfig(tracking=TrackingConfig(checkpoints="upload"))
+    with Tracker(store, home, name="up", key="run:up", kind="pretrain") as tracker:
+        log_checkpoints(tracker, config, home, stopped=True)
+    client = tracking._client(store.uri)
+    run_id = tracking.find_run(client, tracking._experiment_id(store, client), "run:up")
+    assert run_id is not None and client.get_run(run_id).info.status == "FINISHED"
+    got = client.download_artifacts(run_id, "checkpoints", str(tmp_path))
+    back, meta = load_model(Path(got) / "model")
+    assert meta["epochs"] == 2 and all(
+        a.equal(b) for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True)
+    )
+    # An interrupted run can go on elsewhere.
+    sent = Path(got) / "checkpoints" / "step-0000000007" / "state.pt"
+    assert sent.read_bytes() == (home / "checkpoints" / "step-0000000007" / "state.pt").read_bytes()
 
 
 def test_a_server_that_is_away_is_one_line(
