@@ -277,6 +277,14 @@ def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
         yield from _attention_cases(1568, 64, bf16, family, lengths=True)
         yield from _attention_cases(1568, 64, torch.float16, family)
         yield from _attention_cases(1568, 64, torch.float32, family)
+        # The other head dims, and the longest short sequences: every tile that `attention_plan` gives.
+        for d in (16, 24, 96, 128):
+            yield from _attention_cases(160, d, bf16, family)
+            yield from _attention_cases(1568, d, bf16, family)
+        for d in (32, 64):
+            yield from _attention_cases(256, d, bf16, family)
+        for d in (16, 32, 128):
+            yield from _attention_cases(1568, d, torch.float32, family)
         yield from _patch_cases(family)
         yield from _token_cases(family)
         yield from _candidate_cases(family)

@@ -70,23 +70,37 @@ for _family in (80, 90, 100):
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
     )
-# float32 products run as exact float32 on the plain units: small tiles, correctness before speed.
-_LONG_FP32 = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
+# With a head dim of 16 or less these two spill in the tiles above.
+_LONG[80, 16] = (replace(_LONG[80, 16][0], num_stages=2), *_LONG[80, 16][1:])
+_LONG[100, 16] = (_LONG[100, 16][0], replace(_LONG[100, 16][1], num_warps=4), _LONG[100, 16][2])
+
+# float32 products run as exact float32 on the plain units: small tiles, correctness before speed. By head
+# block, forward, dq and dkdv: the largest of these tiles that do not spill on any family.
+_SQUARE = Tile(block_m=32, block_n=32, num_warps=4)
+_LONG_FP32 = {
+    16: (_SQUARE, _SQUARE, _SQUARE),
+    32: (_SQUARE, _SQUARE, _SQUARE),
+    64: (_SQUARE, replace(_SQUARE, block_n=16), replace(_SQUARE, block_m=16)),
+    128: (
+        replace(_SQUARE, block_n=16),
+        Tile(block_m=16, block_n=16, num_warps=8),
+        Tile(block_m=16, block_n=16, num_warps=4),
+    ),
+}
 
 
 def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> AttentionPlan:
     """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100)."""
     block = head_block(head_dim)
     if dtype == torch.float32:
-        # The inner tile of a backward pass is halved: with 32 it spills.
-        dq, dkdv = replace(_LONG_FP32, block_n=16), replace(_LONG_FP32, block_m=16)
-        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=_LONG_FP32, dq=dq, dkdv=dkdv)
+        fwd, dq, dkdv = _LONG_FP32[block]
+        return AttentionPlan(short_fwd=None, short_bwd=None, fwd=fwd, dq=dq, dkdv=dkdv)
     fwd, dq, dkdv = _LONG[family, block]
     short_fwd = short_bwd = None
     if n <= SHORT_MAX_TOKENS and (block <= 64 or n <= 160):
         short_fwd = Tile(block_m=64, num_warps=4)
         if n > 160:
-            short_fwd = replace(short_fwd, num_warps=8)
+            short_fwd = replace(short_fwd, num_warps=8) if family >= 90 else replace(short_fwd, block_m=32)
     if n <= SHORT_MAX_TOKENS and block <= 64 and family >= 90:
         short_bwd = Tile(block_m=32, num_warps=8)
     return AttentionPlan(short_fwd=short_fwd, short_bwd=short_bwd, fwd=fwd, dq=dq, dkdv=dkdv)
