@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.masking import MaskConfig, mask_counts
-from vmae.core.videomae import VideoMAEConfig
+from vmae.core.videomae import EncoderConfig, VideoMAEConfig
 
 GIB = 2**30
 
@@ -157,6 +157,13 @@ def make_plan(
         clips_per_s=clips_per_s,
         steps=-(-videos // (batch * gpus)) * epochs,
     )
+
+
+def classifier_flops(config: EncoderConfig) -> int:
+    """Matrix-product FLOPs of one clip's forward and backward in fine-tuning (all tokens; no head)."""
+    n, d = config.grid.num_tokens, config.embed_dim
+    embedding = 2 * n * config.grid.patch_dim * d
+    return 2 * embedding + 3 * config.depth * _block_flops(n, d, config.mlp_dim)
 
 
 def _block_parameters(dim: int, hidden: int) -> int:

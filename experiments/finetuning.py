@@ -195,7 +195,7 @@ def finetune_run(
         ) as tracker,
         jobs.stop_on_signal() as should_stop,
     ):
-        tracker.log_artifact(home / "config.yaml")
+        run.log_start(tracker, home)
         if workers is None:
             _, result = finetune_stage(
                 config,

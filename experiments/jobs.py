@@ -129,7 +129,7 @@ def pretrain_run(
         ) as tracker,
         stop_on_signal() as should_stop,
     ):
-        tracker.log_artifact(home / "config.yaml")
+        run.log_start(tracker, home)
         if workers is None:
             model, result = run.pretrain_stage(
                 config, data, home, device=device, tracker=tracker, report=report, should_stop=should_stop

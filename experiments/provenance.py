@@ -42,6 +42,25 @@ def keep_digest(base: ExperimentConfig, folder: Path) -> dict[str, str]:
     return tags
 
 
+def environment() -> str:
+    """What a run ran on, one line a thing: system, processors, GPUs, and every installed package's version."""
+    import platform
+    import sys
+    from importlib.metadata import distributions
+
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = [
+        f"python {sys.version.split()[0]}",
+        f"system {platform.platform()}",
+        f"processors {os.cpu_count()} {platform.machine()}",
+        *(f"gpu {i} {name}" for i, name in enumerate(gpus)),
+    ]
+    packages = {f"{d.metadata['Name']}=={d.version}" for d in distributions()}
+    return "\n".join([*lines, *sorted(packages, key=str.lower)]) + "\n"
+
+
 def data_digest(data: DataConfig) -> str:
     """Twelve hex digits that change when a list of `data` changes, or a file it names.
 

@@ -30,6 +30,7 @@ from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.videomae import VideoMAE
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
+from vmae.experiments.provenance import environment
 from vmae.experiments.tracking import Tracker
 from vmae.experiments.weights import initial_weights
 
@@ -200,6 +201,13 @@ def pretrain_stage(
         measured=("knn_top1",) if measure else (),
     )
     return model, result
+
+
+def log_start(tracker: Tracker, home: Path) -> None:
+    """Put the run's configuration (which can be run again) and its environment among the artifacts."""
+    (home / "environment.txt").write_text(environment())
+    for name in ("config.yaml", "environment.txt"):
+        tracker.log_artifact(home / name)
 
 
 def log_checkpoints(

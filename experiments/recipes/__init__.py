@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
+from vmae.core.plan import classifier_flops, make_plan
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recipes import demo, small_data, videomae_v1, videomae_v2
 
@@ -42,6 +43,28 @@ def doc(name: str) -> str:
     """The recipe's docstring: what it is, what it costs, what it reached."""
     get(name)
     return inspect.getdoc(ALL[name]) or ""
+
+
+def cost(config: ExperimentConfig) -> str:
+    """What a recipe costs, computed: matrix-product FLOPs of a clip's step and of a video over the run.
+
+    Forward and backward; repeated samples count, recomputed activations do not. Times the videos of a list:
+    `vmae plan` makes hours of it.
+    """
+    flops: float = classifier_flops(config.model)
+    if config.finetune.freeze_encoder and config.job == "finetune":
+        flops /= 3  # no backward pass
+    if config.job == "pretrain":
+        flops = make_plan(
+            config.model, config.mask, batch=1, gpu="h200", gpus=1, videos=1, epochs=1, utilisation=1.0
+        ).training_flops
+    run = flops * config.data.repeats * config.train.epochs
+    return f"{_three(flops / 1e9)} GFLOP a clip, {_three(run / 1e12)} TFLOP a video over the run"
+
+
+def _three(value: float) -> str:
+    """Three digits: 1,076 or 64.0 or 0.199."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 _DECIDES_THE_LOSS = ("model", "mask", "optim", "finetune", "init")

@@ -24,6 +24,7 @@ def demo_pretrain() -> ExperimentConfig:
     them decide whether anything is learnt in minutes: tubelets of four frames (half the tokens, each with
     motion inside), a decoder as wide as the encoder (fixed flat positions need width to be told apart), and
     many small batches.
+    Cost: 0.199 GFLOP a clip, 0.00517 TFLOP a video over the run.
     """
     return ExperimentConfig(
         name="demo_pretrain",
@@ -69,6 +70,7 @@ def demo_finetune() -> ExperimentConfig:
     Command: `vmae finetune --init demo_pretrain-1`; without --init the same from fresh weights. Measured
     against each other in docs/results_finetune.md. No flip (left and right are classes) and no mixing: at
     this length they only slow learning down.
+    Cost: 0.307 GFLOP a clip, 0.00307 TFLOP a video over the run.
     """
     base = demo_pretrain()
     return replace(

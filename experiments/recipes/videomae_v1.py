@@ -2,7 +2,8 @@
 
 Give the lists with `--data train.csv --val val.csv`. Results are the publishers', top-1 / top-5 in percent,
 with the segments x crops of the fine-tuning row. `batch` is the total batch: the actual learning rate is
-base_lr x batch / 256 whatever the number of GPUs.
+base_lr x batch / 256 whatever the number of GPUs. Costs are computed (`recipes.cost`), for only one is
+published: FLOPs of a clip's step, and of the run for each video of the list.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def k400_small_pretrain() -> ExperimentConfig:
     """ViT-S on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_small_finetune) it reaches 79.0 / 93.8. The loss is about 0.6 late in the run.
+    Cost: 64.0 GFLOP a clip, 102 TFLOP a video over the run.
     """
     return pretraining("k400_small_pretrain", "small", epochs=1600, batch=1024)
 
@@ -119,7 +121,9 @@ def k400_small_pretrain() -> ExperimentConfig:
 def k400_base_pretrain() -> ExperimentConfig:
     """ViT-B on Kinetics-400, 1600 epochs.
 
-    Fine-tuned (k400_base_finetune) it reaches 81.5 / 95.1. Cost: twice that of the 800 epochs.
+    Fine-tuned (k400_base_finetune) it reaches 81.5 / 95.1.
+
+    Cost: 202 GFLOP a clip, 324 TFLOP a video over the run.
     """
     return pretraining("k400_base_pretrain", "base", epochs=1600, batch=2048)
 
@@ -127,7 +131,7 @@ def k400_base_pretrain() -> ExperimentConfig:
 def k400_base_800_pretrain() -> ExperimentConfig:
     """ViT-B on Kinetics-400, 800 epochs: the setting of the paper's ablations, 80.0 after fine-tuning.
 
-    Cost: 27 hours on 64 V100.
+    Cost: 202 GFLOP a clip, 162 TFLOP a video over the run; the paper's took 27 hours on 64 V100.
     """
     return pretraining("k400_base_800_pretrain", "base", epochs=800, batch=2048)
 
@@ -136,6 +140,7 @@ def k400_large_pretrain() -> ExperimentConfig:
     """ViT-L (decoder of 12 blocks) on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_large_finetune) it reaches 85.2 / 96.8. The script is for 64 GPUs.
+    Cost: 842 GFLOP a clip, 1,347 TFLOP a video over the run.
     """
     return pretraining("k400_large_pretrain", "large", epochs=1600, batch=512)
 
@@ -144,49 +149,74 @@ def k400_huge_pretrain() -> ExperimentConfig:
     """ViT-H (decoder of 12 blocks) on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_huge_finetune) it reaches 86.6 / 97.1.
+    Cost: 1,408 GFLOP a clip, 2,253 TFLOP a video over the run.
     """
     return pretraining("k400_huge_pretrain", "huge", epochs=1600, batch=1024)
 
 
 def ssv2_small_pretrain() -> ExperimentConfig:
-    """ViT-S on Something-Something V2, 2400 epochs; fine-tuned (ssv2_small_finetune) 66.8 / 90.3."""
+    """ViT-S on Something-Something V2, 2400 epochs; fine-tuned (ssv2_small_finetune) 66.8 / 90.3.
+
+    Cost: 64.0 GFLOP a clip, 154 TFLOP a video over the run.
+    """
     return pretraining("ssv2_small_pretrain", "small", epochs=2400, batch=1024, sampling_rate=2)
 
 
 def ssv2_base_pretrain() -> ExperimentConfig:
-    """ViT-B on Something-Something V2, 2400 epochs; fine-tuned (ssv2_base_finetune) 70.8 / 92.4."""
+    """ViT-B on Something-Something V2, 2400 epochs; fine-tuned (ssv2_base_finetune) 70.8 / 92.4.
+
+    Cost: 202 GFLOP a clip, 486 TFLOP a video over the run.
+    """
     return pretraining("ssv2_base_pretrain", "base", epochs=2400, batch=2048, sampling_rate=2)
 
 
 def ssv2_base_800_pretrain() -> ExperimentConfig:
-    """ViT-B on Something-Something V2, 800 epochs: the paper's ablations, 69.6 after fine-tuning."""
+    """ViT-B on Something-Something V2, 800 epochs: the paper's ablations, 69.6 after fine-tuning.
+
+    Cost: 202 GFLOP a clip, 162 TFLOP a video over the run.
+    """
     return pretraining("ssv2_base_800_pretrain", "base", epochs=800, batch=2048, sampling_rate=2)
 
 
 def ucf101_base_pretrain() -> ExperimentConfig:
-    """ViT-B on UCF101 alone (about 10k clips), mask 0.75, 3200 epochs; fine-tuned 91.3 / 98.5."""
+    """ViT-B on UCF101 alone (about 10k clips), mask 0.75, 3200 epochs; fine-tuned 91.3 / 98.5.
+
+    Cost: 335 GFLOP a clip, 1,073 TFLOP a video over the run.
+    """
     return pretraining("ucf101_base_pretrain", "base", epochs=3200, batch=192, ratio=0.75, base_lr=3e-4)
 
 
 def hmdb51_base_pretrain() -> ExperimentConfig:
-    """ViT-B on HMDB51 alone, mask 0.75, 4800 epochs (paper only, no script); fine-tuned 62.6."""
+    """ViT-B on HMDB51 alone, mask 0.75, 4800 epochs (paper only, no script); fine-tuned 62.6.
+
+    Cost: 335 GFLOP a clip, 1,610 TFLOP a video over the run.
+    """
     return pretraining(
         "hmdb51_base_pretrain", "base", epochs=4800, batch=192, ratio=0.75, base_lr=3e-4, sampling_rate=2
     )
 
 
 def k400_small_finetune() -> ExperimentConfig:
-    """ViT-S on Kinetics-400 after k400_small_pretrain: 79.0 / 93.8 with 5x3 views."""
+    """ViT-S on Kinetics-400 after k400_small_pretrain: 79.0 / 93.8 with 5x3 views.
+
+    Cost: 339 GFLOP a clip, 102 TFLOP a video over the run.
+    """
     return finetuning("k400_small_finetune", "small", epochs=150, base_lr=5e-4, batch=384)
 
 
 def k400_base_finetune() -> ExperimentConfig:
-    """ViT-B on Kinetics-400 after k400_base_pretrain (1600 epochs): 81.5 / 95.1 with 5x3 views."""
+    """ViT-B on Kinetics-400 after k400_base_pretrain (1600 epochs): 81.5 / 95.1 with 5x3 views.
+
+    Cost: 1,078 GFLOP a clip, 162 TFLOP a video over the run.
+    """
     return finetuning("k400_base_finetune", "base", epochs=75, base_lr=5e-4, batch=384)
 
 
 def k400_large_finetune() -> ExperimentConfig:
-    """ViT-L on Kinetics-400 after k400_large_pretrain: 85.2 / 96.8 with 5x3 views. Script: 64 GPUs."""
+    """ViT-L on Kinetics-400 after k400_large_pretrain: 85.2 / 96.8 with 5x3 views. Script: 64 GPUs.
+
+    Cost: 3,576 GFLOP a clip, 250 TFLOP a video over the run.
+    """
     return finetuning("k400_large_finetune", "large", epochs=35, base_lr=2e-3, batch=128)
 
 
@@ -194,6 +224,7 @@ def k400_huge_finetune() -> ExperimentConfig:
     """ViT-H on Kinetics-400 after k400_huge_pretrain: 86.6 / 97.1 with 5x3 views.
 
     Recomputes activations in the backward pass.
+    Cost: 7,140 GFLOP a clip, 714 TFLOP a video over the run.
     """
     return finetuning(
         "k400_huge_finetune",
@@ -213,6 +244,7 @@ def k400_large_320_finetune() -> ExperimentConfig:
 
     Only the result is published; the hyperparameters are those of the 224 px row (our assumption).
     Positions are interpolated when weights of 16x224x224 are loaded.
+    Cost: 23,716 GFLOP a clip, 1,660 TFLOP a video over the run.
     """
     return finetuning(
         "k400_large_320_finetune",
@@ -231,6 +263,7 @@ def k400_huge_320_finetune() -> ExperimentConfig:
     """ViT-H on Kinetics-400 at 320x320, 32 frames: 87.4 top-1 with 4x3 views.
 
     Only the result is published; the hyperparameters are those of the 224 px row (our assumption).
+    Cost: 44,342 GFLOP a clip, 4,434 TFLOP a video over the run.
     """
     return finetuning(
         "k400_huge_320_finetune",
@@ -249,7 +282,10 @@ def k400_huge_320_finetune() -> ExperimentConfig:
 
 
 def ssv2_small_finetune() -> ExperimentConfig:
-    """ViT-S on Something-Something V2 after ssv2_small_pretrain: 66.8 / 90.3 with 2x3 views. No flip."""
+    """ViT-S on Something-Something V2 after ssv2_small_pretrain: 66.8 / 90.3 with 2x3 views. No flip.
+
+    Cost: 339 GFLOP a clip, 27.2 TFLOP a video over the run.
+    """
     return finetuning(
         "ssv2_small_finetune",
         "small",
@@ -264,7 +300,10 @@ def ssv2_small_finetune() -> ExperimentConfig:
 
 
 def ssv2_base_finetune() -> ExperimentConfig:
-    """ViT-B on Something-Something V2 after ssv2_base_pretrain: 70.8 / 92.4 with 2x3 views. No flip."""
+    """ViT-B on Something-Something V2 after ssv2_base_pretrain: 70.8 / 92.4 with 2x3 views. No flip.
+
+    Cost: 1,078 GFLOP a clip, 64.7 TFLOP a video over the run.
+    """
     return finetuning(
         "ssv2_base_finetune",
         "base",
@@ -281,6 +320,7 @@ def ssv2_large_finetune() -> ExperimentConfig:
     """ViT-L on Something-Something V2, 16 frames: 74.3 top-1 with 2x3 views. No flip.
 
     Only the result is published; the hyperparameters are those of ViT-B (our assumption).
+    Cost: 3,576 GFLOP a clip, 215 TFLOP a video over the run.
     """
     return finetuning(
         "ssv2_large_finetune",
@@ -299,6 +339,7 @@ def ssv2_large_32_finetune() -> ExperimentConfig:
     """ViT-L on Something-Something V2, 32 frames: 75.4 top-1 with 1x3 views. No flip.
 
     Only the result is published; the hyperparameters are those of ViT-B (our assumption).
+    Cost: 8,602 GFLOP a clip, 516 TFLOP a video over the run.
     """
     return finetuning(
         "ssv2_large_32_finetune",
@@ -315,7 +356,10 @@ def ssv2_large_32_finetune() -> ExperimentConfig:
 
 
 def ucf101_base_finetune() -> ExperimentConfig:
-    """ViT-B on UCF101 after ucf101_base_pretrain: 91.3 / 98.5 with 5x3 views (96.1 from Kinetics-400)."""
+    """ViT-B on UCF101 after ucf101_base_pretrain: 91.3 / 98.5 with 5x3 views (96.1 from Kinetics-400).
+
+    Cost: 1,078 GFLOP a clip, 216 TFLOP a video over the run.
+    """
     return finetuning(
         "ucf101_base_finetune",
         "base",
@@ -333,6 +377,7 @@ def hmdb51_base_finetune() -> ExperimentConfig:
     """ViT-B on HMDB51 after hmdb51_base_pretrain: 62.6 with 10x3 views (73.3 from Kinetics-400).
 
     Paper only, no script; sampling rate 2 as in its pre-training (our reading).
+    Cost: 1,078 GFLOP a clip, 108 TFLOP a video over the run.
     """
     return finetuning(
         "hmdb51_base_finetune",
@@ -353,6 +398,7 @@ def ssv2_base_linear() -> ExperimentConfig:
     SGD 0.1, momentum 0.9, no weight decay, batch 1024, 100 epochs, warm-up 10, multi-scale crop, the encoder
     frozen. `vmae probe` is the quick form of it, on features computed once. Departure: the learning rate is
     taken as the base rate for 256 clips; what is trained is `fc_norm` and the head.
+    Cost: 359 GFLOP a clip, 35.9 TFLOP a video over the run.
     """
     return ExperimentConfig(
         name="ssv2_base_linear",

@@ -91,6 +91,11 @@ def artifacts(runs: Path, name: str) -> dict[str, int]:
 
 
 def test_checkpoints_are_linked_uploaded_or_left_out(store: Path, tiny_videos: Path) -> None:
+    assert {"config.yaml", "environment.txt"} <= artifacts(store, "pt").keys()
+    import torch
+
+    installed = (store / "pt" / "environment.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in [line.partition("+")[0] for line in installed]
     linked = {p for p in artifacts(store, "pt") if p.startswith("checkpoints")}
     assert linked == {"checkpoints/checkpoints.json"}
     facts = json.loads((store / "pt" / "checkpoints.json").read_text())

@@ -71,6 +71,36 @@ def test_a_fixed_seed_gives_fixed_shares() -> None:
 GOLDEN_SHARE = 0.41116660833358765
 
 
+def test_a_fixed_seed_cuts_a_fixed_box() -> None:
+    video, targets = batch()
+    mixed, soft = mix_clips(video, targets, MixConfig(mixup=0.0), np.random.default_rng(7))
+    swapped = (mixed[0, 0, 0] == 30).numpy()
+    rows, columns = (np.nonzero(swapped.any(axis))[0] for axis in (1, 0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == GOLDEN_BOX
+    assert float(soft[0, 0]) == pytest.approx(1 - 10 * 9 / 256, abs=1e-6)
+
+
+GOLDEN_BOX = (0, 9, 7, 15)
+
+
+def test_cut_boxes_follow_their_beta_distribution() -> None:
+    """CutMix draws its share from Beta(1, 1): uniform; a box cut off at the border gives back some of it.
+
+    Sides are cut down to whole pixels, so shares are compared on a large picture.
+    """
+    rng, cut, kept = np.random.default_rng(1), [], []
+    video = torch.zeros(2, 1, 1, 64, 64, dtype=torch.uint8)
+    video[1] = 1
+    for _ in range(3000):
+        mixed, soft = mix_clips(video, torch.eye(2), MixConfig(mixup=0.0), rng)
+        cut.append(float(mixed[0].float().mean()))
+        kept.append(float(soft[0, 0]))
+    np.testing.assert_allclose(np.array(cut), 1 - np.array(kept), atol=1e-6)
+    # E[area of a box of sides s, s about a uniform centre, clipped] = E[(s - s^2/4)^2], s^2 = share uniform:
+    # 1/2 - E[s^3]/2 + E[s^4]/16 = 1/2 - 1/5 + 1/48.
+    assert np.mean(cut) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.015)
+
+
 @pytest.mark.parametrize("config", [MixConfig(mixup=0.0, cutmix=0.0), MixConfig(prob=0.0)])
 def test_nothing_is_mixed_when_it_is_off(config: MixConfig) -> None:
     video, targets = batch()

@@ -9,6 +9,7 @@ import pytest
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError
 from vmae.core.optim import lr_schedule
+from vmae.core.plan import classifier_flops
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 
@@ -47,6 +48,7 @@ def test_every_recipe_resolves_is_documented_and_survives_a_file(name: str, tmp_
     config = recipes.get(name)
     assert config.recipe == config.name == name
     assert len(recipes.doc(name)) > 40
+    assert f"Cost: {recipes.cost(config)}" in " ".join(recipes.doc(name).split())
     config.save(tmp_path / "run.yaml")
     assert ExperimentConfig.load(tmp_path / "run.yaml") == config
     assert from_dict(ExperimentConfig, to_dict(config)) == config
@@ -83,6 +85,16 @@ def test_finetuning_rows(name: str) -> None:
     assert (c.data.rand_augment, c.data.random_erasing) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
     assert c.data.sampling == ("uniform" if name.startswith("ssv2") else "dense")
     assert (c.optim.betas, c.optim.weight_decay) == ((0.9, 0.999), 0.05)
+
+
+def test_costs_are_those_of_the_published_models() -> None:
+    """ViT-B at 16x224x224: 180 G multiply-adds of one inference view in the paper's tables, 360 GFLOP."""
+    tuned = recipes.get("k400_base_finetune")
+    assert classifier_flops(tuned.model) / 3 == pytest.approx(2 * 180e9, rel=0.01)
+    assert recipes.cost(tuned).startswith("1,078 GFLOP a clip, 162 TFLOP a video")
+    assert classifier_flops(recipes.get("k400_large_finetune").model) / 3 == pytest.approx(
+        2 * 597e9, rel=0.01
+    )
 
 
 def test_the_high_resolution_and_long_rows() -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from vmae.core.errors import InputError
+from vmae.core.video import rand_augment
 from vmae.core.video.augment import (
     MULTI_SCALES,
     Box,
@@ -195,6 +196,85 @@ def test_magnitude_matters(clip: np.ndarray) -> None:
         return float(np.mean([np.abs(o - clip).mean() for o in out]))
 
     assert change(9) > 1.2 * change(2)
+
+
+Drawn = tuple[str, float, bool]
+
+
+def drawn(text: str, seed: int, clips: int, monkeypatch: pytest.MonkeyPatch) -> list[list[Drawn]]:
+    """What RandAugment applies to each of `clips` clips: (operation, level, negated)."""
+    seen: list[list[Drawn]] = []
+
+    def note(name: str, clip: np.ndarray, level: float, *, negate: bool, increasing: bool) -> np.ndarray:
+        seen[-1].append((name, level, negate))
+        return clip
+
+    monkeypatch.setattr(rand_augment, "apply_operation", note)
+    augment, rng = RandAugment.parse(text), np.random.default_rng(seed)
+    assert augment is not None
+    still = np.zeros((1, 2, 2, 3), np.uint8)
+    for _ in range(clips):
+        seen.append([])
+        augment(still, rng)
+    return seen
+
+
+def test_operations_levels_and_directions_are_drawn_as_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 of 15 operations, each applied half the time: 0 to 4 a clip by B(4, 1/2); levels N(7, 0.5) / 10."""
+    per_clip = drawn("rand-m7-n4-mstd0.5-inc1", 0, 6000, monkeypatch)
+    counts = np.bincount([len(c) for c in per_clip], minlength=5) / 6000
+    np.testing.assert_allclose(counts, np.array([1, 4, 6, 4, 1]) / 16, atol=0.02)
+    every = [d for c in per_clip for d in c]
+    names = {name: sum(d[0] == name for d in every) for name in OPERATIONS}
+    # About 800 of each: 4 standard deviations of a count are 110.
+    assert all(abs(n - len(every) / 15) < 110 for n in names.values()), names
+    levels = np.array([d[1] for d in every])
+    assert levels.mean() == pytest.approx(0.7, abs=0.003) and levels.std() == pytest.approx(0.05, abs=0.002)
+    assert np.mean([d[2] for d in every]) == pytest.approx(0.5, abs=0.02)
+    assert {d[1] for c in drawn("rand-m10-n2-mstd3", 0, 500, monkeypatch) for d in c} >= {1.0}
+    assert {d[1] for c in drawn("rand-m9-n2", 0, 50, monkeypatch) for d in c} == {0.9}
+
+
+def test_a_fixed_seed_gives_fixed_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, second) = drawn("rand-m7-n4-mstd0.5-inc1", 11, 2, monkeypatch)
+    assert [(n, round(v, 6), g) for n, v, g in first + second] == GOLDEN_DRAWS
+
+
+GOLDEN_DRAWS: list[Drawn] = [
+    ("equalize", 0.685102, True),
+    ("shear_x", 0.697197, True),
+    ("solarize", 0.681045, True),
+]
+
+
+def test_erased_areas_shapes_and_noise_follow_their_distributions() -> None:
+    """Area uniform in 2 to 33 %, log(aspect) uniform between log 0.3 and -log 0.3, noise N(mean, std)."""
+    areas, aspects, values = [], [], []
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        clip = np.zeros((1, 120, 120, 3), np.uint8)
+        random_erase(clip, 1.0, rng)
+        changed = (clip[0] > 0).any(2)
+        h, w = int(changed.any(1).sum()), int(changed.any(0).sum())
+        areas.append(h * w / 120**2)
+        aspects.append(np.log(h / w))
+        values.append(clip[0][changed].mean(0))
+    assert np.mean(areas) == pytest.approx((0.02 + 1 / 3) / 2, abs=0.015)
+    assert np.var(areas) == pytest.approx((1 / 3 - 0.02) ** 2 / 12, rel=0.2)
+    assert np.mean(aspects) == pytest.approx(0.0, abs=0.12)
+    assert np.max(np.abs(aspects)) < -np.log(0.3) + 0.1
+    # Cut off at 0 and 255: within a few grey levels of ImageNet's means.
+    np.testing.assert_allclose(np.mean(values, 0), np.array([0.485, 0.456, 0.406]) * 255, atol=5)
+
+
+def test_a_fixed_seed_erases_a_fixed_box() -> None:
+    clip = np.zeros((2, 32, 40, 3), np.uint8)
+    random_erase(clip, 1.0, np.random.default_rng(4))
+    rows, columns = (np.nonzero((clip > 0).any((0, 3)).any(axis))[0] for axis in (1, 0))
+    assert (rows[0], rows[-1], columns[0], columns[-1], int(clip.sum())) == GOLDEN_ERASED
+
+
+GOLDEN_ERASED = (5, 31, 2, 10, 169163)
 
 
 def test_erasing() -> None:
