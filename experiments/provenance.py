@@ -43,7 +43,7 @@ def keep_digest(base: ExperimentConfig, folder: Path) -> dict[str, str]:
 
 
 def environment() -> str:
-    """What a run ran on, one line a thing: system, processors, GPUs, and every installed package's version."""
+    """What a run ran on, a line each: system, processors, GPUs, every installed package with its version."""
     import platform
     import sys
     from importlib.metadata import distributions
