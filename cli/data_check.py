@@ -18,6 +18,15 @@ from vmae.cli.options import where_to_run
 @click.option("--workers", type=int, default=None, help="Processes.  [default: all cores]")
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for one read.")
 @click.option("--quick", is_flag=True, help="First, last and a few frames of each file instead of all.")
+@click.option(
+    "--decord",
+    "try_decord",
+    is_flag=True,
+    help="Also remember which files decord reads rightly (data.reader).",
+)
+@click.option(
+    "--time-origin", type=float, default=0.0, show_default=True, help="AVA: second at which the files begin."
+)
 @click.option("--report", type=click.Path(path_type=Path), default=None, help="[default: CSV.report.csv]")
 @click.option("--clean", type=click.Path(path_type=Path), default=None, help="[default: CSV.clean.csv]")
 @click.option(
@@ -31,6 +40,8 @@ def check(
     workers: int | None,
     timeout: float,
     quick: bool,
+    try_decord: bool,
+    time_origin: float,
     report: Path | None,
     clean: Path | None,
     address: str | None,
@@ -52,13 +63,15 @@ def check(
     bad = 0
     with (
         where_to_run(address) as (runner, default_workers),
-        progress("check", total=len(samples), unit="file") as bar,
+        progress("check", total=len({s.path for s in samples}), unit="file") as bar,
     ):
         result = check_samples(
             samples,
             workers=workers or default_workers,
             full=not quick,
             timeout_s=timeout,
+            try_decord=try_decord,
+            time_origin_s=time_origin,
             progress=lambda done, total: bar.update(1),
             runner=runner,
         )

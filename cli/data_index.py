@@ -9,7 +9,7 @@ import click
 
 @click.command("index")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layout", required=True, help="folders, kinetics, ucf101, hmdb51, ssv2 or rawframes.")
+@click.option("--layout", required=True, help="folders, kinetics, ucf101, hmdb51, ssv2, rawframes or ava.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Where to write.  [default: FOLDER]"
 )
@@ -30,6 +30,8 @@ def index(folder: Path, layout: str, out: Path | None, split: int, val_share: fl
         click.echo(str(path))
     if layout == "rawframes":
         click.echo("the lists hold `frame_dir total label`: read them with annotation_format total_label")
+    if layout == "ava":
+        click.echo(f"the lists hold ids: read them with --data-root {folder} where they lie elsewhere")
     if found.missing:
         names = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
         click.echo(f"{len(found.missing)} listed videos are not there and were left out: {names}", err=True)

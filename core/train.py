@@ -116,6 +116,7 @@ class TrainResult:
     epochs: int
     steps: int
     clips_per_s: float
+    """Clips (every repeat of a video counts) a second of this process's loop, evaluation included."""
     skipped_steps: int
     """Steps left out because a gradient was NaN or infinite."""
     bad_videos: dict[str, str]
@@ -446,6 +447,8 @@ def fit(
         rank=world.rank,
         world_size=world.size,
         drop_last=True,
+        # While a step is captured no other thread may use the device.
+        device=None if train.cuda_graph else device,
     )
     loader.yield_empty = True
     views = dataset.clips_per_video
@@ -456,7 +459,7 @@ def fit(
         skip = step - epoch * steps_per_epoch
         loader.set_epoch(epoch, skip_batches=skip * train.accumulate)
         batches = iter(loader)
-        window_start, window_wait, window_steps = time.perf_counter(), 0.0, 0
+        window_start, window_wait, window_clips = time.perf_counter(), 0.0, 0
         for _ in range(skip, steps_per_epoch):
             lr = schedule[step]
             set_lr(optimizer, lr)
@@ -469,6 +472,9 @@ def fit(
                 batch = next(batches)
                 window_wait += time.perf_counter() - waited
                 paths += batch["path"]
+clips = len(batch["path"]) * world.size
+                window_clips += clips
+                clips_done += clips
                 blank = not batch["path"]
                 if blank:
                     # Every file of it was bad: the loader has counted and reported them.
@@ -513,8 +519,6 @@ def fit(
                     loss_value = math.nan
                 scaler.update()
             step += 1
-            window_steps += 1
-            clips_done += train.batch_size
             if math.isfinite(loss_value):
                 epoch_loss += loss_value
                 epoch_steps += 1
@@ -529,13 +533,15 @@ def fit(
                         "loss": loss_value,
                         "lr": lr,
                         "grad_norm": grad_norm,
-                        "clips_per_s": window_steps * train.batch_size / seconds,
+                        # Clips that came: every repeat of a video, none of a bad one.
+                        "clips_per_s": window_clips / seconds,
+                        **({"effective_epoch": step / steps_per_epoch * views} if views > 1 else {}),
                         "data_wait": window_wait / seconds,
                         "skipped": len(loader.skipped),
                         **_memory(device),
                     },
                 )
-                window_start, window_wait, window_steps = now, 0.0, 0
+                window_start, window_wait, window_clips = now, 0.0, 0
             if should_stop is not None and world.any(should_stop(), device):
                 stopped = True
                 break

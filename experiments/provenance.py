@@ -81,6 +81,8 @@ def data_digest(data: DataConfig) -> str:
         for sample, stamp in zip(samples, _stamps(samples), strict=True):
             path = os.path.relpath(sample.path, root) if os.path.isabs(sample.path) else sample.path
             line = f"{path} {sample.label} {sample.start} {sample.num_frames} {stamp}\n"
+            if sample.time_s is not None:
+                line += f"{sample.time_s} {sample.boxes}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
 

@@ -127,15 +127,15 @@ def reporter(tracker: Tracker | None, then: Report | None = None, *, stage: str 
     """Turn the training loop's events into metrics of the run, and pass them on.
 
     Names start with the stage, so that one run can hold several: `pretrain/step_loss` and the like at every
-    logged step (step: optimiser steps), `pretrain/loss` and what was validated (`finetune/val_top1`) once an
-    epoch (step: epochs).
+    logged step (step: optimiser steps), with `perf/data_wait_share` and `data/skipped` beside them;
+    `pretrain/loss` and what was validated (`finetune/val_top1`) once an epoch (step: epochs).
     """
     of_step = {
         "loss": "step_loss",
         "lr": "lr",
         "grad_norm": "grad_norm",
         "clips_per_s": "step_clips_per_s",
-        "data_wait": "data_wait_share",
+        "effective_epoch": "effective_epoch",
         "peak_mem_gib": "peak_mem_gib",
     }
 
@@ -145,6 +145,8 @@ def reporter(tracker: Tracker | None, then: Report | None = None, *, stage: str 
                 values = {f"{stage}/{of_step[k]}": v for k, v in data.items() if k in of_step}
                 # Bad videos left out so far, whatever the stage.
                 values |= {"data/skipped": data["skipped"]} if "skipped" in data else {}
+                # How much of a step the model waited for clips.
+                values |= {"perf/data_wait_share": data["data_wait"]} if "data_wait" in data else {}
                 tracker.log_metrics(values, data["step"])
             elif event == "epoch":
                 values = {k.replace("/", "_"): v for k, v in data.items() if k not in ("step", "epoch")}

@@ -5,9 +5,13 @@
 | `label` | `path label` | V1 pre-training and fine-tuning, V2 fine-tuning on videos |
 | `start_total` | `path start total` (`path 0 -1`: the whole video) | V2 pre-training; unlabelled |
 | `total_label` | `frame_dir total label` | V2 fine-tuning on raw frames |
+| `ava` | `video_id,timestamp,x1,y1,x2,y2,action_id,person_id` | AVA 2.x (see `vmae.core.video.ava`) |
 
 No header is needed. Separators are spaces, tabs or one comma; the path is everything before the numbers, so
-it may hold spaces and any letters.
+it may hold spaces and any letters; quotation marks around a path (pandas writes them) are taken off. `start`
+counts frames of a video from 0; in a folder of images it is the number in the name of the first image, as in
+V2 (0: the first image, whatever its name). The lists of UCF101, HMDB51, Kinetics and SSv2 are read by
+`vmae.core.video.index`, which writes the ones above.
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ from __future__ import annotations
 import os
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, nearest
 
-AnnotationFormat = Literal["auto", "label", "start_total", "total_label"]
+AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava"]
+FORMATS: tuple[str, ...] = get_args(AnnotationFormat)
 VIDEO_SUFFIXES = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
     ".gif", ".npy",
@@ -29,16 +34,29 @@ VIDEO_SUFFIXES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class PersonBox:
+    """A person in a key frame of AVA: `box` is `(x1, y1, x2, y2)` in shares of the frame's width and height,
+    `actions` the ids (from 1) of everything they do, `person` their number within the video."""
+
+    box: tuple[float, float, float, float]
+    actions: tuple[int, ...]
+    person: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One line of a list. `label` is -1 where there is none.
 
-    `start` and `num_frames` choose a stretch of the frames; `num_frames` None means to the end.
+    `start` and `num_frames` choose a stretch of the frames; `num_frames` None means to the end. `time_s`, in
+    seconds on the list's clock, is the key frame that the clip is centred on, and `boxes` who is in it (AVA).
     """
 
     path: str
     label: int
     start: int = 0
     num_frames: int | None = None
+    time_s: float | None = None
+    boxes: tuple[PersonBox, ...] = ()
 
 
 def read_annotations(
@@ -54,46 +72,68 @@ def read_annotations(
         data_root: folder that relative paths start from (default: the folder of the list).
         format: `auto` takes two columns as `path label`, and three as `path start total` where the path ends
             like a video or the last number is -1; three columns after a folder could mean two things and
-            must be named.
+            must be named. A list whose first line has AVA's eight columns is `ava`.
 
     Returns:
         One `Sample` per non-empty line, in the order of the file, paths made absolute or joined to the root.
+        `ava`: one per key frame (see `vmae.core.video.ava.read_ava`).
 
     Raises:
         InputError: no such file, an empty file, or a line that does not fit (with its number).
     """
     csv = Path(csv)
-    try:
-        text = csv.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{csv}: expected a list of videos, found no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{csv}: expected a list of videos, got a folder") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{csv}: expected a readable UTF-8 list of videos, got {e}") from None
+    if format not in FORMATS:
+        raise InputError(
+            f"format: expected one of {', '.join(FORMATS)}, got '{format}'{nearest(format, FORMATS)}"
+        )
+    lines = read_lines(csv)
     root = Path(data_root) if data_root else csv.parent
-    samples = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+    from vmae.core.video import ava
+
+    if format == "ava" or (format == "auto" and lines and ava.looks_like_ava(lines[0][1])):
+        return ava.read_ava(csv, root)
+    samples: list[Sample] = []
+    for where, line in lines:
+        if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):
             continue
-        if number == 1 and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line.strip(), re.IGNORECASE):
-            continue
-        sample = _parse(line.strip(), format, f"{csv}:{number}")
-        samples.append(_rooted(sample, root))
+        samples.append(_rooted(_parse(line, format, where), root))
     if not samples:
         raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
     return samples
 
 
+def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str, str]]:
+    """The non-empty lines of a list, stripped, each with where it stands (`train.csv:3`).
+
+    Raises:
+        InputError: no such file, a folder, or no UTF-8 text.
+    """
+    try:
+        text = Path(csv).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{csv}: expected a {what}, found no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{csv}: expected a {what}, got a folder") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{csv}: expected a readable UTF-8 {what}, got {e}") from None
+    # Not splitlines(): a path may hold characters that it takes for line ends (a form feed, U+2028).
+    return [(f"{csv}:{n}", line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
 def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
-    """Write `path label` lines (`path start total` for unlabelled stretches), atomically."""
+    """Write `path label` lines (`path start total` for unlabelled stretches, AVA's rows for key frames),
+    atomically."""
     csv = Path(csv)
     csv.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for s in samples:
         if "\n" in s.path or "\r" in s.path:
             raise InputError(f"{csv}: a path with a line break cannot be listed: {s.path!r}")
-        if s.start == 0 and s.num_frames is None:
+        if s.time_s is not None:
+            from vmae.core.video import ava
+
+            lines += ava.ava_rows(s)
+        elif s.start == 0 and s.num_frames is None:
             lines.append(f"{s.path} {s.label}\n")
         elif s.label < 0:
             lines.append(f"{s.path} {s.start} {-1 if s.num_frames is None else s.num_frames}\n")
@@ -137,6 +177,9 @@ _TWO = re.compile(
 
 
 def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
+    quoted = re.match(r'"((?:[^"]|"")+)"(?=[ \t,])', line)
+    if quoted is not None:
+        line = quoted[1].replace('""', '"') + line[quoted.end() :]
     one, two = _ONE.match(line), _TWO.match(line)
     if one is None:
         raise InputError(f"{where}: expected 'path label' with an integer label, got '{line}'")
@@ -173,6 +216,4 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
 def _rooted(sample: Sample, root: Path) -> Sample:
     if os.path.isabs(sample.path):
         return sample
-    return Sample(
-        path=str(root / sample.path), label=sample.label, start=sample.start, num_frames=sample.num_frames
-    )
+    return replace(sample, path=str(root / sample.path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +22,14 @@ import numpy as np
 from vmae.core.errors import VideoError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.isolate import Runner, run_isolated
-from vmae.core.video.reader import DEFAULT_TIMEOUT_S, VideoInfo, open_video, probe_video
+from vmae.core.video.reader import (
+    DEFAULT_TIMEOUT_S,
+    VideoInfo,
+    decord_agrees,
+    first_frame,
+    open_video,
+    probe_video,
+)
 
 NOTES = {
     "variable_frame_rate": "time between frames varies: a fixed stride in frames is no fixed stride in time",
@@ -30,7 +38,7 @@ NOTES = {
     "rotated": "stored rotated; frames are turned on reading",
     "sequential": "no reliable seeking: every read decodes from the start (see `vmae data optimize`)",
     "inexact_seek": "seeking shows other frames than a whole decode: read sequentially from now on",
-    "stretch": "the list asks for frames that the file does not have",
+    "not_for_decord": "decord shows other frames or none: read with PyAV whatever data.reader says",
     "duplicate": "listed more than once",
     "conflicting_label": "listed with different labels",
 }
@@ -52,9 +60,19 @@ class FileReport:
     info: VideoInfo | None = None
 
 
-def check_file(sample: Sample, *, full: bool = True, timeout_s: float = DEFAULT_TIMEOUT_S) -> FileReport:
+def check_file(
+    sample: Sample,
+    *,
+    full: bool = True,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    try_decord: bool = False,
+) -> FileReport:
     """Decode a file: the first, the last and some frames in between by random access, and with `full` every
-    frame in order, against which the others are compared. Never raises for a bad file."""
+    frame in order, against which the others are compared. Never raises for a bad file.
+
+    `timeout_s` limits every read, and in the decode of the whole file (films may be long) every frame.
+    `try_decord`: find out whether decord shows the same frames (kept in the report's `info`).
+    """
     start = time.perf_counter()
     notes: list[str] = []
     info: VideoInfo | None = None
@@ -78,6 +96,10 @@ def check_file(sample: Sample, *, full: bool = True, timeout_s: float = DEFAULT_
                     )
             if header_frames and header_frames != info.num_frames:
                 notes.append("frame_count")
+            if try_decord:
+                info = dataclasses.replace(info, decord_ok=decord_agrees(info, timeout_s=timeout_s))
+                if not info.decord_ok:
+                    notes.append("not_for_decord")
         if info.variable_rate:
             notes.append("variable_frame_rate")
         if info.width % 2 or info.height % 2:
@@ -86,13 +108,7 @@ def check_file(sample: Sample, *, full: bool = True, timeout_s: float = DEFAULT_
             notes.append("rotated")
         if info.backend == "sequential" and "inexact_seek" not in notes:
             notes.append("sequential")
-        if info.num_frames < sample.start + (sample.num_frames or 1):
-            raise VideoError(
-                sample.path,
-                "truncated",
-                f"the list asks for frame {sample.start + (sample.num_frames or 1) - 1}, "
-                f"the file has {info.num_frames}",
-            )
+        require_stretch(sample, info)
     except VideoError as e:
         return FileReport(
             path=sample.path,
@@ -119,6 +135,18 @@ def check_file(sample: Sample, *, full: bool = True, timeout_s: float = DEFAULT_
 _NONE = np.empty(0, np.int64)
 
 
+def require_stretch(sample: Sample, info: VideoInfo, time_origin_s: float = 0.0) -> None:
+    """Raise VideoError (`truncated`) where a line of the list asks for frames that the file does not have."""
+    if sample.time_s is not None:
+        info.frame_at(sample.time_s - time_origin_s)
+        return
+    last = first_frame(sample.path, sample.start) + (sample.num_frames or 1) - 1
+    if info.num_frames <= last:
+        raise VideoError(
+            sample.path, "truncated", f"the list asks for frame {last}, the file has {info.num_frames}"
+        )
+
+
 def _header_frames(path: str) -> int:
     import av
 
@@ -132,6 +160,7 @@ def _decode_whole(info: VideoInfo, seen: dict[int, np.ndarray], timeout_s: float
     same, count = True, 0
     with open_video(info.path, info=info, timeout_s=timeout_s) as video:
         for count, frame in enumerate(video.decode(), start=1):
+            video.restart_clock()
             index = count - 1
             if index in seen:
                 same = same and np.array_equal(video.to_array(frame), seen[index])
@@ -152,7 +181,9 @@ class CheckResult:
     def summary(self) -> str:
         """A few lines: counts of files, faults and notes."""
         n, bad = len(self.reports), self.bad
-        lines = [f"{n} files: {n - len(bad)} ok, {len(bad)} bad ({100 * len(bad) / n:.2f}%)"]
+        files = len({r.path for r in self.reports})
+        what = f"{n} files" if files == n else f"{n} lines, {files} files"
+        lines = [f"{what}: {n - len(bad)} ok, {len(bad)} bad ({100 * len(bad) / n:.2f}%)"]
         lines += [f"  bad  {k}: {v}" for k, v in Counter(r.reason for r in bad).most_common()]
         notes = Counter(note for r in self.reports for note in r.notes)
         lines += [f"  note {k}: {v} ({NOTES[k]})" for k, v in notes.most_common()]
@@ -168,41 +199,64 @@ def check_samples(
     workers: int = 1,
     full: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    try_decord: bool = False,
+    time_origin_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
     runner: Runner = run_isolated,
 ) -> CheckResult:
     """Check every file of a list in parallel; a file that hangs or crashes its process is bad, no more.
 
     `runner` is where: processes of this machine, or another function of the same form (a cluster's).
+    `progress(done, total)` counts files. The rest as in `check_file`; `time_origin_s` as in `DataConfig`.
     """
-    reports: list[FileReport | None] = [None] * len(samples)
-    check = partial(check_file, full=full, timeout_s=timeout_s)
-    # The reads inside are limited one by one; together they get a multiple before the process is killed.
-    for done, outcome in enumerate(runner(check, samples, workers=workers, limit_s=4 * timeout_s), start=1):
-        sample = samples[outcome.index]
+    # A file is decoded once however many lines name it (a film of AVA has hundreds of key frames).
+    files = [Sample(path=path, label=-1) for path in dict.fromkeys(s.path for s in samples)]
+    found: dict[str, FileReport] = {}
+    check = partial(check_file, full=full, timeout_s=timeout_s, try_decord=try_decord)
+    # The reads inside are limited one by one; together they get a multiple before the process is killed, and
+    # the longest file the time to be decoded at 1 MiB a second.
+    limit_s = 4 * timeout_s + max((_size(f.path) for f in files), default=0) / 2**20
+    for done, outcome in enumerate(runner(check, files, workers=workers, limit_s=limit_s), start=1):
+        path = files[outcome.index].path
         report = outcome.value
         if outcome.failure:
             reason = "unreadable" if outcome.failure == "error" else outcome.failure
-            report = FileReport(
-                path=sample.path, label=sample.label, status="bad", reason=reason, detail=outcome.detail
-            )
-        reports[outcome.index] = report
+            report = FileReport(path=path, label=-1, status="bad", reason=reason, detail=outcome.detail)
+        found[path] = report
         if progress is not None:
-            progress(done, len(samples))
-    whole = [r for r in reports if r is not None]
+            progress(done, len(files))
+    whole = [_of_line(s, found[s.path], time_origin_s) for s in samples]
     labels: dict[str, set[int]] = {}
     for r in whole:
         labels.setdefault(r.path, set()).add(r.label)
-    times = Counter((s.path, s.start, s.num_frames) for s in samples)
+    times = Counter((s.path, s.start, s.num_frames, s.time_s) for s in samples)
     for k, (r, s) in enumerate(zip(whole, samples, strict=True)):
         extra = []
-        if times[s.path, s.start, s.num_frames] > 1:
+        if times[s.path, s.start, s.num_frames, s.time_s] > 1:
             extra.append("duplicate")
         if len(labels[r.path]) > 1:
             extra.append("conflicting_label")
         if extra:
             whole[k] = dataclasses.replace(r, notes=(*r.notes, *extra))
     return CheckResult(reports=whole)
+
+
+def _of_line(sample: Sample, file: FileReport, time_origin_s: float) -> FileReport:
+    """What a file's report says of one line of the list."""
+    report = dataclasses.replace(file, label=sample.label)
+    if report.status == "ok" and report.info is not None:
+        try:
+            require_stretch(sample, report.info, time_origin_s)
+        except VideoError as e:
+            return dataclasses.replace(report, status="bad", reason=e.reason, detail=e.detail)
+    return report
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):
+        return 0
 
 
 def write_report(result: CheckResult, path: str | Path) -> None:

@@ -22,12 +22,20 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video import augment, sampling
 from vmae.core.video.annotations import AnnotationFormat, Sample
 from vmae.core.video.cache import DecodedCache
-from vmae.core.video.isolate import run_limited
+from vmae.core.video.isolate import StuckRead, run_limited
 from vmae.core.video.probes import Probes, probes_path
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
-from vmae.core.video.reader import VideoInfo, cached_info, is_remembered, open_video, remember_info
+from vmae.core.video.reader import (
+    VideoInfo,
+    cached_info,
+    first_frame,
+    is_remembered,
+    open_video,
+    remember_info,
+)
 
 T = TypeVar("T")
+OVERDUE_S = 60.0
 Mode = Literal["train", "val", "test"]
 
 
@@ -44,6 +52,11 @@ class DataConfig:
     data_root: str = ""
     """Folder that relative paths in the lists start from; empty: the list's own folder."""
     annotation_format: AnnotationFormat = "auto"
+    time_origin_s: float = 0.0
+    """Second of an AVA list's clock at which the files begin: 0 for whole films, 900 for the usual cuts."""
+    reader: Literal["pyav", "decord"] = "pyav"
+    """`pyav`: by seeking where the file's probe allows it, else from its start (the fastest measured, see
+    docs/bench_loader.md). `decord`: where a trial of each file shows the right frames, else as `pyav`."""
     frames: int = 16
     """Frames of a clip, T."""
     sampling_rate: int = 4
@@ -65,7 +78,12 @@ class DataConfig:
     random_erasing: float = 0.0
     """Probability that a box of a training clip is filled with noise."""
     repeats: int = 1
-    """Augmented clips per decoded training video (repeated sampling, R)."""
+    """Clips per decoded training video (repeated sampling, R), each with a crop, flip, augmentation and mask
+    of its own. A batch holds batch_size x R clips; an epoch is one pass over the videos whatever R (in clips
+    R passes: `effective_epoch`), clips/s counts clips, and the learning rate is not scaled with R."""
+    repeat_time: Literal["shared", "own"] = "shared"
+    """`shared`: the R clips show the same frames (V1's and V2's `num_sample`). `own`: each starts at a time
+    of its own (MAE-ST's `repeat_aug`); decoded once all the same, but more frames of the video."""
     segments: int = 5
     """Temporal views of a test video."""
     crops: int = 3
@@ -80,7 +98,9 @@ class DataConfig:
     prefetch: int = 2
     """Batches that each worker prepares ahead."""
     timeout_s: float = 30.0
-    """A file that takes longer to open and read is bad."""
+    """A file that takes longer to open and read is bad. A read that is stuck inside one call of a decoder is
+    given up after twice that, and the loader's processes are replaced, so that nothing of it stays; with
+    `workers: 0` a thread of the training process is lost to it until that ends."""
     max_bad_share: float = 0.01
     """Training stops when more than this share of an epoch's videos is bad."""
     bad_eval: Literal["error", "count"] = "error"
@@ -104,6 +124,9 @@ class DataConfig:
         if self.color_jitter < 0:
             raise InputError(f"data.color_jitter: expected 0 or more, got {self.color_jitter}")
         RandAugment.parse(self.rand_augment)
+        for name, known in (("reader", ("pyav", "decord")), ("repeat_time", ("shared", "own"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"data.{name}: expected {' or '.join(known)}, got '{getattr(self, name)}'")
         if self.timeout_s <= 0:
             raise InputError(f"data.timeout_s: expected more than 0 seconds, got {self.timeout_s}")
 
@@ -141,12 +164,16 @@ class ClipDataset:
             raise InputError(f"mode: expected train, val or test, got '{mode}'")
         if not samples:
             raise InputError("expected at least one video, got an empty list")
+        if cache is not None and any(s.time_s is not None for s in samples):
+            raise InputError("data.cache: expected a list of short videos, got key frames of films (AVA)")
         self.samples = list(samples)
         self.config = config
         self.mode = mode
         self.seed = seed
         self.cache = cache
         self.epoch = 0
+        self.given_up: set[str] = set()
+        """Files on which a decoder got stuck: refused at once."""
         self._rand_augment = RandAugment.parse(config.rand_augment)
         # What `vmae data check` has found out about this list, if it has been run.
         listed = {"train": config.train_csv, "val": config.val_csv, "test": config.test_csv}[mode]
@@ -189,21 +216,28 @@ class ClipDataset:
             indices = self._frame_indices(sample, len(frames), rng)
             self._cut(frames[indices.reshape(-1)], rng, out)
             return
+        if sample.path in self.given_up:
+            raise VideoError(sample.path, "timeout", "a decoder got stuck on it before")
         # The read has its own limit; a decoder that is stuck inside one call is left behind after twice that.
         frames = run_limited(lambda: self._read(sample, rng), sample.path, 2 * config.timeout_s + 1)
         self._cut(frames, rng, out)
 
     def _read(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
-        """The frames of the clip (or of all temporal views), uint8 `[T, H, W, 3]`, before the crop."""
+        """The frames of the clip (of all temporal views, of all repeats with a time of their own), uint8
+        `[T, H, W, 3]`, before the crop."""
         config = self.config
         info = self._info(sample.path)
-        indices = self._frame_indices(sample, info.num_frames, rng)
+        if sample.time_s is not None:
+            indices = self._key_frame_indices(info, sample.time_s)
+        else:
+            indices = self._frame_indices(sample, info.num_frames, rng)
         native = min(info.height, info.width)
         short = native if config.short_side == 0 else min(native, config.short_side)
         if rng is None:
             # Evaluation resizes the short side to the crop's: decode at that size where it is smaller.
             short = min(short, max(config.size))
-        with open_video(sample.path, info=info, timeout_s=config.timeout_s) as video:
+        backend = "decord" if config.reader == "decord" else info.backend
+        with open_video(sample.path, info=info, backend=backend, timeout_s=config.timeout_s) as video:
             return video.read(indices.reshape(-1), short if short != native else None)
 
     def _info(self, path: str) -> VideoInfo:
@@ -214,15 +248,16 @@ class ClipDataset:
         return cached_info(path, timeout_s=self.config.timeout_s)
 
     def _frame_indices(self, sample: Sample, num_frames: int, rng: np.random.Generator | None) -> np.ndarray:
-        """int64 `[T]`, or `[segments, T]` in test."""
+        """int64 `[T]`; `[segments, T]` in test; `[R, T]` where repeats have a time of their own."""
         config = self.config
-        available = num_frames - sample.start
+        start = first_frame(sample.path, sample.start)
+        available = num_frames - start
         count = available if sample.num_frames is None else sample.num_frames
         if available < 1 or count > available:
             raise VideoError(
                 sample.path,
                 "truncated",
-                f"expected {sample.start + (sample.num_frames or 1)} frames, the file has {num_frames}",
+                f"expected {start + (sample.num_frames or 1)} frames, the file has {num_frames}",
             )
         if self.mode == "test":
             indices = sampling.multi_view_indices(
@@ -232,11 +267,28 @@ class ClipDataset:
                 config.segments,
                 uniform=config.sampling == "uniform",
             )
-        elif config.sampling == "uniform":
-            indices = sampling.uniform_indices(count, config.frames, rng)
         else:
-            indices = sampling.dense_indices(count, config.frames, config.sampling_rate, rng)
-        return indices + sample.start
+            draws = config.repeats if rng is not None and config.repeat_time == "own" else 1
+            indices = (
+                np.stack([self._draw(count, rng) for _ in range(draws)])
+                if draws > 1
+                else (self._draw(count, rng))
+            )
+        return indices + start
+
+    def _draw(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
+        """int64 `[T]`: one clip of `count` frames."""
+        config = self.config
+        if config.sampling == "uniform":
+            return sampling.uniform_indices(count, config.frames, rng)
+        return sampling.dense_indices(count, config.frames, config.sampling_rate, rng)
+
+    def _key_frame_indices(self, info: VideoInfo, time_s: float) -> np.ndarray:
+        """int64 `[T]` around a key frame, the same in every mode; `[segments, T]`, all alike, in test."""
+        config = self.config
+        centre = info.frame_at(time_s - config.time_origin_s)
+        indices = sampling.centred_indices(info.num_frames, config.frames, config.sampling_rate, centre)
+        return np.tile(indices, (config.segments, 1)) if self.mode == "test" else indices
 
     def _cut(self, frames: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
         config = self.config
@@ -249,7 +301,9 @@ class ClipDataset:
                 for c, box in enumerate(boxes):
                     augment.crop_resize(segment, box, out[s * config.crops + c])
             return
-        for clip in out:
+        for number, clip in enumerate(out):
+            start = number * config.frames if len(frames) > config.frames else 0
+            own = frames[start : start + config.frames]
             if rng is None or config.augment == "none":
                 box = augment.center_box(height, width, aspect)
             elif config.augment == "multi_scale_crop":
@@ -257,7 +311,7 @@ class ClipDataset:
             else:
                 box = augment.random_resized_box(height, width, rng)
             flip = rng is not None and config.flip and bool(rng.random() < 0.5)
-            augment.crop_resize(frames, box, clip, flip=flip)
+            augment.crop_resize(own, box, clip, flip=flip)
             if rng is None:
                 continue
             changed = clip
@@ -270,20 +324,24 @@ class ClipDataset:
             if config.random_erasing:
                 random_erase(clip, config.random_erasing, rng)
 
-    def load_batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A batch of `(epoch, index)` keys.
+    def load_batch(
+        self, keys: Sequence[tuple[int, int]], reading: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """A batch of `(epoch, index)` keys; `reading` is told each index before it is read.
 
         Returns:
             `clip` uint8 `[B, T, H, W, 3]` with `B = good videos x clips_per_video` (the clips of a video side
             by side), `label` and `index` int64 `[B]`, `view` int64 `[B]` (number within the video), `path`
-            list of B, and `failed`: a list of `{"index", "label", "path", "reason", "detail"}` for the
-            videos that could not be read.
+            list of B, and `failed`: a list of `{"index", "label", "path", "reason", "detail", "stuck"}` for
+            the videos that could not be read (`stuck`: a thread of this process is lost to it).
         """
         config, views = self.config, self.clips_per_video
         clips = np.empty((len(keys), views, config.frames, *config.size, 3), np.uint8)
         good: list[int] = []
         failed: list[dict[str, Any]] = []
         for epoch, index in keys:
+            if reading is not None:
+                reading(index)
             try:
                 self.fill(index, epoch, clips[len(good)])
                 good.append(index)
@@ -296,6 +354,7 @@ class ClipDataset:
                         "path": e.path,
                         "reason": e.reason,
                         "detail": e.detail,
+                        "stuck": isinstance(e, StuckRead),
                     }
                 )
         index_of = np.repeat(np.asarray(good, np.int64), views)
@@ -310,16 +369,33 @@ class ClipDataset:
 
 
 class _Batches:
-    """torch's `Dataset` protocol: whole batches of keys per call, so that a worker fills one array."""
+    """torch's `Dataset` protocol: whole batches of keys per call, so that a worker fills one array.
 
-    def __init__(self, dataset: ClipDataset) -> None:
+    `reading`, float64 `[workers, 2]` in shared memory, holds the index that each worker is at (-1: none) and
+    since when (`time.monotonic`, one clock for all processes).
+    """
+
+    def __init__(self, dataset: ClipDataset, reading: torch.Tensor) -> None:
         self.dataset = dataset
+        self.reading = reading
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return self.dataset.load_batch([key])
+        return self.__getitems__([key])
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        return self.dataset.load_batch(keys)
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        assert worker is not None
+
+        def note(index: int) -> None:
+            self.reading[worker.id, 0] = -1
+            self.reading[worker.id, 1] = time.monotonic()
+            self.reading[worker.id, 0] = index
+
+        batch = self.dataset.load_batch(keys, note)
+        note(-1)
+        return batch
 
 
 def _identity(batch: Any) -> Any:
@@ -407,6 +483,11 @@ class ClipLoader:
     at once, or with `config.bad_eval == "count"` the batch's `failed` names it and the caller counts it as
     wrong.
 
+    A read that is stuck inside a decoder is given up after its limit and its file refused from then on; with
+    workers the processes are replaced after that batch, which ends the stuck call. A decoder that stops a
+    whole worker (stuck without releasing the interpreter) is found when its batch is overdue, and treated
+    alike.
+
     `wait_s` is the time the consumer waited in `next()`; `step_s` all time between the first and the last
     batch: their quotient is `perf/data_wait_share`.
     """
@@ -451,6 +532,8 @@ class ClipLoader:
         self.wait_s = 0.0
         self.step_s = 0.0
         self._keys: list[list[tuple[int, int]]] = []
+        self._reading = torch.empty(0)
+        self._read_limit_s = 2 * dataset.config.timeout_s + 1
         self._torch_loader: Any = None
         if dataset.mode == "train" and len(self.batches(epoch)) == 0:
             raise InputError(
@@ -517,12 +600,47 @@ class ClipLoader:
     def _source(self, keys: list[list[tuple[int, int]]]) -> Iterator[dict[str, Any]]:
         if self.workers == 0:
             return iter(self.dataset.load_batch(k) for k in keys)
+        return self._from_workers(keys)
+
+    def _from_workers(self, keys: list[list[tuple[int, int]]]) -> Iterator[dict[str, Any]]:
+        done = 0
+        while done < len(keys):
+            batches = iter(self._workers_for(keys[done:]))
+            stuck: set[str] = set()
+            while done < len(keys) and not stuck:
+                try:
+                    batch = next(batches)
+                except RuntimeError as e:
+                    # Not the awaited batch's files: a finished batch is sent by a thread of its worker, which
+                    # may be frozen in the next one.
+                    limit_s = self._read_limit_s
+                    late = [i for i, since in self._reading.tolist() if time.monotonic() - since > limit_s]
+                    stuck = {self.dataset.samples[int(i)].path for i in late if i >= 0}
+                    if not str(e).startswith("DataLoader timed out") or not stuck:
+                        raise
+                else:
+                    done += 1
+                    stuck = {f["path"] for f in batch["failed"] if f["stuck"]}
+                    yield batch
+            if stuck:
+                self.dataset.given_up |= stuck
+                self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        """End the worker processes; the next batches come from new ones, which know what was given up."""
+        iterator = None if self._torch_loader is None else self._torch_loader._iterator
+        self._torch_loader = None
+        if iterator is not None:
+            iterator._shutdown_workers()  # asks, waits 5 s, then terminates
+
+    def _workers_for(self, keys: list[list[tuple[int, int]]]) -> Any:
         from torch.utils.data import DataLoader
 
         self._keys[:] = keys
         if self._torch_loader is None:
+            self._reading = torch.full((self.workers, 2), -1, dtype=torch.float64).share_memory_()
             self._torch_loader = DataLoader(
-                _Batches(self.dataset),  # type: ignore[arg-type]
+                _Batches(self.dataset, self._reading),  # type: ignore[arg-type]
                 batch_sampler=self._keys,
                 num_workers=self.workers,
                 collate_fn=_identity,
@@ -530,10 +648,10 @@ class ClipLoader:
                 prefetch_factor=self.dataset.config.prefetch,
                 persistent_workers=True,
                 multiprocessing_context=self.start_method,
-                # Far above what a batch of files at their own limit takes: only a stuck worker gets here.
-                timeout=60 + self.dataset.config.timeout_s * self.batch_size,
+                # Above what a batch of files at their own limit takes: only a stuck worker gets here.
+                timeout=OVERDUE_S + self._read_limit_s * self.batch_size,
             )
-        return iter(self._torch_loader)
+        return self._torch_loader
 
     def _handle(self, batch: dict[str, Any], bad_now: int) -> None:
         config = self.dataset.config

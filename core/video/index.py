@@ -8,6 +8,7 @@
 | `hmdb51` | `testTrainMulti_7030_splits/CLASS_test_splitN.txt`; videos `CLASS/*.avi` anywhere below |
 | `ssv2` | `labels.json`, `train.json`, `validation.json`, `test.json` (also with the prefix `something-something-v2-`, also in `labels/`); videos `ID.webm` anywhere below |
 | `rawframes` | as `folders`, with a folder of images for each video; written as `frame_dir total label` |
+| `ava` | `ava_train_v2.N.csv`, `ava_val_v2.N.csv`, their `..._excluded_timestamps_v2.N.csv` and `ava_action_list_v2.N.pbtxt` (also in `annotations/`); films `ID.mp4` (`.mkv`, ...) anywhere below; written in AVA's own rows, without excluded key frames and absent films. Line N of `classes.txt` is action N (they count from 1) |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.video.annotations import VIDEO_SUFFIXES, Sample, write_annotations
+from vmae.core.video.ava import read_ava, read_excluded, read_label_map
 from vmae.core.video.reader import IMAGE_SUFFIXES
 
-Layout = Literal["folders", "kinetics", "ucf101", "hmdb51", "ssv2", "rawframes"]
+Layout = Literal["folders", "kinetics", "ucf101", "hmdb51", "ssv2", "rawframes", "ava"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 SPLITS = ("train", "val", "test")
 _FOLDER_OF_SPLIT = {"train": ("train",), "val": ("val", "validate", "validation"), "test": ("test",)}
@@ -80,6 +82,8 @@ def index_dataset(
         result = _hmdb51(folder, split)
     elif layout == "ssv2":
         result = _ssv2(folder)
+    elif layout == "ava":
+        result = _ava(folder)
     else:
         result = _folders(folder, val_share, raw_frames=layout == "rawframes")
     if not any(result.splits.values()):
@@ -94,6 +98,7 @@ def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path
     """Write one list per non-empty split and `classes.txt` (line number = label); returns the paths.
 
     `relative_to`: write paths relative to this folder (read them with `--data-root`), else absolute ones.
+    AVA's rows hold ids: their films are looked for below `--data-root`, or else below the list's folder.
     """
     out = Path(out)
     written = []
@@ -101,11 +106,7 @@ def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path
         if not samples:
             continue
         shown = [
-            Sample(
-                path=os.path.relpath(s.path, relative_to) if relative_to else os.path.abspath(s.path),
-                label=s.label,
-                num_frames=s.num_frames,
-            )
+            replace(s, path=os.path.relpath(s.path, relative_to) if relative_to else os.path.abspath(s.path))
             for s in samples
         ]
         write_annotations(out / f"{name}.csv", shown)
@@ -326,6 +327,35 @@ def _ssv2(folder: Path) -> DatasetIndex:
                 continue
             splits[split].append(Sample(path=str(video), label=label_of.get(template, -1)))
     return DatasetIndex(splits=splits, classes=classes, missing=missing)
+
+
+def _ava(folder: Path) -> DatasetIndex:
+    def newest(pattern: str) -> Path | None:
+        found = sorted(p for place in ("", "annotations/") for p in folder.glob(f"{place}{pattern}"))
+        return max(found, key=lambda p: p.name) if found else None
+
+    splits: dict[str, list[Sample]] = {s: [] for s in SPLITS}
+    missing: set[str] = set()
+    for split in ("train", "val"):
+        listed = newest(f"ava_{split}_v[0-9]*.csv")
+        if listed is None:
+            if split == "val":
+                continue
+            raise InputError(
+                f"{folder}: expected ava_train_v2.2.csv or annotations/ava_train_v2.2.csv, found none"
+            )
+        # The same version's, or none: another version excludes other key frames.
+        unwanted = listed.with_name(listed.name.replace(split, f"{split}_excluded_timestamps", 1))
+        excluded = read_excluded(unwanted) if unwanted.is_file() else set()
+        frames = read_ava(listed, folder, excluded=excluded)
+        absent = {path for path in {s.path for s in frames} if not os.path.isfile(path)}
+        missing |= {os.path.basename(path) for path in absent}
+        splits[split] = [s for s in frames if s.path not in absent]
+    # The map of all actions rather than that of the evaluated ones.
+    label_map = newest("ava_action_list_v[0-9].[0-9].pbtxt") or newest("ava_action_list_v*.pbtxt")
+    names = read_label_map(label_map) if label_map is not None else {}
+    classes = [names.get(i, "") for i in range(1, max(names, default=0) + 1)]
+    return DatasetIndex(splits=splits, classes=classes, missing=sorted(missing))
 
 
 def _json(path: Path) -> Any:

@@ -2,7 +2,9 @@
 
 `run_isolated` gives each item to one of a few worker processes and takes a limit per item; a worker that
 exceeds it is killed and replaced, and the item is reported, not lost. `run_limited` is the light form inside
-one process, for training: it can leave a stuck read behind but not end it.
+one process, for training: it can leave a stuck read behind but not end it. The loader then replaces its
+worker processes, and the stuck read ends with them (`ClipLoader`); without workers it stays until the process
+ends.
 """
 
 from __future__ import annotations
@@ -155,6 +157,10 @@ def run_isolated(
 _given_up: set[str] = set()
 
 
+class StuckRead(VideoError):
+    """A read that went on beyond its limit inside one call of a decoder: a thread of this process is lost."""
+
+
 def run_limited(function: Callable[[], R], path: str, limit_s: float) -> R:
     """Call `function` in a thread and wait at most `limit_s` seconds.
 
@@ -162,7 +168,8 @@ def run_limited(function: Callable[[], R], path: str, limit_s: float) -> R:
     then on in this process, so that a file costs at most one thread.
 
     Raises:
-        VideoError: reason `timeout`; or what `function` raised.
+        StuckRead: reason `timeout`; from the second time on a plain VideoError.
+        Exception: what `function` raised.
     """
     if path in _given_up:
         raise VideoError(path, "timeout", f"more than {limit_s:g} s, given up earlier")
@@ -179,7 +186,7 @@ def run_limited(function: Callable[[], R], path: str, limit_s: float) -> R:
     thread.join(limit_s)
     if not result:
         _given_up.add(path)
-        raise VideoError(path, "timeout", f"more than {limit_s:g} s")
+        raise StuckRead(path, "timeout", f"more than {limit_s:g} s inside one call of the decoder")
     value, error = result[0]
     if error is not None:
         raise error

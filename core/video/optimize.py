@@ -6,6 +6,7 @@ of 256 and a key frame every 4 frames take almost all of that away, for a modera
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import json
 import os
@@ -296,7 +297,7 @@ def optimize_samples(
             if progress is not None:
                 progress(len(results), len(paths))
     listed = [
-        Sample(path=results[s.path].target, label=s.label, start=s.start, num_frames=s.num_frames)
+        dataclasses.replace(s, path=results[s.path].target)
         for s in samples
         if results[s.path].action != "failed"
     ]

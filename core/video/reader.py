@@ -8,8 +8,11 @@ held to that by tests. Three ways of reading a video file:
   the last wanted packet is in. Measured faster than decord on every kind of file (docs/bench_loader.md).
 - `sequential`: decode from the start and count; for files whose time stamps cannot be trusted for seeking
   (MPEG-4 AVI with B-frames, MPEG-TS, MPEG-PS, ...). Exact, slower.
-- `decord`: on request only. It shows wrong frames on AVI with B-frames and on edit lists and cannot open
-  AV1 or MPEG-TS (measured), so `probe_video` never picks it.
+- `decord`: on request only (`data.reader: decord`). It shows wrong frames, without a word, on AVI with
+  B-frames, MPEG-4 with B-frames, open groups (x265's default), edit lists and MPEG-TS, and cannot open AV1
+  (all measured), so each file is tried once (`decord_agrees`, remembered with the probe) and read in one of
+  the other ways where decord is wrong. Not the default: it is slower than `seek` on every kind of file
+  measured (docs/bench_loader.md).
 
 `probe_video` decides once per file. Nothing here is shared between processes: a reader opened before a fork
 fails in the child in every library, so readers are opened where they are used.
@@ -18,7 +21,9 @@ fails in the child in every library, so readers are opened where they are used.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 import stat
 import time
 from collections import OrderedDict
@@ -51,7 +56,8 @@ class VideoInfo:
     `num_frames` counts the frames that a sequential decode shows. `fps` is the average rate (0.0 where there
     is no time: frame folders, .npy). `rotation` is in degrees counter-clockwise, a multiple of 90.
     `pts`, `key_pts`, `key_dts` are in stream ticks; `pts` is sorted (display order) and has `num_frames`
-    entries for backend `seek`, else it is empty.
+    entries for backend `seek`, else it is empty. `decord_ok` says whether decord shows the same frames (None:
+    not tried; see `decord_agrees`).
     """
 
     path: str
@@ -66,6 +72,7 @@ class VideoInfo:
     container: str = ""
     size_bytes: int = 0
     mtime_ns: int = 0
+    decord_ok: bool | None = None
     pts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     key_pts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     key_dts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
@@ -74,6 +81,23 @@ class VideoInfo:
     def duration_s(self) -> float:
         """Length in seconds at the average rate; 0.0 where there is no time."""
         return self.num_frames / self.fps if self.fps else 0.0
+
+    def frame_at(self, second: float) -> int:
+        """The number of the frame nearest to a time from the start of the file, at the average rate.
+
+        Raises:
+            VideoError: no such second (`truncated`), or no time at all in a folder of images or a .npy clip.
+        """
+        if not self.fps:
+            raise VideoError(self.path, "not_a_file", "expected a video with a clock, got " + self.codec)
+        number = round(second * self.fps)
+        if not 0 <= number < self.num_frames:
+            raise VideoError(
+                self.path,
+                "truncated",
+                f"the list asks for second {second:g}, the file has {self.duration_s:.2f} s",
+            )
+        return number
 
     def resized(self, short_side: int | None) -> tuple[int, int]:
         """`(height, width)` of the displayed frame with its short side at `short_side` (None: as it is)."""
@@ -95,11 +119,15 @@ class Deadline:
     def __init__(self, path: str, seconds: float | None) -> None:
         self.path = path
         self.seconds = seconds
-        self.end = time.monotonic() + seconds if seconds else float("inf")
+        self.renew()
 
     def check(self) -> None:
         if time.monotonic() > self.end:
             raise VideoError(self.path, "timeout", f"more than {self.seconds:g} s")
+
+    def renew(self) -> None:
+        """Begin anew: the limit is then one for every piece of a long work."""
+        self.end = time.monotonic() + self.seconds if self.seconds else float("inf")
 
     @property
     def left(self) -> float | None:
@@ -231,11 +259,20 @@ def open_video(
     backend: Backend | None = None,
     timeout_s: float | None = DEFAULT_TIMEOUT_S,
 ) -> Iterator[OpenVideo]:
-    """An open file for several reads: `with open_video(p) as v: v.info.num_frames; v.read(indices, 256)`."""
+    """An open file for several reads: `with open_video(p) as v: v.info.num_frames; v.read(indices, 256)`.
+
+    `backend="decord"` reads with decord the files on which it agrees with a sequential decode, the others as
+    their probe says (`v.backend` tells which it is). Raises InputError where decord is not installed.
+    """
     path = str(path)
     deadline = Deadline(path, timeout_s)
     if info is None:
         info = cached_info(path, timeout_s=timeout_s)
+    if backend == "decord":
+        if info.decord_ok is None:
+            info = dataclasses.replace(info, decord_ok=decord_agrees(info))
+            remember_info(info)
+        backend = "decord" if info.decord_ok else info.backend
     video = OpenVideo(info, backend or info.backend, deadline)
     try:
         yield video
@@ -252,6 +289,10 @@ class OpenVideo:
         self._deadline = deadline
         self._container: Any = None
         self._reformatter: Any = None
+
+    def restart_clock(self) -> None:
+        """Give the time limit anew to what follows."""
+        self._deadline.renew()
 
     def close(self) -> None:
         """Free the file handle."""
@@ -422,15 +463,71 @@ class OpenVideo:
         return got
 
     def _read_decord(self, wanted: np.ndarray, height: int, width: int) -> np.ndarray:
-        import decord
-
         try:
-            stored_h, stored_w = (width, height) if self.info.rotation % 180 else (height, width)
-            reader = decord.VideoReader(self.info.path, width=stored_w, height=stored_h, num_threads=1)
-            clip: np.ndarray = reader.get_batch(wanted).asnumpy()
+            clip: np.ndarray = _decord_reader(self.info.path, height, width).get_batch(wanted).asnumpy()
         except Exception as e:
-            raise VideoError(self.info.path, "unreadable", _first_line(e)) from e
+            raise VideoError(self.info.path, "corrupt", _first_line(e)) from e
         return clip
+
+
+def _decord_reader(path: str, height: int, width: int) -> Any:
+    try:
+        import decord
+    except ImportError:
+        raise InputError("reader: expected decord to be installed (pip install decord), it is not") from None
+    return decord.VideoReader(path, width=width, height=height, num_threads=1)
+
+
+def decord_agrees(info: VideoInfo, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> bool:
+    """Whether decord shows a file's frames: as many of them, and the same ones in random order.
+
+    Compares the first, the last and five frames between, and those around up to four key frames (where decord
+    goes wrong on open groups), with those of the file's own way of reading: mean absolute difference under 2
+    grey levels. Files that are not read by `seek` are never given to decord.
+
+    Raises:
+        InputError: decord is not installed.
+        VideoError: the file is bad in itself.
+    """
+    if info.backend != "seek" or info.rotation:
+        return False
+    n, rng = info.num_frames, np.random.default_rng(0)
+    keys = np.searchsorted(info.pts, info.key_pts)
+    keys = rng.choice(keys, min(4, len(keys)), replace=False)
+    around = (keys[:, None] + np.arange(-4, 3)).ravel()
+    asked = np.concatenate([np.linspace(0, n - 1, 7).astype(np.int64), around[(around >= 0) & (around < n)]])
+    asked = rng.permutation(np.unique(asked))
+    try:
+        reader = _decord_reader(info.path, info.height, info.width)
+        if len(reader) != n:
+            return False
+        shown = [reader.get_batch([int(i)]).asnumpy()[0] for i in asked]
+    except InputError:
+        raise
+    except Exception:
+        return False  # whatever decord says of a file that has been read: it is not decord's
+    expected = read_clip(info.path, asked, info=info, timeout_s=timeout_s)
+    return all(
+        np.abs(got.astype(np.int16) - frame).mean() < 2 for got, frame in zip(shown, expected, strict=True)
+    )
+
+
+def first_frame(path: str, start: int) -> int:
+    """Where a stretch that begins at `start` begins, counted from 0.
+
+    In a folder of images `start` is the number in the name of the first image, as in V2's lists (`1` for
+    `img_00001.jpg`); 0 is the first image whatever its name.
+
+    Raises:
+        VideoError: `truncated`, where no image has that number.
+    """
+    if start == 0 or not os.path.isdir(path):
+        return start
+    for place, name in enumerate(frame_files(path)):
+        digits = re.findall(r"\d+", os.path.splitext(name)[0])
+        if digits and int(digits[-1]) == start:
+            return place
+    raise VideoError(path, "truncated", f"the list asks for image number {start}, the folder has none")
 
 
 def _at(info: VideoInfo, pts: int) -> int:
@@ -608,8 +705,6 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
 
 def frame_files(folder: str) -> list[str]:
     """The image files of a folder in the order of the numbers in their names (`img_2` before `img_10`)."""
-    import re
-
     names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES)]
     return sorted(names, key=lambda n: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", n)])
 

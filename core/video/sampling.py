@@ -44,6 +44,20 @@ def dense_indices(
     return start + sampling_rate * np.minimum(np.arange(frames, dtype=np.int64), reachable)
 
 
+def centred_indices(num_frames: int, frames: int, sampling_rate: int, centre: int) -> np.ndarray:
+    """`frames` frames at a fixed stride around a key frame (AVA), which is number `frames // 2` of them.
+
+    Indices before the first and after the last frame become the first and the last, as in SlowFast's
+    `get_sequence` (the same for an even number of frames; it leaves the key frame out of an odd one).
+
+    Returns:
+        int64 `[frames]`, non-decreasing, in `[0, num_frames)`.
+    """
+    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate)
+    k = np.arange(frames, dtype=np.int64) - frames // 2
+    return np.clip(centre + sampling_rate * k, 0, num_frames - 1)
+
+
 def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """One frame from each of `frames` equal segments (TSN; Something-Something).
 

@@ -23,6 +23,10 @@ def read(tmp_path: Path, text: str, **options: object) -> list[Sample]:
         ("/v/my video 7.mp4 12", Sample(path="/v/my video 7.mp4", label=12)),
         ("/v/日本 é.avi\t0", Sample(path="/v/日本 é.avi", label=0)),
         ("/v/a.mp4,5", Sample(path="/v/a.mp4", label=5)),
+        ('"/v/my video.mp4" 5', Sample(path="/v/my video.mp4", label=5)),
+        ('"/v/a ""b"" 1.mp4",5', Sample(path='/v/a "b" 1.mp4', label=5)),
+        ('/v/"a" b.mp4 5', Sample(path='/v/"a" b.mp4', label=5)),
+        ("/v/a\u2028b.mp4 5", Sample(path="/v/a\u2028b.mp4", label=5)),
         ("/v/frames_dir 2", Sample(path="/v/frames_dir", label=2)),
         ("/v/a.mp4 0 -1", Sample(path="/v/a.mp4", label=-1)),
         ("/v/frames 0 -1", Sample(path="/v/frames", label=-1)),
@@ -47,6 +51,10 @@ def test_named_formats(tmp_path: Path) -> None:
         InputError, match=r"list.csv:1: '/v/d 100 7' could be .* expected the format to be named"
     ):
         read(tmp_path, "/v/d 100 7\n")
+    with pytest.raises(
+        InputError, match=r"format: expected one of auto, .*, got 'lable' \(did you mean 'label'"
+    ):
+        read(tmp_path, "/v/d 1\n", format="lable")
 
 
 def test_relative_paths_and_roots(tmp_path: Path) -> None:

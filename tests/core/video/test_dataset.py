@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +178,45 @@ def test_stretches(samples: list[Sample]) -> None:
         ClipDataset([Sample(path=samples[0].path, label=0, start=8, num_frames=20)], config)[0]
 
 
+def test_repeats_show_the_same_frames_or_start_at_times_of_their_own(
+    samples: list[Sample], truth: Callable[[str], list[np.ndarray]]
+) -> None:
+    """V1's and V2's `num_sample` against MAE-ST's `repeat_aug`."""
+    frames = np.stack(truth(samples[0].path))
+    config = with_changes(CONFIG, repeats=6, augment="none", flip=False, size=(48, 48))
+
+    def starts(config: DataConfig) -> set[int]:
+        found = set()
+        for clip in ClipDataset(samples, config)[0]["clip"].numpy():
+            (start,) = [s for s in range(14) if np.array_equal(clip, frames[s : s + 7 : 2, :, 8:56])]
+            found.add(start)
+        return found
+
+    assert len(starts(config)) == 1
+    assert len(starts(with_changes(config, repeat_time="own"))) > 2
+    batch = ClipDataset(samples, with_changes(config, repeat_time="own")).load_batch([(0, 0), (0, 1)])
+    assert batch["view"].tolist() == [*range(6), *range(6)]
+
+
+def test_stretches_of_image_folders_begin_at_the_number_in_the_name(tmp_path: Path) -> None:
+    import cv2
+
+    for i in range(1, 13):
+        cv2.imwrite(str(tmp_path / f"img_{i:05}.png"), np.full((8, 8, 3), 10 * i, np.uint8))
+    config = DataConfig(frames=2, sampling_rate=1, size=(8, 8), augment="none")
+
+    def first(start: int, total: int | None) -> list[int]:
+        sample = Sample(path=str(tmp_path), label=-1, start=start, num_frames=total)
+        return (ClipDataset([sample], config, "val")[0]["clip"][:, 0, 0, 0] // 10).tolist()
+
+    assert first(1, 12) == first(0, 12) == [6, 7]
+    assert first(11, 2) == [11, 11]  # the official rule stops a frame short of the end
+    with pytest.raises(VideoError, match="truncated: expected 13 frames, the file has 12"):
+        first(2, 12)
+    with pytest.raises(VideoError, match="asks for image number 13, the folder has none"):
+        first(13, None)
+
+
 @pytest.fixture
 def some_bad(samples: list[Sample], tmp_path: Path) -> list[Sample]:
     bad = tmp_path / "bad.mp4"
@@ -199,6 +242,69 @@ def test_training_skips_counts_and_names_a_bad_file_once(
     assert loader.skipped == {some_bad[6].path: "unreadable"}
     assert len(caplog.records) == 1
     assert some_bad[6].path in caplog.text
+
+
+@pytest.fixture
+def a_hang(samples: list[Sample], tmp_path: Path) -> Iterator[list[Sample]]:
+    """Seven videos and a folder of frames of which one is a pipe that nobody writes to: opening it waits in
+    the system call for ever."""
+    os.mkfifo(tmp_path / "img_1.png")
+    yield [*samples[:3], Sample(path=str(tmp_path), label=0), *samples[3:7]]
+    with contextlib.suppress(OSError):  # lets a reader of this process go
+        os.close(os.open(tmp_path / "img_1.png", os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_a_hanging_file_does_not_hang_training(
+    a_hang: list[Sample], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_changes(CONFIG, max_bad_share=0.2, timeout_s=1.0)
+    loader = build_loader(ClipDataset(a_hang, config), 2, workers=workers)
+    good = [i for i in range(8) if i != 3]
+    start = time.monotonic()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert sorted(i for b in batches for i in b["index"].tolist()) == good  # each once, none lost
+        assert [f["reason"] for b in batches for f in b["failed"]] == ["timeout"]
+    assert time.monotonic() - start < 60
+    assert loader.skipped == {a_hang[3].path: "timeout"}
+    assert len(caplog.records) == 1
+    # Without workers the thread stays, one for the file; with workers it ended with its process.
+    lost = [t for t in threading.enumerate() if t.name == "vmae-read"]
+    assert len(lost) == (1 if workers == 0 else 0)
+    if workers:
+        assert loader.dataset.given_up == {a_hang[3].path}
+        alive = {p.pid for p in multiprocessing.active_children()}
+        assert {w.pid for w in loader._torch_loader._iterator._workers} <= alive
+        assert len(alive) == 2  # the stuck ones are gone
+        plain = [*a_hang[:3], a_hang[3], *a_hang[4:]]
+        again = build_loader(ClipDataset(plain, config), 2, workers=1, epoch=2)
+        again.dataset.given_up.add(a_hang[3].path)
+        assert contents(again) == contents(batches)  # the clips are those of a run that knew
+
+
+class _Frozen(ClipDataset):
+    """Reading item 3 sleeps in C and keeps the interpreter lock: the whole worker stands still."""
+
+    def _read(self, sample: Sample, rng: Any) -> np.ndarray:
+        if sample is self.samples[3]:
+            ctypes.PyDLL(None).sleep(600)
+        return super()._read(sample, rng)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_freezes_its_worker_is_found_when_its_batch_is_overdue(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmae.core.video.dataset.OVERDUE_S", 1.0)
+    config = with_changes(CONFIG, max_bad_share=0.2, timeout_s=1.0)
+    loader = build_loader(_Frozen(samples[:8], config), 2, workers=1, start_method="fork")
+    start = time.monotonic()
+    batches = list(loader)
+    assert time.monotonic() - start < 60
+    assert sorted(i for b in batches for i in b["index"].tolist()) == [0, 1, 2, 4, 5, 6, 7]
+    assert loader.skipped == {samples[3].path: "timeout"}
 
 
 def test_training_stops_over_the_share(some_bad: list[Sample]) -> None:
@@ -269,6 +375,10 @@ def test_refused_values(samples: list[Sample]) -> None:
         build_loader(ClipDataset(samples, CONFIG), 12)
     with pytest.raises(InputError, match="rank: expected 0 <= rank < world_size, got 2 of 2"):
         build_loader(ClipDataset(samples, CONFIG), 1, rank=2, world_size=2)
+    with pytest.raises(InputError, match=r"data\.reader: expected pyav or decord, got 'opencv'"):
+        DataConfig(reader="opencv")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"data\.repeat_time: expected shared or own, got 'all'"):
+        DataConfig(repeat_time="all")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="rand_augment: expected"):
         DataConfig(rand_augment="rnd-m7")
     with pytest.raises(InputError, match=r"data\.random_erasing: expected a probability, got 2"):
@@ -284,6 +394,7 @@ def test_refused_values(samples: list[Sample]) -> None:
         {"augment": "random_resized_crop"},
         {"flip": True},
         {"repeats": 2},
+        {"repeats": 2, "repeat_time": "own"},
         {"sampling": "uniform"},
         {"sampling_rate": 3},
         {"short_side": 40},
