@@ -472,7 +472,7 @@ def fit(
                 batch = next(batches)
                 window_wait += time.perf_counter() - waited
                 paths += batch["path"]
-clips = len(batch["path"]) * world.size
+                clips = len(batch["path"]) * world.size
                 window_clips += clips
                 clips_done += clips
                 blank = not batch["path"]

@@ -35,7 +35,6 @@ from vmae.core.video.reader import (
 )
 
 T = TypeVar("T")
-OVERDUE_S = 60.0
 Mode = Literal["train", "val", "test"]
 
 
@@ -324,10 +323,8 @@ class ClipDataset:
             if config.random_erasing:
                 random_erase(clip, config.random_erasing, rng)
 
-    def load_batch(
-        self, keys: Sequence[tuple[int, int]], reading: Callable[[int], None] | None = None
-    ) -> dict[str, Any]:
-        """A batch of `(epoch, index)` keys; `reading` is told each index before it is read.
+    def load_batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A batch of `(epoch, index)` keys.
 
         Returns:
             `clip` uint8 `[B, T, H, W, 3]` with `B = good videos x clips_per_video` (the clips of a video side
@@ -340,8 +337,6 @@ class ClipDataset:
         good: list[int] = []
         failed: list[dict[str, Any]] = []
         for epoch, index in keys:
-            if reading is not None:
-                reading(index)
             try:
                 self.fill(index, epoch, clips[len(good)])
                 good.append(index)
@@ -369,33 +364,16 @@ class ClipDataset:
 
 
 class _Batches:
-    """torch's `Dataset` protocol: whole batches of keys per call, so that a worker fills one array.
+    """torch's `Dataset` protocol: whole batches of keys per call, so that a worker fills one array."""
 
-    `reading`, float64 `[workers, 2]` in shared memory, holds the index that each worker is at (-1: none) and
-    since when (`time.monotonic`, one clock for all processes).
-    """
-
-    def __init__(self, dataset: ClipDataset, reading: torch.Tensor) -> None:
+    def __init__(self, dataset: ClipDataset) -> None:
         self.dataset = dataset
-        self.reading = reading
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([key])
+        return self.dataset.load_batch([key])
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        from torch.utils.data import get_worker_info
-
-        worker = get_worker_info()
-        assert worker is not None
-
-        def note(index: int) -> None:
-            self.reading[worker.id, 0] = -1
-            self.reading[worker.id, 1] = time.monotonic()
-            self.reading[worker.id, 0] = index
-
-        batch = self.dataset.load_batch(keys, note)
-        note(-1)
-        return batch
+        return self.dataset.load_batch(keys)
 
 
 def _identity(batch: Any) -> Any:
@@ -484,9 +462,8 @@ class ClipLoader:
     wrong.
 
     A read that is stuck inside a decoder is given up after its limit and its file refused from then on; with
-    workers the processes are replaced after that batch, which ends the stuck call. A decoder that stops a
-    whole worker (stuck without releasing the interpreter) is found when its batch is overdue, and treated
-    alike.
+    workers the processes are replaced after that batch, which ends the stuck call (every decoder here works
+    outside the interpreter lock, so the rest of its process goes on). The clips that follow are the same.
 
     `wait_s` is the time the consumer waited in `next()`; `step_s` all time between the first and the last
     batch: their quotient is `perf/data_wait_share`.
@@ -532,8 +509,6 @@ class ClipLoader:
         self.wait_s = 0.0
         self.step_s = 0.0
         self._keys: list[list[tuple[int, int]]] = []
-        self._reading = torch.empty(0)
-        self._read_limit_s = 2 * dataset.config.timeout_s + 1
         self._torch_loader: Any = None
         if dataset.mode == "train" and len(self.batches(epoch)) == 0:
             raise InputError(
@@ -608,20 +583,10 @@ class ClipLoader:
             batches = iter(self._workers_for(keys[done:]))
             stuck: set[str] = set()
             while done < len(keys) and not stuck:
-                try:
-                    batch = next(batches)
-                except RuntimeError as e:
-                    # Not the awaited batch's files: a finished batch is sent by a thread of its worker, which
-                    # may be frozen in the next one.
-                    limit_s = self._read_limit_s
-                    late = [i for i, since in self._reading.tolist() if time.monotonic() - since > limit_s]
-                    stuck = {self.dataset.samples[int(i)].path for i in late if i >= 0}
-                    if not str(e).startswith("DataLoader timed out") or not stuck:
-                        raise
-                else:
-                    done += 1
-                    stuck = {f["path"] for f in batch["failed"] if f["stuck"]}
-                    yield batch
+                batch = next(batches)
+                done += 1
+                stuck = {f["path"] for f in batch["failed"] if f["stuck"]}
+                yield batch
             if stuck:
                 self.dataset.given_up |= stuck
                 self._stop_workers()
@@ -638,9 +603,8 @@ class ClipLoader:
 
         self._keys[:] = keys
         if self._torch_loader is None:
-            self._reading = torch.full((self.workers, 2), -1, dtype=torch.float64).share_memory_()
             self._torch_loader = DataLoader(
-                _Batches(self.dataset, self._reading),  # type: ignore[arg-type]
+                _Batches(self.dataset),  # type: ignore[arg-type]
                 batch_sampler=self._keys,
                 num_workers=self.workers,
                 collate_fn=_identity,
@@ -649,7 +613,7 @@ class ClipLoader:
                 persistent_workers=True,
                 multiprocessing_context=self.start_method,
                 # Above what a batch of files at their own limit takes: only a stuck worker gets here.
-                timeout=OVERDUE_S + self._read_limit_s * self.batch_size,
+                timeout=60 + (2 * self.dataset.config.timeout_s + 1) * self.batch_size,
             )
         return self._torch_loader
 
