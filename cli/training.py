@@ -366,6 +366,10 @@ def cache_progress(title: str) -> Iterator[Callable[[int, int], None]]:
             bar = progress(title, total, unit="video").__enter__()
         bar.update(done - last)
         last = done
+        if done >= total:
+            # What follows is not decoding: its time is not counted here.
+            bar.__exit__(None, None, None)
+            bar = None
 
     try:
         yield update

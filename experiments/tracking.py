@@ -194,6 +194,7 @@ class Tracker:
         self._stop = threading.Event()
         self._deadline = float("inf")
         self._upload_s = 0.0
+        self._finished: bool | None = None
         self.seconds = 0.0  # what the caller's thread spent here, for perf/tracking_share
         _end_with_newline(self.spool)
         self._append(
@@ -249,11 +250,14 @@ class Tracker:
     def finish(self, status: str = "FINISHED", timeout_s: float | None = None) -> bool:
         """End the run with an MLflow status (`FINISHED`, `FAILED`, `KILLED`) and send what is left.
 
-        It waits `timeout_s`, by default 30 seconds and as long as the artifacts may take.
+        It waits `timeout_s`, by default 30 seconds and as long as the artifacts may take. A second call (that
+        of the `with` block) changes nothing.
 
         Returns:
             Whether everything reached the store; if not, a warning names the spool and what to type.
         """
+        if self._finished is not None:
+            return self._finished  # its status is said already
         if timeout_s is None:
             timeout_s = 30.0 + self._upload_s
         self._log_system()
@@ -270,8 +274,10 @@ class Tracker:
                 self.key,
                 self.spool,
             )
-            return False
-        return True
+            self._finished = False
+        else:
+            self._finished = True
+        return self._finished
 
     def __enter__(self) -> Tracker:
         return self

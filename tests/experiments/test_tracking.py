@@ -124,6 +124,15 @@ def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
     assert all(0 <= v <= 100 for _, v in _history(store, "k1", "system/cpu_percent"))
 
 
+def test_the_first_status_is_the_runs(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with _open(store) as tracker:
+        assert tracker.finish("KILLED")
+    client = tracking._client(store.uri)
+    run_id = tracking.find_run(client, tracking._experiment_id(store, client), "k1")
+    assert run_id is not None and client.get_run(run_id).info.status == "KILLED"
+    assert sync(store.runs_dir) == [] and not caplog.text
+
+
 def test_a_large_artifact_gets_the_time_it_needs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     large = store.runs_dir / "large.bin"
