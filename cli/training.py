@@ -29,7 +29,7 @@ def config_options(command: Command) -> Command:
     """`--recipe`, `--config`, `--data`, `--val`, `--data-root`, `--size`, `--epochs`."""
     options = [
         click.option(
-            "--recipe", help="Named recipe to start from (see `vmae recipes`).  [default: the built-in data's]"
+            "--recipe", help="Named recipe to start from (`vmae recipes`).  [default: the built-in data's]"
         ),
         click.option(
             "--config", "config_file", type=click.Path(path_type=Path), help="YAML of an earlier run."
