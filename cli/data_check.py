@@ -49,15 +49,16 @@ def check(
     """Decode every file of CSV: unreadable, cut, empty, without video, of variable rate or odd size, wrong
     frame counts, seeking that shows wrong frames.
 
-    Writes a report, a list of the good files, and what reading must know about each file (CSV.probes, used by
-    training). Ends with code 1 when a file is bad.
+    Writes a report (csv, and its summary as text), a list of the good files, and what reading must know about
+    each file (CSV.probes, used by training). Ends with code 1 when a file is bad.
     """
     from vmae.core.progress import progress
     from vmae.core.video.annotations import read_annotations, write_annotations
     from vmae.core.video.check import check_samples, write_report
     from vmae.core.video.probes import probes_path, save_probes
 
-    samples = read_annotations(csv, data_root, format=annotation_format)  # type: ignore[arg-type]
+    root = data_root if data_root is not None else csv.parent
+    samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]
     stem = str(csv.with_suffix("")) if csv.suffix == ".csv" else str(csv)
     report, clean = report or Path(f"{stem}.report.csv"), clean or Path(f"{stem}.clean.csv")
     bad = 0
@@ -77,7 +78,12 @@ def check(
         )
         bad = len(result.bad)
     write_report(result, report)
-    good = [s for s, r in zip(samples, result.reports, strict=True) if r.status == "ok"]
+    report.with_suffix(".txt").write_text(f"{csv}\n{result.summary()}\n", encoding="utf-8")
+    # Paths as the list has them, so that it can be moved with its videos, unless it is written elsewhere.
+    as_listed = samples
+    if data_root is not None or clean.absolute().parent == csv.absolute().parent:
+        as_listed = read_annotations(csv, data_root, format=annotation_format, rooted=False)  # type: ignore[arg-type]
+    good = [s for s, r in zip(as_listed, result.reports, strict=True) if r.status == "ok"]
     if good:
         write_annotations(clean, good)
     save_probes(probes_path(csv), [r.info for r in result.reports if r.status == "ok" and r.info is not None])
@@ -86,7 +92,7 @@ def check(
         click.echo(f"bad: {r.path}: {r.reason}" + (f": {r.detail}" if r.detail else ""))
     if bad > 20:
         click.echo(f"... and {bad - 20} more in the report")
-    click.echo(f"report: {report}")
+    click.echo(f"report: {report} (summary: {report.with_suffix('.txt')})")
     click.echo(f"clean list: {clean} ({len(good)} files)" if good else "no clean list: every file is bad")
     if bad:
         raise click.exceptions.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -52,7 +53,8 @@ def optimize(
     from vmae.core.video.optimize import OptimizeConfig, measure_speed_up, optimize_samples
 
     config = OptimizeConfig(short_side=short_side, gop=gop, fps=fps, crf=crf)
-    samples = read_annotations(csv, data_root, format=annotation_format)  # type: ignore[arg-type]
+    root, out = data_root if data_root is not None else csv.parent, out.absolute()
+    samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]
     with (
         where_to_run(address) as (runner, default_workers),
         progress("optimize", total=len({s.path for s in samples}), unit="file") as bar,
@@ -75,11 +77,18 @@ def optimize(
         )
     if listed:
         write_annotations(out / csv.name, listed)
+    names = csv.parent / "classes.txt"
+    if names.is_file() and names.absolute().parent != out:
+        shutil.copyfile(names, out / "classes.txt")
     failed = [r for r in results if r.action == "failed"]
     done = [r for r in results if r.action != "failed"]
     kept = sum(r.action == "kept" for r in done)
     before, after = (sum(getattr(r, n) for r in done) / 2**20 for n in ("source_size", "target_size"))
-    click.echo(f"{len(done) - kept} encoded, {kept} already good and copied, {len(failed)} failed")
+    earlier = sum(r.earlier for r in done)
+    click.echo(
+        f"{len(done) - kept} encoded, {kept} already good and copied, {len(failed)} failed"
+        + (f" ({earlier} done by an earlier run)" if earlier else "")
+    )
     click.echo(f"size: {before:.1f} MiB before, {after:.1f} MiB after")
     slow, fast = measure_speed_up(results, short_side)
     if fast:

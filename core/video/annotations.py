@@ -64,6 +64,7 @@ def read_annotations(
     data_root: str | Path | None = None,
     *,
     format: AnnotationFormat = "auto",
+    rooted: bool = True,
 ) -> list[Sample]:
     """Read a list of videos.
 
@@ -73,6 +74,7 @@ def read_annotations(
         format: `auto` takes two columns as `path label`, and three as `path start total` where the path ends
             like a video or the last number is -1; three columns after a folder could mean two things and
             must be named. A list whose first line has AVA's eight columns is `ava`.
+        rooted: False leaves paths as the list has them (AVA's are always those of the films found).
 
     Returns:
         One `Sample` per non-empty line, in the order of the file, paths made absolute or joined to the root.
@@ -96,7 +98,8 @@ def read_annotations(
     for where, line in lines:
         if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):
             continue
-        samples.append(_rooted(_parse(line, format, where), root))
+        sample = _parse(line, format, where)
+        samples.append(_rooted(sample, root) if rooted else sample)
     if not samples:
         raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
     return samples

@@ -6,8 +6,10 @@ of 256 and a key frame every 4 frames take almost all of that away, for a modera
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fractions
+import glob
 import json
 import os
 import shutil
@@ -59,7 +61,8 @@ class OptimizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimized:
-    """One video: `action` is `encoded`, `kept` (already good: copied as it is) or `failed`."""
+    """One video: `action` is `encoded`, `kept` (already good: copied as it is) or `failed`; `earlier`: a run
+    before this one did it."""
 
     source: str
     target: str
@@ -70,6 +73,7 @@ class Optimized:
     frames: int = 0
     worst_difference: float = 0.0
     error: str = ""
+    earlier: bool = False
 
 
 def is_good(info: VideoInfo, config: OptimizeConfig) -> bool:
@@ -275,12 +279,12 @@ def optimize_samples(
     for path in paths:
         known = finished.get((path, targets[path]))
         if known is not None and _unchanged(known):
-            results[path] = known
+            results[path] = dataclasses.replace(known, earlier=True)
         else:
             todo.append((path, targets[path]))
     if progress is not None and results:
         progress(len(results), len(paths))
-    with open(manifest, "a", encoding="utf-8") as log:
+    with open(manifest, "a", encoding="utf-8") as log, _unfinished_removed([t for _, t in todo]):
         work = partial(optimize_file, config=config, timeout_s=timeout_s)
         for outcome in runner(work, todo, workers=workers, limit_s=2 * timeout_s):
             source, target = todo[outcome.index]
@@ -302,6 +306,17 @@ def optimize_samples(
         if results[s.path].action != "failed"
     ]
     return listed, [results[p] for p in paths]
+
+
+@contextlib.contextmanager
+def _unfinished_removed(targets: Sequence[str]) -> Iterator[None]:
+    """Afterwards, interrupted or not, no file of a killed process is left beside the targets."""
+    try:
+        yield
+    finally:
+        for target in targets:
+            for leftover in glob.glob(f"{glob.escape(target)}.*.part.mp4"):
+                os.unlink(leftover)
 
 
 def _read_manifest(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Optimized]:

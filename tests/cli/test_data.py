@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vmae.cli.main import main
+from vmae.core.video.annotations import read_annotations
 
 
 def run(*args: object) -> Result:
@@ -49,6 +50,7 @@ def test_index_check_optimize(folder: Path) -> None:
     assert "3 files: 2 ok, 1 bad (33.33%)" in result.output
     assert "2.mp4: unreadable" in result.output
     assert (folder / "train.report.csv").read_text().count("\n") == 4
+    assert "3 files: 2 ok, 1 bad" in (folder / "train.report.txt").read_text()
     assert (folder / "train.csv.probes").is_file()
     clean = (folder / "train.clean.csv").read_text()
     assert "2.mp4" not in clean
@@ -64,6 +66,28 @@ def test_index_check_optimize(folder: Path) -> None:
     lines = (folder / "fast/train.clean.csv").read_text().splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["0", "1"]
     assert all(Path(line.rsplit(" ", 1)[0]).is_file() for line in lines)
+    assert (folder / "fast/classes.txt").read_text() == "a b\né\n"
+    assert [p for p in (folder / "fast").rglob("*") if "part" in p.name] == []
+
+
+def test_lists_given_relative_to_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written says where its videos are, wherever it is read from."""
+    monkeypatch.chdir(folder.parent)
+    (folder / "two.csv").write_text("train/a b/1.mp4 0\nval/é/1.mp4 1\n", encoding="utf-8")
+    listed = Path(folder.name) / "two.csv"
+    assert run("data", "check", listed, "--workers", 1, "--quick").exit_code == 0
+    assert (
+        folder / "two.clean.csv"
+    ).read_text() == "train/a b/1.mp4 0\nval/é/1.mp4 1\n"  # as the list has them
+    result = run("data", "check", listed, "--workers", 1, "--quick", "--clean", "elsewhere/c.csv")
+    assert result.exit_code == 0, result.output
+    found = [s.path for s in read_annotations("elsewhere/c.csv")]
+    assert found == [str(folder / "train/a b/1.mp4"), str(folder / "val/é/1.mp4")]
+    result = run("data", "optimize", listed, "small", "--short-side", 32, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert all(Path(s.path).is_file() for s in read_annotations("small/two.csv"))
+    result = run("data", "optimize", listed, "small", "--short-side", 32, "--workers", 1)
+    assert "2 encoded, 0 already good and copied, 0 failed (2 done by an earlier run)" in result.output
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

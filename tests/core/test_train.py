@@ -175,6 +175,12 @@ def test_repeats_multiply_the_clips_but_not_the_learning_rate(tiny_videos: Path,
     repeated = Run(tiny_videos, tmp_path / "b", dataset=dataset(tiny_videos, replace(DATA, repeats=2)))
     assert [e["lr"] for e in plain.of("step")] == [e["lr"] for e in repeated.of("step")]
     assert plain.losses != repeated.losses
+    # Clips are counted as they come; an epoch is a pass over the videos.
+    for run, repeats in ((plain, 1), (repeated, 2)):
+        clips = run.result.clips_per_s * run.result.duration_s
+        assert round(clips) == run.result.steps * TRAIN.batch_size * repeats
+    assert [e["epoch"] for e in plain.of("step")] == [e["epoch"] for e in repeated.of("step")]
+    assert [e["effective_epoch"] for e in repeated.of("step")] == [2 * e["epoch"] for e in plain.of("step")]
 
 
 def test_bf16_and_fp16_train_close_to_fp32(tiny_videos: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,3 +139,20 @@ def test_refused_values(tmp_path: Path) -> None:
     stretch = [Sample(path="a.mp4", label=0, start=3, num_frames=5)]
     with pytest.raises(InputError, match="a list of stretches counts in frames of the source"):
         optimize_samples(stretch, tmp_path, OptimizeConfig(fps=10))
+
+
+def test_an_interrupted_run_leaves_no_unfinished_file(
+    video_kind: Callable[[str], Path], tmp_path: Path
+) -> None:
+    sample = Sample(path=str(video_kind("h264_one_gop")), label=0)
+
+    def interrupted(function: object, items: Sequence[Any], *, workers: int, limit_s: float) -> Iterator[Any]:
+        """As `run_isolated` when Ctrl-C comes in the middle of the first file: its process is killed."""
+        for _, target in items:
+            Path(f"{target}.123.part.mp4").write_bytes(b"half")
+            raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize_samples([sample], tmp_path / "[out]", CONFIG, runner=interrupted)
+    assert [p.name for p in (tmp_path / "[out]").iterdir()] == [MANIFEST]
