@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vmae.cli.options import require_writable
+
 KINDS = [(256, 340, 12), (256, 340, 250), (720, 1280, 12), (720, 1280, 250)]
 
 
@@ -29,22 +31,33 @@ def loader(
     """
     import tempfile
 
-    from vmae.core.errors import InputError
+    from vmae.core.errors import InputError, VideoError
     from vmae.core.progress import progress
     from vmae.core.video import bench
     from vmae.core.video.annotations import VIDEO_SUFFIXES
     from vmae.core.video.optimize import OptimizeConfig, optimize_file
+    from vmae.core.video.reader import probe_video
 
     if count < 1 or frames < 2:
         raise InputError(f"expected at least 1 clip and 2 frames, got --count {count} --frames {frames}")
     given: list[Path] = []
-    if folder is not None:
-        given = sorted(p for p in folder.iterdir() if p.suffix in VIDEO_SUFFIXES)
     lines: list[str] = []
+    if out is not None:
+        require_writable(out)
 
     def say(text: str = "") -> None:
         lines.append(text)
         click.echo(text)
+
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(f"--clips: expected a folder of videos, got {folder}")
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES):
+            try:
+                probe_video(path)
+                given.append(path)
+            except VideoError as e:
+                say(f"left out: {e}")
 
     def cell(r: bench.Rate | None) -> str:
         if r is None or not r.clips_per_cpu_s:

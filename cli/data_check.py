@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import where_to_run
+from vmae.cli.options import require_writable, where_to_run
 
 
 @click.command("check")
@@ -15,8 +15,14 @@ from vmae.cli.options import where_to_run
     "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
 )
 @click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
-@click.option("--workers", type=int, default=None, help="Processes.  [default: all cores]")
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for one read.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: all cores]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds for one read.",
+)
 @click.option("--quick", is_flag=True, help="First, last and a few frames of each file instead of all.")
 @click.option(
     "--decord",
@@ -61,6 +67,7 @@ def check(
     samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]
     stem = str(csv.with_suffix("")) if csv.suffix == ".csv" else str(csv)
     report, clean = report or Path(f"{stem}.report.csv"), clean or Path(f"{stem}.clean.csv")
+    require_writable(report, clean, probes_path(csv))
     bad = 0
     with (
         where_to_run(address) as (runner, default_workers),
@@ -86,7 +93,9 @@ def check(
     good = [s for s, r in zip(as_listed, result.reports, strict=True) if r.status == "ok"]
     if good:
         write_annotations(clean, good)
-    save_probes(probes_path(csv), [r.info for r in result.reports if r.status == "ok" and r.info is not None])
+    probes = [r.info for r in result.reports if r.status == "ok" and r.info is not None]
+    for listed in (csv, clean):  # training may be given either
+        save_probes(probes_path(listed), probes)
     click.echo(result.summary())
     for r in result.bad[:20]:
         click.echo(f"bad: {r.path}: {r.reason}" + (f": {r.detail}" if r.detail else ""))

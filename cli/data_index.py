@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vmae.cli.options import require_writable
+
 
 @click.command("index")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -23,6 +25,7 @@ def index(folder: Path, layout: str, out: Path | None, split: int, val_share: fl
     from vmae.core.video.index import index_dataset, write_index
 
     found = index_dataset(folder, layout, split=split, val_share=val_share)  # type: ignore[arg-type]
+    require_writable((out or folder) / "train.csv")
     written = write_index(found, out or folder, relative_to=folder if relative else None)
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in found.splits.items() if samples)
     click.echo(f"{len(found.classes)} classes; {counts}")

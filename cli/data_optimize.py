@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import where_to_run
+from vmae.cli.options import require_writable, where_to_run
 
 
 @click.command("optimize")
@@ -23,8 +23,14 @@ from vmae.cli.options import where_to_run
     "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
 )
 @click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
-@click.option("--workers", type=int, default=None, help="Processes.  [default: all cores]")
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds for one file.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: all cores]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds for one file.",
+)
 @click.option(
     "--address",
     help="Ray cluster whose nodes do the work: auto, HOST:PORT or ray://HOST:PORT.  [default: this machine]",
@@ -55,6 +61,7 @@ def optimize(
     config = OptimizeConfig(short_side=short_side, gop=gop, fps=fps, crf=crf)
     root, out = data_root if data_root is not None else csv.parent, out.absolute()
     samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]
+    require_writable(out / csv.name)
     with (
         where_to_run(address) as (runner, default_workers),
         progress("optimize", total=len({s.path for s in samples}), unit="file") as bar,

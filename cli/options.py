@@ -48,6 +48,22 @@ def address_options(command: Command) -> Command:
     )(command)
 
 
+def require_writable(*files: Path) -> None:
+    """Make the folders of files that a command will write; InputError at once rather than after the work."""
+    import os
+
+    from vmae.core.errors import InputError
+
+    for file in files:
+        try:
+            file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"{file}: expected a place that can be written, got {e.strerror}") from None
+        if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
+            what = "a folder of that name" if file.is_dir() else "a folder that may not be written"
+            raise InputError(f"{file}: expected a place that can be written, got {what}")
+
+
 @contextmanager
 def fitness_shown() -> Iterator[None]:
     """Inside, an unfit cluster is shown as a table, one row a node, before the error's line."""

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vmae.cli.main import main
+from vmae.core.errors import InputError
 from vmae.core.video.annotations import read_annotations
 
 
@@ -95,6 +96,26 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "expected a list of videos, found no such file" in str(result.exception)
     result = run("data", "index", tmp_path, "--layout", "ucf")
     assert "did you mean 'ucf101'?" in str(result.exception)
+    file = tmp_path / "a.csv"
+    file.write_text("a.mp4 0\n")
+    for arguments, message in (
+        (
+            ("check", file, "--report", file / "x.csv"),
+            "expected a place that can be written, got File exists",
+        ),
+        (("check", file, "--clean", tmp_path), "got a folder of that name"),
+        (("check", file, "--format", "lable"), "did you mean 'label'?"),
+        (("optimize", file, file), "expected a place that can be written"),
+        (("optimize", file, tmp_path / "out", "--gop", 0), "gop: expected at least 1, got 0"),
+        (
+            ("index", tmp_path, "--layout", "folders", "--out", file),
+            "expected videos in the layout 'folders'",
+        ),
+    ):
+        result = run("data", *arguments)
+        assert isinstance(result.exception, InputError), arguments
+        assert message in str(result.exception)
+    assert run("data", "check", file, "--workers", 0).exit_code == 2
     result = run("data", "optimise", "x", "y")
     assert result.exit_code == 2
     assert "did you mean 'optimize'?" in result.output

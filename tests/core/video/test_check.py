@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from vmae.core.video.annotations import Sample
 from vmae.core.video.check import NOTES, check_file, check_samples, write_report
@@ -109,3 +110,16 @@ def test_probes_are_remembered_and_used(video_kind: Callable[[str], Path], tmp_p
     path.write_bytes(video_kind("h264_bframes").read_bytes())
     assert dataset._info(str(path)).backend == "seek"
     assert Probes(tmp_path / "absent").get(str(path)) is None
+
+
+def test_decord_is_tried_on_request_and_the_answer_is_remembered(
+    video_kind: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("decord")
+    kinds = {"h264_bframes": True, "mpeg4_avi_bframes": False, "h264_edit_list": False, "h264_mpegts": False}
+    reports = [check_file(Sample(path=str(video_kind(k)), label=0), try_decord=True) for k in kinds]
+    assert ["not_for_decord" not in r.notes for r in reports] == list(kinds.values())
+    save_probes(tmp_path / "a.probes", [r.info for r in reports if r.info is not None])
+    probes = Probes(tmp_path / "a.probes")
+    found = [probes.get(str(video_kind(k))) for k in kinds]
+    assert [info.decord_ok for info in found if info is not None] == list(kinds.values())

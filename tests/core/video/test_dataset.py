@@ -21,6 +21,7 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig, build_cache, build_loader, read_ahead
+from vmae.core.video.reader import cached_info
 
 CONFIG = DataConfig(frames=4, sampling_rate=2, size=(32, 32), short_side=48, flip=True, workers=0)
 
@@ -94,14 +95,20 @@ def test_resume_in_mid_epoch_is_exact(samples: list[Sample]) -> None:
         assert contents(rest) == whole[skip:]
 
 
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_change_nothing(samples: list[Sample], method: str) -> None:
+def test_workers_change_nothing(samples: list[Sample], method: str, reader: Any) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    alone = build_loader(ClipDataset(samples, CONFIG), 3)
+    pytest.importorskip(reader.replace("pyav", "av"))
+    config = with_changes(CONFIG, reader=reader)
+    alone = build_loader(ClipDataset(samples, config), 3)
     # Readers have been opened in this process before the fork.
     expected = contents(alone)
-    loader = build_loader(ClipDataset(samples, CONFIG), 3, workers=2, start_method=method)
+    if reader == "decord":
+        tried = [cached_info(s.path).decord_ok for s in samples]
+        assert tried.count(True) >= 9 and False not in tried  # one incomplete batch was left out
+    loader = build_loader(ClipDataset(samples, config), 3, workers=2, start_method=method)
     assert contents(loader) == expected
     loader.set_epoch(1)
     alone.set_epoch(1)
