@@ -31,7 +31,6 @@ def finetune(options: TrainingOptions) -> None:
     With --init RUN and no recipe, clips are cut as that run cut them and its lists are used. The best epoch
     on the held-out list is kept and evaluated; --resume RUN_NAME goes on with an interrupted run.
     """
-    from vmae.core.errors import InputError
     from vmae.core.progress import progress
     from vmae.experiments import finetuning, jobs
     from vmae.experiments.tracking import store_at
@@ -40,9 +39,7 @@ def finetune(options: TrainingOptions) -> None:
     store = store_at(options.runs_dir)
     config = options.resumed(store, "finetune")
     if config is None:
-        config = options.config("demo_finetune", shape_of=_run_of(options, store))
-        if config.job != "finetune":
-            raise InputError(f"expected a fine-tuning recipe, got '{config.recipe}' (job {config.job})")
+        config = options.config("finetune", "demo_finetune", shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config) as report:

@@ -23,7 +23,6 @@ def pretrain(options: TrainingOptions) -> None:
     Without --data it runs on the built-in data set. The run is tracked in MLflow; Ctrl-C saves its state, and
     --resume RUN_NAME goes on from there to the same numbers as an unbroken run.
     """
-    from vmae.core.errors import InputError
     from vmae.experiments import jobs
     from vmae.experiments.tracking import store_at
 
@@ -31,9 +30,7 @@ def pretrain(options: TrainingOptions) -> None:
     store = store_at(options.runs_dir)
     config = options.resumed(store, "pretrain")
     if config is None:
-        config = options.config("demo_pretrain")
-        if config.job != "pretrain":
-            raise InputError(f"expected a pre-training recipe, got '{config.recipe}' (job {config.job})")
+        config = options.config("pretrain", "demo_pretrain")
         config = jobs.named(store, config, options.run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config) as report:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 Command = Callable[..., Any]
+_UNUSED = {
+    "pretrain": ("finetune.", "pipeline.then", "pipeline.finetune_"),
+    "finetune": ("mask.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
+}
+"""Settings that one verb leaves to others."""
 
 
 def config_options(command: Command) -> Command:
@@ -117,12 +122,26 @@ class TrainingOptions:
             )
         return config
 
-    def config(self, recipe: str, shape_of: ExperimentConfig | None = None) -> ExperimentConfig:
-        """The configuration asked for; `recipe` is what it starts from where none is named."""
+    def config(self, verb: str, recipe: str, shape_of: ExperimentConfig | None = None) -> ExperimentConfig:
+        """The configuration asked for; `recipe` is what it starts from where none is named.
+
+        InputError where it is for another verb, or where --set names what this one does not use.
+        """
+        from vmae.core.config import parse_assignments
+        from vmae.core.errors import InputError
+
+        for key in parse_assignments(self.assignments):
+            if key.startswith(_UNUSED[verb]):
+                raise InputError(f"--set {key}: vmae {verb} does not use it")
         own = self.recipe if self.recipe or self.config_file else recipe
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
-        return resolve_config(recipe=own, **given, assignments=self.assignments, shape_of=shape_of)
+        config = resolve_config(recipe=own, **given, assignments=self.assignments, shape_of=shape_of)
+        if config.job != verb:
+            raise InputError(
+                f"expected a recipe for vmae {verb}, got '{config.recipe}', which is for vmae {config.job}"
+            )
+        return config
 
     def workers(self) -> WorkersConfig | None:
         """The workers asked for; None: train in this process."""

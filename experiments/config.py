@@ -92,8 +92,9 @@ class ExperimentConfig:
             )
         online = ("knn_top1",) if self.pipeline.measure_every else ()
         metric_of_best(self.train.best_by, VALIDATED if self.job == "finetune" else online)
-        mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
-        mask_counts("tube", self.evaluation_ratio, self.model.grid)
+        if self.job == "pretrain":
+            mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
+            mask_counts("tube", self.evaluation_ratio, self.model.grid)
 
     def with_size(self, size: str) -> ExperimentConfig:
         """The same experiment with a model of another named size, on the same clips and tubelets."""
