@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DIGEST := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(DIGEST)
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-browser test-slow lint clean
 
 install: $(STAMP)
 
@@ -27,7 +27,12 @@ demo: install
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
+
+# The dashboard in a headless Chromium; skipped with the reason where there is none. One process: the pages
+# of one server.
+test-browser: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow"
 
 # What takes long (faults with real processes, whole recompiles): before a release, not in CI.
 test-slow: install

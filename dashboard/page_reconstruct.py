@@ -150,7 +150,11 @@ def _set(**changes: Any) -> None:
 def _bind(name: str) -> dict[str, Any]:
     """Arguments that tie a widget to a field of the view; the widget shows what the view says."""
     key = _KEY + name
-    st.session_state[key] = getattr(_view(), name)
+    # Only what differs is written: a value that is written goes to the browser, where it would undo what
+    # has been typed or dragged since this run of the page began.
+    value = getattr(_view(), name)
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
 
     def changed() -> None:
         value = st.session_state[key]

@@ -158,7 +158,8 @@ def _curves(settings: Settings, runs: Sequence[Run]) -> None:
 
 
 def _parameters(runs: Sequence[Run]) -> None:
-    names = sorted({n for r in runs for n in r.params})
+    # The name stands over its column already.
+    names = sorted({n for r in runs for n in r.params} - {"name"})
     differing = [n for n in names if len({r.params.get(n) for r in runs}) > 1]
     every = st.toggle(
         "All parameters", value=len(runs) == 1, disabled=len(runs) == 1, key=f"runs_all_{len(runs) == 1}"

@@ -110,9 +110,7 @@ def _ranking(rows: list[TrialRow], fields: list[str], metric: str) -> None:
 
 
 def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None:
-    names = sorted(
-        {m for r in rows for m in r.run.metrics if m.startswith(("pretrain/", "finetune/", "train/"))}
-    )
+    names = sorted({m for r in rows for m in r.run.metrics if m.startswith(("pretrain/", "finetune/"))})
     head, pick = st.columns([1, 1], vertical_alignment="center")
     head.subheader("Learning curves", anchor=False)
     if not names:

@@ -12,7 +12,7 @@ DEFAULT_METRIC = "probe/top1"
 
 
 # The first of these that a run has is its learning curve.
-CURVES = ("pretrain/step_loss", "pretrain/loss", "finetune/step_loss", "finetune/loss", "train/loss")
+CURVES = ("pretrain/step_loss", "pretrain/loss", "finetune/step_loss", "finetune/loss")
 
 
 def curve_index(names: list[str]) -> int:

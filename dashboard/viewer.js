@@ -42,6 +42,7 @@ class Viewer extends Player {
     this.sides = data.sides.map((_, i) => ({ made: images[1 + 2 * i], error: images[2 + 2 * i] }));
     this.masks = data.sides.map((s) => unpackMask(s.mask));
     this.root.classList.toggle("two", data.sides.length > 1);
+    this.root.dataset.visible = this.masks[0].reduce((sum, bit) => sum + 1 - bit, 0);
     this.one(".legend i").style.background = `linear-gradient(to right, ${data.palette.join(",")})`;
     this.one(".legend .top").textContent = `≥ ${data.errorMax}`;
     this.say("");

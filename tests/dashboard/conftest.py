@@ -12,12 +12,30 @@ import numpy as np
 import pytest
 import torch
 
-from vmae.core.checkpoint import save_model
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
 from vmae.dashboard.settings import VARIABLE
 
 RATIOS = (0.5, 0.75)
 CLASSES = ("left", "right")
+# Clips of 8 frames of 32x32 pixels, 64 tokens; a few optimiser steps.
+_SMALL = {
+    "model.frames": 8,
+    "model.height": 32,
+    "model.width": 32,
+    "model.tubelet_size": 2,
+    "model.embed_dim": 32,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.decoder_embed_dim": 16,
+    "model.decoder_num_heads": 2,
+    "data.size": "32,32",
+    "data.short_side": 32,
+    "data.sampling_rate": 1,
+    "train.batch_size": 4,
+    "train.epochs": 4,
+    "train.picture_every": 2,
+    "probe.epochs": 30,
+    "probe.folds": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -51,77 +69,55 @@ def write_video(path: Path, *, seed: int, frames: int = 24, size: int = 48, righ
     return path
 
 
-def tiny_model(seed: int = 0, **overrides: object) -> VideoMAE:
-    """A VideoMAE of 8 frames of 32x32 with a few thousand weights."""
-    torch.manual_seed(seed)
-    values: dict[str, object] = {
-        "frames": 8,
-        "height": 32,
-        "width": 32,
-        "patch_size": 8,
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 2,
-        "decoder_embed_dim": 16,
-        "decoder_depth": 1,
-        "decoder_num_heads": 2,
-    }
-    return VideoMAE(VideoMAEConfig(**(values | overrides)))  # type: ignore[arg-type]
-
-
 def make_store(home: Path) -> MiniStore:
-    """Write everything below `home`."""
+    """Below `home`: four videos and what a sweep of two ratios, really trained on them, leaves in the store.
+
+    The trials run in this process; `run_sweep` then finds them finished and does the rest without Ray.
+    """
+    from vmae.core.config import override
+    from vmae.experiments.recipes.demo import demo_pretrain
+    from vmae.experiments.sweeps.definitions import get
+    from vmae.experiments.sweeps.driver import prepare, run_sweep
+    from vmae.experiments.sweeps.space import Param
+    from vmae.experiments.sweeps.spec import make_plan
+    from vmae.experiments.sweeps.trial import run_trial
     from vmae.experiments.tracking import Tracker, store_at
 
     data = home / "data"
     data.mkdir(parents=True)
     videos = [write_video(data / f"clip {i}.mp4", seed=i, right=bool(i % 2)) for i in range(4)]
-    csv = data / "val.csv"
-    csv.write_text("".join(f"{v.name} {i % 2}\n" for i, v in enumerate(videos)))
+    lines = [f"{v.name} {i % 2}\n" for i, v in enumerate(videos)]
+    for name in ("train.csv", "val.csv"):
+        (data / name).write_text("".join(lines))
     (data / "classes.txt").write_text("".join(f"{c}\n" for c in CLASSES))
-    runs_dir = home / "runs"
-    store = store_at(runs_dir)
-    with Tracker(
-        store,
-        runs_dir / "sweeps" / "mini",
+    lists = {"data.train_csv": str(data / "train.csv"), "data.val_csv": str(data / "val.csv")}
+    base = override(demo_pretrain(), {**_SMALL, **lists})
+    definition = get("masking_ratio")
+    plan = make_plan(
         name="mini",
-        key="mini",
-        kind="sweep",
-        tags={"vmae.sweep": "masking_ratio"},
-    ) as sweep:
-        sweep.log_metrics({"probe/chance": 0.5}, 0)
-    for i, ratio in enumerate(RATIOS):
-        folder = runs_dir / "sweeps" / "mini" / f"ratio{ratio:g}"
-        save_model(folder / "model", tiny_model(i), {"ratio": ratio})
-        params = {"data.val_csv": str(csv), "mask.ratio": ratio, "mask.type": "tube", "optim.base_lr": 1e-3}
-        with Tracker(
-            store,
-            folder,
-            name=f"mini ratio {ratio:g}",
-            key=f"mini-{ratio:g}",
-            kind="trial",
-            parent_key="mini",
-            params=params,
-            tags={"vmae.sweep": "masking_ratio", "vmae.checkpoint": str(folder / "model")},
-        ) as run:
-            for step in range(5):
-                run.log_metrics({"pretrain/step_loss": 1 - 0.1 * step - 0.02 * i}, step)
-                picture = np.full((16, 64, 3), 40 * step, np.uint8)
-                run.log_image(picture, "reconstruction", step)
-            run.log_metrics(
-                {
-                    "probe/top1": 0.6 + 0.2 * i,
-                    "probe/chance": 0.5,
-                    "eval/loss": 0.8 - 0.1 * i,
-                    "pretrain/loss": 0.6,
-                },
-                5,
-            )
+        sweep="masking_ratio",
+        title=definition.title,
+        params=[Param(path="mask.ratio", choices=RATIOS)],
+        metric="probe/top1",
+        base=base,
+    )
+    store = store_at(home / "runs")
+    folder = home / "runs" / "sweeps" / "mini"
+    prepare(plan, store)
+    plan.save(folder)
+    # Trials look their parent up in the store.
+    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep"):
+        pass
+    threads = torch.get_num_threads()
+    for trial in plan.trials:
+        run_trial(folder, trial.id, store)
+    torch.set_num_threads(threads)
+    run_sweep(plan, store)
     return described(home)
 
 
 def described(home: Path) -> MiniStore:
-    """What `make_store` wrote there."""
+    """What `make_store` left there."""
     runs_dir, data = home / "runs", home / "data"
     settings = json.dumps({"runs_dir": str(runs_dir), "checkpoints": [], "data": []})
     return MiniStore(runs_dir, data / "val.csv", sorted(data.glob("*.mp4")), settings)

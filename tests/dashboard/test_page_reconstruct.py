@@ -35,8 +35,8 @@ def app(dashboard: Any) -> Any:
 
 
 def test_opens_on_the_best_checkpoint_at_its_own_ratio(app: Any) -> None:
-    assert app.selectbox(key="view_checkpoint").options[0].startswith("mini ratio 0.75")
-    assert "mini ratio 0.75" in headline(app)
+    assert app.selectbox(key="view_checkpoint").options[0].startswith("ratio0.75_s0 · top-1 ")
+    assert r"ratio0.75\_s0" in headline(app)
     assert "clip **0 · left**" in headline(app)
     assert "16 of 64 tokens visible (75% masked)" in headline(app)
 
@@ -91,8 +91,8 @@ def test_form_says_what_it_uses(app: Any) -> None:
 
 def test_compare_checkpoint_and_ratio(app: Any) -> None:
     healthy(app.segmented_control(key="view_compare").set_value("checkpoint").run())
-    assert "**A** mini ratio 0.75" in headline(app)
-    assert "**B** mini ratio 0.5" in headline(app)
+    assert r"**A** ratio0.75\_s0" in headline(app)
+    assert r"**B** ratio0.5\_s0" in headline(app)
     other = app.selectbox(key="view_other")
     healthy(other.set_value(app.selectbox(key="view_checkpoint").value).run())
     healthy(app.segmented_control(key="view_compare").set_value("ratio").run())
@@ -101,9 +101,9 @@ def test_compare_checkpoint_and_ratio(app: Any) -> None:
 
 
 def test_another_checkpoint(app: Any) -> None:
-    assert len(app.selectbox(key="view_checkpoint").options) == 2
+    assert len(app.selectbox(key="view_checkpoint").options) == 3
     app.selectbox(key="view_checkpoint").select_index(1).run()
-    assert "mini ratio 0.5" in headline(healthy(app))
+    assert r"ratio0.5\_s0" in headline(healthy(app))
 
 
 def test_a_link_is_taken_and_what_is_wrong_in_it_is_named(dashboard: Any) -> None:
@@ -112,7 +112,7 @@ def test_a_link_is_taken_and_what_is_wrong_in_it_is_named(dashboard: Any) -> Non
     assert "'form'" in app.warning[0].value
     app = healthy(start({"checkpoint": "../../etc", "clip": "99999", "ratio": "nan", "hand": "64.AAAA"}))
     assert len(app.warning) >= 3
-    assert "mini ratio 0.75" in headline(app)
+    assert r"ratio0.75\_s0" in headline(app)
 
 
 def test_a_mask_by_hand_and_undo(dashboard: Any) -> None:

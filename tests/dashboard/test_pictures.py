@@ -145,7 +145,7 @@ def test_the_map_keeps_clusters_apart(method: str) -> None:
 def test_attention_rows_are_shares_and_the_chosen_patch_is_framed(mini: Any) -> None:
     from vmae.dashboard.sources import weights_file
 
-    path = weights_file(mini.runs_dir / "sweeps" / "mini" / "ratio0.5" / "model")
+    path = weights_file(mini.runs_dir / "sweeps" / "mini" / "trials" / "ratio0.5_s0" / "pretrain" / "model")
     clip = frames(8, 32, 32)
     weights = features.attention_row(str(path), 0, "k", clip, 1, 21)
     assert weights.shape == (2, 4, 4, 4)

@@ -15,23 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from vmae.core.checkpoint import save_model
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
-from vmae.dashboard.sources import short_id
 
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+# A busy machine is slow, not broken: every wait is for a condition, and this long at most.
+PATIENCE_S = 120
+
+
 @dataclass(frozen=True)
 class Served:
-    """A running dashboard. `tiny` is the address with a checkpoint of the demo's size, given as a file."""
+    """A running dashboard."""
 
     url: str
     pid: int
-    tiny: str
 
 
 def free_port() -> int:
@@ -45,8 +43,6 @@ def served(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     """`vmae dashboard` on the miniature store."""
     port = free_port()
     log = tmp_path_factory.mktemp("served") / "log.txt"
-    torch.manual_seed(0)
-    model = save_model(log.parent / "tiny.safetensors", VideoMAE(VideoMAEConfig.from_size("tiny")))
     command = [
         sys.executable,
         "-m",
@@ -57,23 +53,24 @@ def served(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         "--port",
         str(port),
     ]
-    command += ["--checkpoint", str(model)]
     env = {**os.environ, "MLFLOW_TRACKING_URI": "", "TMPDIR": str(log.parent)}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(300):
+        end = time.monotonic() + PATIENCE_S
+        while True:
             try:
-                urllib.request.urlopen(f"{url}_stcore/health", timeout=1)
+                urllib.request.urlopen(f"{url}_stcore/health", timeout=5)
                 break
             except OSError:
                 assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
                 time.sleep(0.1)
-        yield Served(url, process.pid, f"{url}?checkpoint={short_id(str(model))}")
+        yield Served(url, process.pid)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
@@ -81,10 +78,15 @@ def browser() -> Iterator[Any]:
     """The system's Chromium, headless."""
     if CHROMIUM is None:
         pytest.skip("needs a Chromium on the PATH (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # Containers have a small /dev/shm, and root has no sandbox.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        try:
+            found = p.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=1000 * PATIENCE_S)
+        except Error as e:
+            pytest.skip(f"{CHROMIUM} does not start: {str(e).splitlines()[0]}")
         yield found
         found.close()
 
@@ -94,7 +96,7 @@ def page(browser: Any, served: Served) -> Iterator[Any]:
     """A page of its own; fails the test on an error in the browser or a call to the outside."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     opened = context.new_page()
-    opened.set_default_timeout(20_000)
+    opened.set_default_timeout(1000 * PATIENCE_S)
     errors: list[str] = []
     hosts: set[str] = set()
     opened.on("pageerror", lambda e: errors.append(str(e)))
