@@ -18,7 +18,7 @@ from vmae.cli.options import runs_dir_option
     "checkpoints",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Offer this checkpoint too (a folder or .safetensors file; repeatable).",
+    help="Offer this checkpoint too, or every one in this folder (repeatable).",
 )
 @click.option(
     "--data",
@@ -43,9 +43,10 @@ def dashboard(
     import os
 
     from vmae.cli.ports import check_port
-    from vmae.core.errors import InputError
+    from vmae.core.errors import CheckpointError, InputError
     from vmae.core.video.annotations import read_annotations
     from vmae.dashboard import server
+    from vmae.dashboard.files import list_files
     from vmae.dashboard.settings import VARIABLE, Settings
 
     if upload_mb < 1:
@@ -53,12 +54,12 @@ def dashboard(
     if mlflow_url and not mlflow_url.startswith(("http://", "https://")):
         raise InputError(f"--mlflow-url: expected an address with http:// or https://, got '{mlflow_url}'")
     # What the command line names must be usable: better said here than on a page.
-    if checkpoints:
-        # Importing torch takes two seconds: the page opens sooner without.
-        from vmae.core.checkpoint import load_model
-
-        for path in checkpoints:
-            load_model(path)
+    for path in checkpoints:
+        if not list_files((str(path),)):
+            raise CheckpointError(
+                f"--checkpoint: expected a pre-training checkpoint (.safetensors) or a folder with some, got"
+                f" '{path}'" + ("" if path.exists() else ", which does not exist")
+            )
     for path in data:
         read_annotations(path, data_root)
     check_port(host, port)

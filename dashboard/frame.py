@@ -11,6 +11,7 @@ from typing import ParamSpec
 import streamlit as st
 
 from vmae.core.errors import VmaeError
+from vmae.dashboard.files import ModelFile, list_files
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, read_catalog
 
@@ -88,9 +89,14 @@ def empty_state(title: str, text: str, commands: dict[str, str]) -> None:
 
 @st.cache_data(ttl=3, max_entries=4, show_spinner=False)
 def _catalog(settings: Settings) -> Catalog:
-    return read_catalog(settings)
+    return read_catalog(settings, _files(settings))
+
+
+@st.cache_data(ttl=30, max_entries=4, show_spinner=False)
+def _files(settings: Settings) -> list[ModelFile]:
+    return list_files((*settings.checkpoints, str(settings.store.runs_dir)))
 
 
 def catalog(settings: Settings) -> Catalog:
-    """What there is to choose from; read from the store at most every three seconds."""
+    """What there is to choose from: the store is read at most every 3 s, its folders at most every 30 s."""
     return _catalog(settings)

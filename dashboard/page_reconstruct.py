@@ -183,7 +183,8 @@ def _choose_checkpoint(found: Catalog) -> CheckpointEntry:
         "Checkpoint",
         list(labels),
         format_func=lambda id: labels.get(id, id),
-        help="Best first, by probe accuracy on held-out videos.",
+        help="Runs, best first by probe accuracy on held-out videos, then files: those under the run"
+        " directory and those that the dashboard was started with. Type to search.",
         **_bind("checkpoint"),
     )
     return found.checkpoint(_view().checkpoint)

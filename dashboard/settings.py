@@ -20,7 +20,7 @@ class Settings:
     runs_dir: str = ""
     """The project's run directory; empty: `$VMAE_RUNS` or `./runs`."""
     checkpoints: tuple[str, ...] = ()
-    """Checkpoints to offer besides those of the runs."""
+    """Checkpoint files, and folders with some, to offer besides those of the runs."""
     data: tuple[str, ...] = ()
     """csv files to offer besides the runs' validation lists."""
     data_root: str = ""

@@ -1,4 +1,4 @@
-"""What can be looked at: checkpoints of runs (best first) and files, data sets, their clips.
+"""What can be looked at: checkpoints of runs (best first), then files; data sets, their clips.
 
 Everything the browser may choose is an entry of a list made here, with an id; the id is looked up, never
 joined to a path.
@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING
 from vmae.core.checkpoint import WEIGHTS_NAME
 from vmae.core.errors import VmaeError
 from vmae.core.video.annotations import Sample, read_annotations
+from vmae.dashboard.files import ModelFile
 from vmae.dashboard.settings import Settings
-from vmae.experiments.results import Run, list_runs
+from vmae.experiments.results import CHECKPOINT_TAG, Run, list_runs
+from vmae.experiments.tracking import KIND_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SCORES = ("probe/top1", "finetune/top1", "finetune/val_top1", "evaluate/top1")
+"""Accuracies on held-out videos; the first that a run has is what it is ranked by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +71,27 @@ class Catalog:
         return next((d for d in self.datasets if d.id == id), self.datasets[0] if self.datasets else None)
 
 
-def read_catalog(settings: Settings) -> Catalog:
-    """Read the store and the command line's additions."""
-    runs = list_runs(settings.store)
+# What of a run decides whether and how its checkpoint is offered: a tenth of the time of reading all of it.
+_COLUMNS = (
+    KIND_TAG,
+    CHECKPOINT_TAG,
+    "mask.ratio",
+    "mask.type",
+    "data.val_csv",
+    "data.data_root",
+    "data.sampling_rate",
+    *SCORES,
+)
+
+
+def read_catalog(settings: Settings, files: Sequence[ModelFile] = ()) -> Catalog:
+    """Read the store; the command line's additions and `files` come after its runs."""
+    runs = list_runs(settings.store, columns=_COLUMNS)
     datasets = {d.id: d for d in _datasets(settings, runs)}
     entries = [e for e in (_of_run(r, settings) for r in runs) if e is not None]
     entries.sort(key=lambda e: -1.0 if e.score is None else e.score, reverse=True)
     unique: dict[str, CheckpointEntry] = {}
-    for entry in [*entries, *_of_files(settings)]:
+    for entry in [*entries, *map(_of_file, files)]:
         # A probe of a run names the same folder: the first (best) entry stands for it.
         unique.setdefault(str(Path(entry.path).resolve()), entry)
     return Catalog(checkpoints=tuple(unique.values()), datasets=tuple(datasets.values()))
@@ -91,10 +110,7 @@ def weights_file(path: Path) -> Path | None:
 
 def probe_score(metrics: dict[str, float]) -> float | None:
     """The downstream accuracy that a run is ranked by, or None."""
-    for name in ("probe/top1", "finetune/top1", "finetune/val_top1", "evaluate/top1"):
-        if name in metrics:
-            return metrics[name]
-    return None
+    return next((metrics[name] for name in SCORES if name in metrics), None)
 
 
 def _of_run(run: Run, settings: Settings) -> CheckpointEntry | None:
@@ -126,16 +142,15 @@ def _of_run(run: Run, settings: Settings) -> CheckpointEntry | None:
     )
 
 
-def _of_files(settings: Settings) -> Iterable[CheckpointEntry]:
-    for given in settings.checkpoints:
-        file = weights_file(Path(given))
-        if file is not None:
-            yield CheckpointEntry(
-                id=short_id(str(file.resolve())),
-                label=f"{Path(given).name} (file)",
-                path=str(file),
-                stamp=file.stat().st_mtime_ns,
-            )
+def _of_file(file: ModelFile) -> CheckpointEntry:
+    return CheckpointEntry(
+        id=short_id(str(Path(file.path).resolve())),
+        label=f"{file.name} (file)",
+        path=file.path,
+        stamp=file.stamp,
+        ratio=file.ratio,
+        mask_type=file.mask_type,
+    )
 
 
 def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:

@@ -36,7 +36,7 @@ def test_a_port_in_use_is_one_line() -> None:
         (("--port", "99999"), "expected a port"),
         (("--upload-mb", "0"), "at least 1"),
         (("--mlflow-url", "javascript:alert(1)"), "http"),
-        (("--checkpoint", "nowhere.safetensors"), "expected a checkpoint"),
+        (("--checkpoint", "nowhere.safetensors"), "expected a pre-training checkpoint"),
         (("--data", "nowhere.csv"), "nowhere.csv"),
     ],
 )

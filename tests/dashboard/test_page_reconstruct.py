@@ -101,9 +101,14 @@ def test_compare_checkpoint_and_ratio(app: Any) -> None:
 
 
 def test_another_checkpoint(app: Any) -> None:
-    assert len(app.selectbox(key="view_checkpoint").options) == 3
+    options = app.selectbox(key="view_checkpoint").options
+    assert [o.split(" ")[0] for o in options[:3]] == ["ratio0.75_s0", "ratio0.5_s0", "random-weights_s0"]
     app.selectbox(key="view_checkpoint").select_index(1).run()
     assert r"ratio0.5\_s0" in headline(healthy(app))
+    # The best epoch's weights are a file beside the run's own.
+    file = next(i for i, o in enumerate(options) if o.endswith("/best (file)"))
+    app.selectbox(key="view_checkpoint").select_index(file).run()
+    assert "/best" in headline(healthy(app))
 
 
 def test_a_link_is_taken_and_what_is_wrong_in_it_is_named(dashboard: Any) -> None:

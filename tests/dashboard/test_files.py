@@ -1,0 +1,97 @@
+"""Checkpoint files are found, described by their headers, and offered after the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vmae.core.checkpoint import WEIGHTS_NAME, save_model
+from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.errors import CheckpointError
+from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.dashboard import files
+from vmae.dashboard.settings import Settings
+from vmae.dashboard.sources import read_catalog
+from vmae.dashboard.viewer import load_videomae
+
+SMALL: dict[str, Any] = {
+    "frames": 8,
+    "height": 32,
+    "width": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "decoder_embed_dim": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two models (one deep, one in its folder), and four files that are none."""
+    torch.manual_seed(0)
+    model = VideoMAE(VideoMAEConfig(**SMALL))
+    save_model(tmp_path / "a.safetensors", model, {"mask": {"type": "random", "ratio": 0.5}})
+    save_model(tmp_path / "deep" / "er" / "model", model)
+    encoder = {k: v for k, v in SMALL.items() if not k.startswith("decoder")}
+    classifier = VideoClassifier(VideoClassifierConfig(**encoder), 3)
+    save_model(tmp_path / "classifier.safetensors", classifier)
+    save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 64)
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04" + b"cos\nsystem\n" * 9)
+    return tmp_path
+
+
+def test_only_pretraining_checkpoints_are_listed(folder: Path) -> None:
+    assert WEIGHTS_NAME == files.WEIGHTS_NAME
+    found = {f.name: f for f in files.list_files((str(folder),))}
+    assert set(found) == {"a.safetensors", "deep/er/model"}
+    assert (found["a.safetensors"].ratio, found["a.safetensors"].mask_type) == (0.5, "random")
+    assert found["deep/er/model"].ratio is None
+
+
+def test_one_file_is_listed_once_however_it_is_named(folder: Path) -> None:
+    (folder / "link.safetensors").symlink_to(folder / "a.safetensors")
+    given = (str(folder / "a.safetensors"), str(folder), str(folder / "deep"))
+    assert len(files.list_files(given)) == 2
+
+
+def test_the_walk_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    assert len(files.list_files((str(folder),))) == 2
+    monkeypatch.setattr(files, "MAX_DEPTH", 1)
+    assert [f.name for f in files.list_files((str(folder),))] == ["a.safetensors"]
+    monkeypatch.setattr(files, "MOST_FILES", 0)
+    assert files.list_files((str(folder / "nothing"),)) == []
+
+
+def test_files_follow_the_runs_and_open(folder: Path, mini: Any) -> None:
+    settings = Settings(**{**json.loads(mini.settings), "checkpoints": ()})
+    found = read_catalog(settings, files.list_files((str(folder), str(mini.runs_dir))))
+    labels = [c.label for c in found.checkpoints]
+    # The runs' own files are under the run directory too: each stands there once, runs before files.
+    assert len({c.path for c in found.checkpoints}) == len(labels)
+    assert [label.endswith("(file)") for label in labels] == [False] * 3 + [True] * (len(labels) - 3)
+    assert "deep/er/model (file)" in labels
+    entry = next(c for c in found.checkpoints if c.label == "a.safetensors (file)")
+    assert (entry.ratio, entry.mask_type) == (0.5, "random")
+    assert found.checkpoint(entry.id) is entry
+    assert load_videomae(entry.path, entry.stamp).grid.num_tokens == 64
+
+
+def test_a_file_that_is_no_model_is_refused_before_the_server_starts(folder: Path) -> None:
+    from click.testing import CliRunner
+
+    from vmae.cli.dashboard import dashboard
+
+    for given in ("broken.safetensors", "classifier.safetensors", "nowhere"):
+        result = CliRunner().invoke(dashboard, ["--checkpoint", str(folder / given)])
+        assert isinstance(result.exception, CheckpointError)
+        assert "expected a pre-training checkpoint" in str(result.exception)
