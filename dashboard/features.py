@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from vmae.dashboard import render
 from vmae.dashboard.viewer import load_videomae, use_threads
 
 MOST_CLIPS = 600
+CHUNK = 32
 FEATURES_KEPT = 4
 ATTENTION_KEPT = 16
 
@@ -30,16 +32,43 @@ class FeatureSet:
     index: np.ndarray
 
 
-@st.cache_data(max_entries=FEATURES_KEPT, show_spinner=False)
 def list_features(
-    path: str, stamp: int, list_key: str, _samples: list[Sample], sampling_rate: int
+    path: str,
+    stamp: int,
+    list_key: str,
+    samples: list[Sample],
+    sampling_rate: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureSet:
-    """Features of (at most MOST_CLIPS, evenly chosen) clips; the cache knows the list by `list_key`."""
+    """Features of (at most MOST_CLIPS, evenly chosen) clips; the cache knows the list by `list_key`.
+
+    `progress` is called with (clips done, clips in all) after every CHUNK of them.
+    """
+    index = np.unique(
+        np.linspace(0, len(samples) - 1, min(len(samples), MOST_CLIPS)).round().astype(np.int64)
+    )
+    parts = []
+    for start in range(0, len(index), CHUNK):
+        places = tuple(int(i) for i in index[start : start + CHUNK])
+        parts.append(_chunk(path, stamp, list_key, places, sampling_rate, [samples[i] for i in places]))
+        progress(start + len(places), len(index))
+    x = np.concatenate([p[0] for p in parts])
+    x = (x - x.mean(0)) / (x.std(0, ddof=1) + 1e-6)
+    return FeatureSet(x=x, labels=np.concatenate([p[1] for p in parts]), index=index)
+
+
+@st.cache_data(max_entries=FEATURES_KEPT * -(-MOST_CLIPS // CHUNK), show_spinner=False)
+def _chunk(
+    path: str,
+    stamp: int,
+    list_key: str,
+    places: tuple[int, ...],
+    sampling_rate: int,
+    _samples: list[Sample],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [m, D] and labels int64 [m] of the clips at some places of a list."""
     model = load_videomae(path, stamp)
     use_threads(model)
-    index = np.unique(
-        np.linspace(0, len(_samples) - 1, min(len(_samples), MOST_CLIPS)).round().astype(np.int64)
-    )
     c = model.config
     config = DataConfig(
         frames=c.frames,
@@ -49,11 +78,8 @@ def list_features(
         augment="none",
         workers=0,
     )
-    dataset = ClipDataset([_samples[i] for i in index], config, "val")
-    found = extract_features(model, dataset, pooling="time", batch_size=16)
-    x = found.x.float()
-    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    return FeatureSet(x=x.numpy(), labels=found.labels.numpy(), index=index)
+    found = extract_features(model, ClipDataset(_samples, config, "val"), pooling="time", batch_size=16)
+    return found.x.float().numpy(), found.labels.numpy()
 
 
 def similarities(x: np.ndarray) -> np.ndarray:

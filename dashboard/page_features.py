@@ -132,10 +132,16 @@ def _neighbourhood(
     entry: CheckpointEntry, dataset: DatasetEntry, samples: list[Sample], names: dict[int, str], index: int
 ) -> None:
     st.subheader("Features", anchor=False)
-    with st.spinner("Encoding the validation list (once for each checkpoint) ...", show_time=True):
-        found = features.list_features(
-            entry.path, entry.stamp, f"{dataset.csv}:{len(samples)}", samples, dataset.sampling_rate
-        )
+    bar = st.empty()
+
+    def progress(done: int, total: int) -> None:
+        text = f"Encoding the validation list, once for each checkpoint: {done} of {total} clips"
+        bar.progress(done / total, text)
+
+    found = features.list_features(
+        entry.path, entry.stamp, f"{dataset.csv}:{len(samples)}", samples, dataset.sampling_rate, progress
+    )
+    bar.empty()
     row = int(np.abs(found.index - index).argmin())
     if len(found.x) < 3:
         st.info("Three clips make the first picture.")

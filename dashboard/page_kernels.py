@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from vmae.kernels import kernel_status
 from vmae.kernels.report import BASELINES, PEAK_BF16_FLOP_PER_S, RESULTS, load_results
 
 SUITE = "python -m vmae.kernels.gpu_suite --out kernels/results"
+CPU_STEP = Path(__file__).resolve().parents[1] / "docs" / "bench_step.json"
 
 
 def page() -> None:
@@ -32,8 +34,13 @@ def page() -> None:
     else:
         with st.container(border=True):
             st.subheader("No GPU has been measured yet", anchor=False)
-            st.markdown("One command runs the tests, the benchmarks and a profile on an NVIDIA GPU:")
+            st.markdown(
+                "The kernels are tested in Triton's interpreter and compiled ahead of time (below); how fast"
+                " they are on a GPU is not known. One command runs the tests, the benchmarks and a profile on"
+                " an NVIDIA GPU, and this page then shows its roofline and the baselines:"
+            )
             st.code(SUITE, language="bash")
+    _cpu_step()
     left, right = st.columns([2, 3], gap="large")
     with left:
         _active()
@@ -155,6 +162,58 @@ def _steps(result: dict[str, Any]) -> None:
         "GiB": st.column_config.NumberColumn(format="%.1f"),
     }
     st.dataframe(table, hide_index=True, width="stretch", column_config=config, key="kernels_steps")
+
+
+def _cpu_step() -> None:
+    """The whole step on a CPU against transformers, as `vmae bench step` recorded it."""
+    st.subheader(
+        "The pre-training step on a CPU",
+        anchor=False,
+        help="Forward, backward and fused AdamW; the three take turns in one process, medians are compared.",
+    )
+    try:
+        found = json.loads(CPU_STEP.read_text())
+        rows = step_rows(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        st.markdown("No measurement is recorded here. This command makes one:")
+        st.code(f"vmae bench step --json {CPU_STEP.parent.name}/{CPU_STEP.name}", language="bash")
+        return
+    machine = found["machine"]
+    st.markdown(
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, transformers"
+        f" {machine['transformers']} · ViT-{found['size']}, mask ratio {found['mask_ratio']:g} ·"
+        f" geometric mean **{found['geometric_mean']:.2f}x** the faster of the two baselines"
+    )
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        ratios = [{"name": r["cell"], "shape": "", "ratio": r["faster baseline / ours"]} for r in rows]
+        st.vega_lite_chart(charts.ratios(ratios), width="stretch", key="cpu_ratios")
+    with right:
+        config = {
+            name: st.column_config.NumberColumn(format="%.2fx" if "/" in name else "%.0f")
+            for name in rows[0]
+            if name != "cell"
+        }
+        st.dataframe(
+            pd.DataFrame(rows), hide_index=True, width="stretch", column_config=config, key="cpu_step"
+        )
+
+
+def step_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a cell (clip shape, batch, precision): median milliseconds and peak MiB of each contender."""
+    rows = []
+    for cell in found["cells"]:
+        names = list(cell["median_ms"])
+        rows.append(
+            {"cell": cell["cell"], "faster baseline / ours": cell["ratio_to_faster_peer"]}
+            | {f"{_contender(n)} ms": cell["median_ms"][n] for n in names}
+            | {f"{_contender(n)} MiB": cell["peak_bytes"][n] / 2**20 for n in names if "peak_bytes" in cell}
+        )
+    return rows
+
+
+def _contender(name: str) -> str:
+    return name.replace("hf-", "transformers ").replace("vmae", "ours")
 
 
 def _active() -> None:
