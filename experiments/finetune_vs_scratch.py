@@ -140,7 +140,21 @@ def as_markdown(
             f"| {arm} | {mine[0]['steps']} | **{statistics.mean(scores):.1%}** | "
             f"{min(scores):.1%} to {max(scores):.1%} | {each} |"
         )
+    ahead = [_lead(rows, seed) for seed in sorted({r["seed"] for r in rows})]
+    points = ", ".join(f"{100 * a:+.1f}" for a in ahead)
+    lines += [
+        "",
+        f"Pre-training is ahead in {sum(a > 0 for a in ahead)} of {len(ahead)} seeds: {points} points of "
+        "top-1 over the better of the two ways to start fresh.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _lead(rows: list[dict[str, Any]], seed: int) -> float:
+    """Top-1 from pre-training less that of the better fresh start, of one seed."""
+    scores = {r["arm"]: r["top1"] for r in rows if r["seed"] == seed and "top1" in r}
+    first, *fresh = ARMS
+    return float(scores[first] - max(scores[arm] for arm in fresh))
 
 
 def main() -> None:
