@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+class _RunsDir(click.Path):
+    """A folder as a Path; a URI stays the text it is (a Path would make `s3:/bucket` of it)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if "://" in str(value):
+            return str(value)
+        return super().convert(value, param, context)
+
+
 def runs_dir_option(command: Command) -> Command:
     """`--runs-dir`: the project's run directory."""
     return click.option(
         "--runs-dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=_RunsDir(file_okay=False, path_type=Path),
         envvar="VMAE_RUNS",
+        metavar="DIRECTORY",
         help="Run directory: MLflow store, checkpoints, sweeps.  [default: ./runs]",
     )(command)
 

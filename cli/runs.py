@@ -94,7 +94,7 @@ def open_store(ctx: click.Context, runs_dir: Path | None) -> Store:
     """The store of `--runs-dir`, given before or after the verb."""
     from vmae.experiments.tracking import store_at
 
-    return store_at(runs_dir or ctx.obj)
+    return store_at(runs_dir or ctx.obj, remote=True)
 
 
 @click.command("list")

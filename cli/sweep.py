@@ -146,14 +146,13 @@ def sweep(
     from vmae.experiments.sweeps.space import describe
     from vmae.experiments.sweeps.spec import make_plan, parse_stage_resources
     from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
-    from vmae.experiments.tracking import store_at
 
     if list_them:
         _list()
         return
     if model_name is not None:
         check_model_name(model_name)
-    store = store_at(runs_dir)
+    store = driver.open_store(runs_dir)
     budget_s = None if budget is None else _seconds(budget)
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
@@ -244,7 +243,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
             driver.prepare(plan, store, progress)
         click.echo(
             f"sweep {plan.name} ({plan.title}): {plan.expected_trials} trials "
-            f"in {driver.sweeps_dir(store) / plan.name}",
+            f"in {store.remote or store.runs_dir}/sweeps/{plan.name}",
             err=True,
         )
         with Display(plan) as display:

@@ -37,9 +37,8 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import groups, trial_states, winner
-    from vmae.experiments.tracking import store_at
 
-    folder = driver.sweeps_dir(store_at(runs_dir))
+    folder = driver.sweeps_dir(driver.open_store(runs_dir))
     plans = sorted(folder.glob("*/plan.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     entries: list[dict[str, object]] = []
     rows: list[list[str]] = []
@@ -84,9 +83,8 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import trial_states
-    from vmae.experiments.tracking import store_at
 
-    folder = driver.find_sweep(store_at(runs_dir), name)
+    folder = driver.find_sweep(driver.open_store(runs_dir), name)
     plan = Plan.load(folder)
     if as_json:
         click.echo(json.dumps(_as_json(plan, trial_states(plan, folder), folder), indent=1))

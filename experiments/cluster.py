@@ -212,15 +212,15 @@ def node_facts(paths: Sequence[str], storage: str, mark: str) -> dict[str, Any]:
 
 def _try_storage(storage: str, mark: str) -> str:
     """Read the driver's mark and leave one: an empty string, or what went wrong."""
-    from uuid import uuid4
+    from pyarrow.fs import FileType
 
-    import fsspec
+    from vmae.experiments.remote import file_system
 
-    fs, root = fsspec.core.url_to_fs(storage)
     try:
-        if not fs.exists(f"{root}/.check-{mark}"):
+        fs, root = file_system(storage)
+        if fs.get_file_info(f"{root}/.check-{mark}").type == FileType.NotFound:
             return "is another place than the driver's"
-        with fs.open(f"{root}/.check-{mark}-{uuid4().hex}", "wb") as f:
+        with fs.open_output_stream(f"{root}/.check-{mark}-{uuid.uuid4().hex}") as f:
             f.write(b"ok")
     except Exception as e:
         return str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -238,19 +238,22 @@ def check_cluster(
 
     Args:
         paths: files that every node must read (lists, a first video of each).
-        storage: folder or fsspec URI that every node must read and write, and that must be the driver's.
+        storage: folder or URI (`s3://...`) that every node must read and write: the driver's own.
         gpus_wanted: GPUs that some job asks of one node; nodes without any are a problem only if above 0.
     """
     import ray
+    from pyarrow.fs import FileSelector
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from vmae.experiments.remote import file_system
 
     with tempfile.TemporaryDirectory() as nowhere:
         place = storage or nowhere
         mark = uuid.uuid4().hex[:12]
-        own_fs, own_root = _filesystem(place)
         try:
-            own_fs.makedirs(own_root, exist_ok=True)
-            with own_fs.open(f"{own_root}/.check-{mark}", "wb") as f:
+            own_fs, own_root = file_system(place)
+            own_fs.create_dir(own_root, recursive=True)
+            with own_fs.open_output_stream(f"{own_root}/.check-{mark}") as f:
                 f.write(b"driver")
         except Exception as e:
             raise InputError(f"expected storage that the driver can write, got {place}: {e}") from e
@@ -272,16 +275,10 @@ def check_cluster(
                 continue
             reports.append(_judge(name, facts, own, paths, bool(storage), gpus_wanted))
         with contextlib.suppress(Exception):
-            for left in own_fs.glob(f"{own_root}/.check-{mark}*"):
-                own_fs.rm(left)
+            for left in own_fs.get_file_info(FileSelector(own_root)):
+                if left.base_name.startswith(f".check-{mark}"):
+                    own_fs.delete_file(left.path)
     return reports
-
-
-def _filesystem(place: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, root = fsspec.core.url_to_fs(place)
-    return fs, str(root)
 
 
 def _judge(
@@ -326,5 +323,5 @@ def files_to_see(train_csv: str, val_csv: str, data_root: str = "") -> list[str]
 
 
 def is_uri(place: str) -> bool:
-    """Whether a place is an fsspec URI (`s3://bucket/x`) and not a path."""
+    """Whether a place is a URI (`s3://bucket/x`) and not a path."""
     return len(urlparse(place).scheme) > 1

@@ -53,12 +53,21 @@ def register(store: Store, run: Run, name: str, *, classifier: bool = True) -> i
         InputError: the name is not one MLflow takes, or the run has no checkpoint.
         VmaeError: the store refuses.
     """
+    check_model_name(name)
+    place = run.tags.get(results.CHECKPOINT_TAG, "")
+    if classifier and CLASSIFIER_TAG in run.tags:
+        place = run.tags[CLASSIFIER_TAG]
+    if "://" in place:
+        from vmae.experiments.remote import fetched
+
+        with tempfile.TemporaryDirectory() as folder:
+            return _register(store, run, name, fetched(place, Path(folder)))
+    return _register(store, run, name, Path(place) if place else None)
+
+
+def _register(store: Store, run: Run, name: str, checkpoint: Path | None) -> int:
     from mlflow.exceptions import MlflowException
 
-    check_model_name(name)
-    checkpoint = run.checkpoint
-    if classifier and CLASSIFIER_TAG in run.tags:
-        checkpoint = Path(run.tags[CLASSIFIER_TAG])
     if checkpoint is None or not checkpoint.exists():
         raise InputError(f"expected run '{run.name}' to have a checkpoint, got {checkpoint or 'none'}")
     client = _client(store.uri)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmae import __version__
+from vmae.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,11 +60,13 @@ class Store:
     """Where runs are recorded.
 
     `uri` is an MLflow tracking URI; `runs_dir` the project's run directory (checkpoints, sweeps, and by
-    default the SQLite file and artifacts too).
+    default the SQLite file and artifacts too). `remote` is the URI of a run directory on an object store
+    (see `vmae.experiments.remote`): `runs_dir` is then this machine's copy of what it needs of it.
     """
 
     uri: str
     runs_dir: Path
+    remote: str = ""
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -76,11 +79,32 @@ def default_runs_dir() -> Path:
     return Path(os.environ.get("VMAE_RUNS") or "runs").resolve()
 
 
-def store_at(runs_dir: Path | str | None = None) -> Store:
-    """The store of a run directory: `$MLFLOW_TRACKING_URI` where it is set, else SQLite in the directory."""
+def store_at(runs_dir: Path | str | None = None, *, remote: bool = False) -> Store:
+    """The store of a run directory: `$MLFLOW_TRACKING_URI` where it is set, else SQLite in the directory.
+
+    Args:
+        runs_dir: a folder, or with `remote` also a URI (`s3://bucket/folder`).
+
+    Raises:
+        InputError: a URI where a folder is needed, or one without a tracking server.
+    """
+    text = str(runs_dir or os.environ.get("VMAE_RUNS") or "")
+    tracking = os.environ.get("MLFLOW_TRACKING_URI")
+    if "://" in text:
+        if not remote:
+            raise InputError(
+                f"--runs-dir: expected a folder, got {text}: only sweep, sweeps and runs take a URI"
+            )
+        if not tracking or tracking.startswith("sqlite:"):
+            raise InputError(
+                f"--runs-dir {text}: expected a tracking server in MLFLOW_TRACKING_URI (a database cannot be "
+                f"on an object store), got {tracking or 'none'}"
+            )
+        from vmae.experiments.remote import scratch
+
+        return Store(uri=tracking, runs_dir=scratch(text, "driver"), remote=text.rstrip("/"))
     directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{directory / 'mlflow.db'}"
-    return Store(uri=uri, runs_dir=directory)
+    return Store(uri=tracking or f"sqlite:///{directory / 'mlflow.db'}", runs_dir=directory)
 
 
 def create_store(store: Store) -> None:

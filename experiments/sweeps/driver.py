@@ -16,10 +16,11 @@ from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.experiments.cluster import ClusterUnfit, check_cluster, connected, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
+from vmae.experiments.remote import EVERY_S, Mirror, StorageAway
 from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
-from vmae.experiments.tracking import Store, Tracker, create_store
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
 MAX_FAILURES = 3
 """How often a trial whose process or node was lost is started again."""
@@ -30,6 +31,16 @@ Observe = Callable[[list[TrialState]], None]
 def sweeps_dir(store: Store) -> Path:
     """Where sweeps keep their folders."""
     return store.runs_dir / "sweeps"
+
+
+def open_store(runs_dir: Path | str | None) -> Store:
+    """The store of a run directory; of one on an object store, with its sweeps' small files fetched."""
+    store = store_at(runs_dir, remote=True)
+    if store.remote:
+        mirror = Mirror(store.remote, store.runs_dir)
+        mirror.check()
+        mirror.pull(sweeps_dir(store), small=True, fresh=True)
+    return store
 
 
 def new_name(store: Store, sweep: str) -> str:
@@ -65,6 +76,11 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
 
     if plan.address is not None:
         probe_address(plan.address)
+    if store.remote and plan.staged:
+        raise InputError(
+            f"--runs-dir {store.remote}: expected a folder that all nodes share for stages with workers or "
+            "resources of their own (--workers-per-trial, --stage-resources)"
+        )
     data = open_data(plan.base, cache_dir(store.runs_dir), progress)
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
@@ -101,6 +117,7 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
     """
     folder = sweeps_dir(store) / plan.name
     plan.save(folder)
+    mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
     with Tracker(
         store,
         folder,
@@ -117,10 +134,12 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
     ) as tracker:
         # Trials look their parent up in the store: it must be there before the first of them starts.
         tracker.flush()
+        if mirror is not None:
+            mirror.push(folder, deep=False)
         unfinished = [s.trial.id for s in trial_states(plan, folder) if s.status != DONE]
         if unfinished or len(plan.trials) < plan.expected_trials:
-            with _watching(folder, observe):
-                _tune(plan, folder, store, unfinished)
+            with _watching(folder, observe, mirror):
+                _tune(plan, folder, store, unfinished, mirror=mirror)
             plan = Plan.load(folder)
         states = trial_states(plan, folder)
         best = winner(groups(states), plan.metric)
@@ -131,24 +150,32 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
 
         for path in save_figures(plan, states, folder):
             tracker.log_artifact(path, "figures")
+            if mirror is not None:
+                mirror.push_file(path)
         if any(s.status == FAILED for s in states):
             tracker.set_tags({"vmae.failed": ", ".join(s.trial.id for s in states if s.status == FAILED)})
     return states
 
 
 @contextlib.contextmanager
-def _watching(folder: Path, observe: Observe | None) -> Iterator[None]:
+def _watching(folder: Path, observe: Observe | None, mirror: Mirror | None = None) -> Iterator[None]:
     """Show the trials' states once a second while the body runs, and once at its end."""
     if observe is None:
         yield
         return
-    show = observe
+
+    def show(states: list[TrialState]) -> None:
+        observe(states)
+
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def loop() -> None:
         try:
-            while not stop.wait(1.0):
+            while not stop.wait(1.0 if mirror is None else EVERY_S):
+                if mirror is not None:
+                    with contextlib.suppress(StorageAway):
+                        mirror.pull(folder / "trials", small=True)
                 show(trial_states(Plan.load(folder), folder))
         except BaseException as e:
             failures.append(e)
@@ -166,7 +193,12 @@ def _watching(folder: Path, observe: Observe | None) -> Iterator[None]:
 
 
 def _tune(
-    plan: Plan, folder: Path, store: Store, trial_ids: list[str], work: Callable[..., Any] = run_trial
+    plan: Plan,
+    folder: Path,
+    store: Store,
+    trial_ids: list[str],
+    work: Callable[..., Any] = run_trial,
+    mirror: Mirror | None = None,
 ) -> None:
     """Hand the trials to Ray Tune and wait; `timing.json` says what that cost this process.
 
@@ -189,6 +221,8 @@ def _tune(
         torch.set_num_threads(1 if plan.staged else max(1, int(cpus)))
         try:
             work(folder, config["trial"], store, emit=_report)
+        except StorageAway:
+            raise
         except VmaeError:
             # What the configuration or the data refuses, another attempt refuses too: it is in the trial's
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
@@ -208,7 +242,7 @@ def _tune(
             param_space={"trial": tune.grid_search(trial_ids)} if plan.search != "optuna" else {},
             tune_config=tune.TuneConfig(
                 num_samples=missing if plan.search == "optuna" else 1,
-                search_alg=_searcher(folder, trial_ids) if plan.search == "optuna" else None,
+                search_alg=_searcher(folder, trial_ids, mirror) if plan.search == "optuna" else None,
                 max_concurrent_trials=(plan.max_concurrent or slots) if plan.staged else plan.max_concurrent,
                 time_budget_s=plan.budget_s,
                 reuse_actors=True,
@@ -216,7 +250,8 @@ def _tune(
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder),
+                storage_path=str(folder) if mirror is None else f"{mirror.root}/sweeps/{plan.name}",
+                storage_filesystem=None if mirror is None else mirror.fs,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             ),
@@ -233,8 +268,13 @@ def _tune(
             "trials": missing,
         }
         write_json(folder / "timing.json", facts)
+        if mirror is not None:
+            mirror.pull(folder / "trials", small=True)
         if plan.budget_s is None or time.monotonic() - start < plan.budget_s:
             _mark_lost(Plan.load(folder), folder)
+            if mirror is not None:
+                for path in folder.glob("trials/*/progress.json"):
+                    mirror.push_file(path)
 
 
 def _slots(plan: Plan) -> int:
@@ -264,7 +304,7 @@ def _preflight(plan: Plan, store: Store) -> None:
     data = plan.base.data
     reports = check_cluster(
         paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
-        storage=str(store.runs_dir),
+        storage=store.remote or str(store.runs_dir),
         gpus_wanted=max(plan.resources_of(stage).gpus for stage in plan.stages()),
     )
     if any(r.problems for r in reports):
@@ -293,7 +333,7 @@ def _mark_lost(plan: Plan, folder: Path) -> None:
             write_json(path, {**kept, "stage": "failed", "error": text})
 
 
-def _searcher(folder: Path, trial_ids: list[str]) -> Any:
+def _searcher(folder: Path, trial_ids: list[str], mirror: Mirror | None = None) -> Any:
     """Ray Tune's view of a growing plan: first its unfinished trials, then new settings as slots get free."""
     from ray.tune.search import Searcher
 
@@ -307,12 +347,16 @@ def _searcher(folder: Path, trial_ids: list[str]) -> Any:
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
             if not self.waiting:
                 plan = Plan.load(folder)
+                if mirror is not None:
+                    mirror.pull(folder / "trials", small=True)
                 overrides = next_setting(plan, folder)
                 if overrides is None:
                     return Searcher.FINISHED  # type: ignore[return-value]
                 grown = plan.with_setting(overrides)
                 # Written before the trial starts: its process reads the plan, and a resumed sweep finds it.
                 grown.save(folder)
+                if mirror is not None:
+                    mirror.push_file(folder / "plan.json")
                 self.waiting = [t.id for t in grown.trials[len(plan.trials) :]]
             return {"trial": self.waiting.pop(0)}
 

@@ -9,6 +9,7 @@ again; a trial with checkpoints goes on from the newest, a stage that is done is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -22,6 +23,7 @@ from vmae.core.config import flatten, override, to_dict
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import shared_tags
+from vmae.experiments.remote import Mirror, StorageAway, kept_up, scratch
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
@@ -92,6 +94,8 @@ class _Run:
     metrics: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
     """Why the trial ended before its last epoch."""
+    mirror: Mirror | None = None
+    """Where the trial's files go besides, with a run directory on an object store."""
     donor: str | None = None
     """pbt: whose weights to go on with."""
     done_share: float = 0.0
@@ -114,6 +118,35 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
     Raises:
         VmaeError: what the stages refuse; the message stays in `progress.json`, as any other error's.
     """
+    if store.remote:
+        return _run_mirrored(folder, trial_id, store, emit)
+    return _run(folder, trial_id, store, emit, None)
+
+
+def _run_mirrored(folder: Path, trial_id: str, store: Store, emit: Emit | None) -> dict[str, Any]:
+    """`run_trial` in this machine's own copy of the sweep, which is copied to the store as it grows."""
+    local = scratch(store.remote, f"{folder.name}-{trial_id}")
+    mirror = Mirror(store.remote, local)
+    here = local / "sweeps" / folder.name
+    home = trial_dir(here, trial_id)
+    for name in ("plan.json", "data.json"):
+        mirror.pull_file(here / name)
+    mirror.pull(home, fresh=True)
+    try:
+        with kept_up(mirror, home):
+            result = _run(here, trial_id, replace(store, runs_dir=local), emit, mirror)
+    except Exception:
+        with contextlib.suppress(StorageAway):
+            mirror.push(home)
+        raise
+    mirror.push(home)
+    shutil.rmtree(local)
+    return result
+
+
+def _run(
+    folder: Path, trial_id: str, store: Store, emit: Emit | None, mirror: Mirror | None
+) -> dict[str, Any]:
     plan = Plan.load(folder)
     trial = next(t for t in plan.trials if t.id == trial_id)
     home = trial_dir(folder, trial_id)
@@ -140,7 +173,7 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
                 **shared_tags(config, plan.base, folder),
             },
         ) as tracker:
-            metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit)
+            metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit, mirror)
             tracker.log_metrics(metrics, config.train.epochs)
             if stopped:
                 tracker.set_tags({"vmae.stopped": stopped})
@@ -160,6 +193,8 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
     }
     write_json(home / "result.json", result)
     progress.update(force=True, stage="stopped" if stopped else "done", fraction=1.0, metrics=metrics)
+    if mirror is not None:
+        mirror.push(home)
     if emit is not None:
         emit(metrics)
     return result
@@ -174,6 +209,7 @@ def _stages(
     tracker: Tracker,
     progress: ProgressFile,
     emit: Emit | None,
+    mirror: Mirror | None,
 ) -> tuple[dict[str, float], str | None]:
     import torch
 
@@ -188,6 +224,7 @@ def _stages(
         tracker=tracker,
         progress=progress,
         emit=emit,
+        mirror=mirror,
         # Stages with resources of their own have the GPUs; this process only leads them.
         device=torch.device("cpu") if plan.staged else run.default_device(),
         data=run.open_data(config, cache_dir(store_runs_dir(folder))),
@@ -196,7 +233,8 @@ def _stages(
     model = _pretrained(this, shares["pretrain"])
     this.done_share += shares["pretrain"]
     if this.stopped is None:
-        tracker.set_tags({"vmae.checkpoint": str(home / "pretrain" / "model")})
+        _sync(this)
+        tracker.set_tags({"vmae.checkpoint": _where(this, home / "pretrain" / "model")})
         run.log_checkpoints(tracker, config, home / "pretrain", under="pretrain")
         for stage in ("measure", *config.pipeline.then):
             progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
@@ -205,10 +243,23 @@ def _stages(
                 work = _finetune if stage == "finetune" else partial(_read_out, stage)
                 kept = {"metrics": work(this, model, shares[stage])}
                 write_json(home / f"{stage}.json", kept)
+                _sync(this)
             this.metrics.update(kept["metrics"])
             this.done_share += shares[stage]
     this.metrics["perf/tracking_share"] = tracker.seconds / max(progress.seconds, 1e-9)
     return this.metrics, this.stopped
+
+
+def _sync(this: _Run) -> None:
+    """Copy the trial's files to the object store, if there is one; one that is away is tried again later."""
+    if this.mirror is not None:
+        with contextlib.suppress(StorageAway):
+            this.mirror.push(this.home)
+
+
+def _where(this: _Run, path: Path) -> str:
+    """A path as it is found again: on the object store where there is one."""
+    return str(path) if this.mirror is None else this.mirror.url(path)
 
 
 def stage_shares(config: ExperimentConfig, baseline: bool = False) -> dict[str, float]:
@@ -275,6 +326,8 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
                 epoch=values["epoch"],
                 metrics={LOSS: values["loss"], "pretrain/clips_per_s": values["clips_per_s"]},
             )
+        elif event == "checkpoint":
+            _sync(this)
         elif event == "epoch":
             numbers = {LOSS: values["loss"], "pretrain/epoch": values["epoch"]}
             if "knn_top1" in values:
@@ -337,6 +390,13 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
     own = [(e, v) for e, v in history(this.folder, this.trial.id) if e < epoch]
     own.append((epoch, stopping.score(numbers[stopping.metric])))
     write_json(this.home / "history.json", own)
+    if this.mirror is not None:
+        with contextlib.suppress(StorageAway):
+            this.mirror.push_file(this.home / "history.json")
+            # The others' scores; its own files here are newer than there.
+            for other in this.plan.trials:
+                if other.id != this.trial.id:
+                    this.mirror.pull(trial_dir(this.folder, other.id), small=True)
     others = {
         t.id: history(this.folder, t.id)
         for t in this.plan.trials
@@ -355,6 +415,8 @@ def _adopt(this: _Run) -> None:
     """pbt: take the donor's newest checkpoint and its settings, perturbed."""
     assert this.donor is not None
     source = trial_dir(this.folder, this.donor)
+    if this.mirror is not None:
+        this.mirror.pull(source, fresh=True)
     epoch = history(this.folder, this.trial.id)[-1][0]
     donor_trial = next(t for t in this.plan.trials if t.id == this.donor)
     taken = _copy_newest(source / "pretrain" / "checkpoints", this.home / "pretrain" / "checkpoints")
@@ -509,6 +571,8 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
                 epoch=values["epoch"],
                 metrics={"finetune/loss": values["loss"]},
             )
+        elif event == "checkpoint":
+            _sync(this)
         elif event == "epoch" and this.emit is not None:
             this.emit({"finetune/loss": values["loss"], "finetune/epoch": values["epoch"]})
 
@@ -533,7 +597,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
         _, result = finetune_stage(
             tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
         )
-    this.tracker.set_tags({CLASSIFIER_TAG: str(result.model_path)})
+    this.tracker.set_tags({CLASSIFIER_TAG: _where(this, result.model_path)})
     run.log_checkpoints(this.tracker, tuned, home, under="finetune")
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.staged:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AUTH = {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180"}
 _HOST = """
 import sys
+import tempfile
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 * 2**20})
 nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
@@ -274,3 +278,63 @@ def test_evaluate_and_features_on_a_cluster_that_loses_a_node(
     one, two = np.load(tmp_path / "there.npz"), np.load(tmp_path / "here.npz")
     assert (one["index"] == two["index"]).all() and (one["paths"] == two["paths"]).all()
     assert np.allclose(one["x"], two["x"], atol=1e-5)
+
+
+@pytest.fixture
+def head() -> Iterator[dict[str, str]]:
+    """A real `ray start --head` with a client server on loopback: its addresses and environment."""
+    # Short, because sockets live in it; and so `auto` finds this head and no other of the machine.
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        port, client = a.getsockname()[1], b.getsockname()[1]
+    environment = {**AUTH, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += [
+        "--node-ip-address",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--ray-client-server-port",
+        str(client),
+    ]
+    command += ["--num-cpus", "2", "--object-store-memory", str(100 * 2**20), "--include-dashboard", "false"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for wanted in (port, client):
+            end = time.monotonic() + 120
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", wanted), timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < end, "the head did not start"
+                    time.sleep(0.2)
+        yield {"auto": "auto", "port": f"127.0.0.1:{port}", "ray": f"ray://127.0.0.1:{client}", **environment}
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in (psutil.Process(process.pid), *family):
+            if member.is_running():
+                member.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["auto", "port", "ray"])
+def test_a_sweep_on_a_real_head(
+    head: dict[str, str], sweeps: Any, undisturbed_numbers: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    environment = {k: v for k, v in head.items() if k.startswith("RAY_")}
+    command = sweeps.command(tmp_path / "runs", "--address", head[kind])
+    process = sweeps.start(command, tmp_path, **environment)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert sweeps.numbers(tmp_path / "runs") == undisturbed_numbers

@@ -6,13 +6,9 @@ import os
 import resource
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from vmae.experiments import results
@@ -64,64 +60,10 @@ def test_a_full_disk(sweeps: Any, undisturbed_numbers: dict[str, Any], tmp_path:
     _whole(store_at(runs), 4)
 
 
-class _Server:
-    """An MLflow server on a loopback port, which can be killed and started again on the same store."""
-
-    def __init__(self, folder: Path) -> None:
-        import socket
-
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        import urllib.error
-        import urllib.request
-
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**os.environ, **quiet},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        end = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
-                return
-            except (urllib.error.URLError, OSError):
-                assert time.monotonic() < end, "the MLflow server did not start"
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        if self.process is None or self.process.poll() is not None:
-            return
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        for member in (*family, psutil.Process(self.process.pid)):
-            member.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[_Server]:
-    made = _Server(tmp_path)
-    made.start()
-    yield made
-    made.kill()
-
-
 def test_mlflow_away_for_a_while(
     sweeps: Any,
     undisturbed_numbers: dict[str, Any],
-    server: _Server,
+    server: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

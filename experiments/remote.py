@@ -1,0 +1,281 @@
+"""A sweep's files on an object store (`--runs-dir s3://bucket/folder`), and each process's copy of them.
+
+Training, the trials' small files and the spool work on folders: on every machine they are local ones, and
+what must outlive the machine is copied to the store, file by file, at every checkpoint and the end of every
+stage (small files also every few seconds). A trial that starts elsewhere fetches its folder first. An object
+appears whole or not at all, and a training checkpoint carries its own checksum, so a copy that was cut short
+is passed over for the one before.
+
+File systems are pyarrow's, as Ray Tune's are: `s3://`, `gs://`, `hdfs://`, `file://`, and whatever fsspec has
+an implementation for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmae.core.errors import InputError, VmaeError
+
+SCRATCH_ENV = "VMAE_SCRATCH"
+SMALL = (".json", ".jsonl", ".offset")
+"""Files of a trial's own folder that are copied every few seconds."""
+EVERY_S = 3.0
+_TRIES = 3
+
+
+class StorageAway(VmaeError):
+    """The object store did not answer; another attempt may find it there."""
+
+
+def scratch(uri: str, role: str) -> Path:
+    """This machine's folder for what it needs of `uri`: `$VMAE_SCRATCH` or the temporary folder's.
+
+    `role` keeps the copies of the driver and of each trial apart: none may overwrite what another one is just
+    writing. Decoded clips are shared.
+    """
+    base = Path(os.environ.get(SCRATCH_ENV) or Path(tempfile.gettempdir()) / f"vmae-{os.getuid()}")
+    home = base / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:12]
+    folder = home / role
+    folder.mkdir(parents=True, exist_ok=True)
+    (home / "cache").mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (folder / "cache").symlink_to(home / "cache")
+    return folder
+
+
+@dataclass(frozen=True)
+class _Seen:
+    size: int
+    modified: float
+
+
+class Mirror:
+    """Files under `uri` and their copies under `local`, by the same relative names.
+
+    Raises InputError where there is no file system for the URI.
+    """
+
+    def __init__(self, uri: str, local: Path) -> None:
+        self.uri = uri.rstrip("/")
+        self.local = local
+        self._lock = threading.Lock()
+        self._sent: dict[str, _Seen] = {}
+        self._got: dict[str, _Seen] = {}
+        self.fs, self.root = file_system(uri)
+
+    def url(self, path: Path) -> str:
+        """Where a local file or folder is on the store."""
+        return f"{self.uri}/{path.relative_to(self.local).as_posix()}"
+
+    def check(self) -> None:
+        """Raise InputError where nothing can be written there."""
+        try:
+            self.fs.create_dir(self.root, recursive=True)
+            with self.fs.open_output_stream(f"{self.root}/.check") as out:
+                out.write(b"ok")
+            self.fs.delete_file(f"{self.root}/.check")
+        except Exception as e:
+            text = (str(e).splitlines() or [type(e).__name__])[0]
+            raise InputError(
+                f"--runs-dir: expected storage that can be written, got {self.uri}: {text}"
+            ) from e
+
+    def push(self, folder: Path, *, deep: bool = True) -> None:
+        """Copy what changed below `folder`, and delete there what is gone here (deep only).
+
+        Without `deep` only the small files of the folder itself. Hidden files stay here.
+
+        Raises:
+            StorageAway: it did not take it, three times.
+        """
+        with self._lock:
+            self._again(lambda: self._push(folder, deep))
+
+    def push_file(self, path: Path) -> None:
+        """Copy one file."""
+        with self._lock:
+            self._again(lambda: self._send(path))
+
+    def pull_file(self, path: Path) -> None:
+        """Copy one file from the store; nothing where there is none. Raises as `pull`."""
+        from pyarrow.fs import FileType
+
+        def work() -> None:
+            info = self.fs.get_file_info(f"{self.root}/{self._key(path)}")
+            if info.type == FileType.File:
+                self._fetch(self._key(path), info)
+
+        with self._lock:
+            self._again(work)
+
+    def pull(self, folder: Path, *, small: bool = False, fresh: bool = False) -> None:
+        """Copy what is new below the store's `folder`: all of it, or with `small` the JSON files alone.
+
+        With `fresh` what is here and not there is deleted first (with `small`, of the JSON files).
+
+        Raises:
+            StorageAway: it did not answer, three times.
+        """
+        with self._lock:
+            self._again(lambda: self._pull(folder, small, fresh))
+
+    def _again(self, work: Any) -> None:
+        for attempt in range(_TRIES):
+            try:
+                work()
+                return
+            except OSError as e:
+                if attempt + 1 == _TRIES:
+                    text = (str(e).splitlines() or [type(e).__name__])[0]
+                    raise StorageAway(f"expected {self.uri} to answer, got: {text}") from e
+                time.sleep(1.0 + attempt)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.local).as_posix()
+
+    def _push(self, folder: Path, deep: bool) -> None:
+        files = [
+            p
+            for p in (folder.rglob("*") if deep else folder.glob("*"))
+            if p.is_file()
+            and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+            and (deep or p.suffix in SMALL)
+        ]
+        for path in sorted(files):
+            with contextlib.suppress(FileNotFoundError):  # an old checkpoint, deleted meanwhile
+                self._send(path)
+        if deep:
+            here = {self._key(p) for p in files}
+            gone = [k for k in self._sent if k.startswith(self._key(folder) + "/") and k not in here]
+            for key in gone:
+                if not (self.local / key).exists():
+                    with contextlib.suppress(FileNotFoundError):
+                        self.fs.delete_file(f"{self.root}/{key}")
+                    del self._sent[key]
+
+    def _send(self, path: Path) -> None:
+        stat = path.stat()
+        now, key = _Seen(stat.st_size, stat.st_mtime), self._key(path)
+        if self._sent.get(key) == now:
+            return
+        target = f"{self.root}/{key}"
+        if self._local_store:
+            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+        name = f"{target}.part" if self._local_store else target
+        with open(path, "rb") as source, self.fs.open_output_stream(name) as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+        if self._local_store:
+            self.fs.move(name, target)
+        self._sent[key] = now
+
+    @property
+    def _local_store(self) -> bool:
+        # Folders must be made, and files appear before they are whole; an object store has neither trouble.
+        return str(self.fs.type_name) == "local"
+
+    def _pull(self, folder: Path, small: bool, fresh: bool) -> None:
+        from pyarrow.fs import FileSelector, FileType
+
+        place = f"{self.root}/{self._key(folder)}" if folder != self.local else self.root
+        found = self.fs.get_file_info(FileSelector(place, allow_not_found=True, recursive=True))
+        files = {
+            f.path[len(self.root) + 1 :]: f
+            for f in found
+            if f.type == FileType.File and not f.base_name.endswith(".part")
+        }
+        if fresh:
+            for path in folder.rglob("*") if folder.is_dir() else ():
+                key = self._key(path)
+                if path.is_file() and key not in files and (not small or _is_small(key)):
+                    path.unlink()
+        for key, info in sorted(files.items()):
+            if small and not _is_small(key):
+                continue
+            self._fetch(key, info)
+
+    def _fetch(self, key: str, info: Any) -> None:
+        there = _Seen(info.size, info.mtime.timestamp() if info.mtime else 0.0)
+        path = self.local / key
+        if self._got.get(key) == there and path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        with self.fs.open_input_stream(info.path) as source, open(temporary, "wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+        temporary.replace(path)
+        self._got[key] = there
+        stat = path.stat()
+        self._sent[key] = _Seen(stat.st_size, stat.st_mtime)
+
+
+def _is_small(key: str) -> bool:
+    """sweeps/NAME/plan.json and sweeps/NAME/trials/ID/progress.json, nothing of Tune's or a stage's."""
+    parts = key.split("/")
+    return key.endswith(".json") and (len(parts) == 3 or (len(parts) == 5 and parts[2] == "trials"))
+
+
+@contextlib.contextmanager
+def kept_up(mirror: Mirror, home: Path) -> Iterator[None]:
+    """While the body runs, a trial's small files are copied every few seconds; storage away is waited out."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(EVERY_S):
+            with contextlib.suppress(StorageAway):
+                mirror.push(home, deep=False)
+
+    thread = threading.Thread(target=loop, name="mirror", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def fetched(uri: str, target: Path) -> Path:
+    """A folder of an object store as a local one, in `target`; InputError where there is nothing."""
+    from pyarrow.fs import FileSelector, FileType
+
+    fs, root = file_system(uri)
+    try:
+        found = fs.get_file_info(FileSelector(root, recursive=True))
+    except OSError as e:
+        raise InputError(f"expected a folder at {uri}, got: {str(e).splitlines()[0]}") from e
+    for info in found:
+        if info.type == FileType.File:
+            path = target / info.path[len(root) + 1 :]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with fs.open_input_stream(info.path) as source, open(path, "wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+    return target
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system of a URI (or an absolute path), and the place in it; InputError without one."""
+    import pyarrow.fs
+
+    try:
+        fs, root = pyarrow.fs.FileSystem.from_uri(uri)
+    except Exception as first:
+        try:
+            import fsspec
+
+            found, root = fsspec.core.url_to_fs(uri)
+            fs = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))
+        except Exception as e:
+            text = (str(first).splitlines() or [type(first).__name__])[0]
+            raise InputError(
+                f"--runs-dir: expected a folder or a URI such as s3://, got {uri}: {text}"
+            ) from e
+    return fs, str(root).rstrip("/")

@@ -1,0 +1,171 @@
+"""Run directories on an object store: copies that agree, and a sweep that goes on from another machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from vmae.core.errors import InputError
+from vmae.experiments.remote import Mirror, StorageAway, fetched
+from vmae.experiments.tracking import store_at
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_changed_is_copied_and_what_went_is_deleted(tmp_path: Path) -> None:
+    uri = (tmp_path / "store").as_uri()
+    one, two = (Mirror(uri, tmp_path / name) for name in ("one", "two"))
+    trial = tmp_path / "one" / "sweeps" / "s-1" / "trials" / "a"
+    _write(trial / "progress.json", "1")
+    _write(trial / "pretrain" / "checkpoints" / "step-1" / "state.pt", "weights")
+    _write(trial / "pretrain" / ".tmp-step-2" / "state.pt", "half")
+    one.push(trial)
+    twin = tmp_path / "two" / "sweeps" / "s-1" / "trials" / "a"
+    two.pull(twin.parents[2], small=True)
+    assert sorted(p.name for p in (tmp_path / "two").rglob("*") if p.is_file()) == ["progress.json"]
+    two.pull(twin, fresh=True)
+    assert (twin / "pretrain" / "checkpoints" / "step-1" / "state.pt").read_text() == "weights"
+    assert not (twin / "pretrain" / ".tmp-step-2").exists()
+    shutil.rmtree(trial / "pretrain" / "checkpoints" / "step-1")
+    _write(trial / "pretrain" / "checkpoints" / "step-3" / "state.pt", "newer")
+    _write(trial / "progress.json", "22")
+    one.push(trial, deep=False)
+    two.pull_file(twin / "progress.json")
+    assert (twin / "progress.json").read_text() == "22"
+    one.push(trial)
+    two.pull(twin, fresh=True)
+    assert [p.parent.name for p in twin.rglob("state.pt")] == ["step-3"]
+    got = fetched(one.url(trial / "pretrain"), tmp_path / "got")
+    assert (got / "checkpoints" / "step-3" / "state.pt").read_text() == "newer"
+
+
+def test_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmae.experiments.remote.time.sleep", lambda s: None)
+    (tmp_path / "store").write_text("a file where a folder should be")
+    mirror = Mirror((tmp_path / "store").as_uri(), tmp_path / "here")
+    with pytest.raises(InputError, match="expected storage that can be written"):
+        mirror.check()
+    _write(tmp_path / "here" / "sweeps" / "x.json", "1")
+    with pytest.raises(StorageAway, match="to answer, got"):
+        mirror.push(tmp_path / "here" / "sweeps")
+
+
+def test_a_uri_needs_a_tracking_server_and_a_verb_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="only sweep, sweeps and runs take a URI"):
+        store_at("s3://bucket/runs")
+    with pytest.raises(InputError, match="expected a tracking server in MLFLOW_TRACKING_URI"):
+        store_at("s3://bucket/runs", remote=True)
+    monkeypatch.setenv("VMAE_RUNS", "s3://bucket/runs")
+    with pytest.raises(InputError, match="got s3://bucket/runs: only"):
+        store_at()
+    with pytest.raises(InputError, match="expected a folder or a URI"):
+        Mirror("nowhere://bucket", Path("x"))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An S3 server on loopback (moto's, where `moto_server` is on the path) with an empty bucket."""
+    server = shutil.which("moto_server")
+    if server is None:
+        pytest.skip("needs moto_server (pip install 'moto[server]') on the path, which is absent")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen(
+        [server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=5)
+            break
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < end, "the S3 server did not start"
+            time.sleep(0.3)
+    yield {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    process.kill()
+    process.wait()
+
+
+def _goes_on_elsewhere(
+    uri: str, sweeps: Any, expected: dict[str, Any], server: Any, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The driver and all its processes are killed, its machine's files are gone; another one resumes."""
+    view = Mirror(uri, tmp_path / "view")
+
+    def seen() -> Path:
+        view.pull(view.local, fresh=True)
+        return view.local
+
+    there = {**environment, "MLFLOW_TRACKING_URI": server.uri}
+    first = {**there, "VMAE_SCRATCH": str(tmp_path / "machine1")}
+    process = sweeps.start(sweeps.command(Path("RUNS"), "--runs-dir", uri), tmp_path, **first)
+    sweeps.wait(
+        lambda: sweeps.running(seen()) and sweeps.numbers(view.local), process, "a result and a checkpoint"
+    )
+    done = sweeps.numbers(seen())
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in (psutil.Process(process.pid), *family):
+        member.kill()
+    process.communicate()
+    shutil.rmtree(tmp_path / "machine1")
+    second = {**there, "VMAE_SCRATCH": str(tmp_path / "machine2")}
+    resume = ["-m", "vmae", "sweep", "--resume", "masking_ratio-1", "--runs-dir", uri, "--register", "best"]
+    process = sweeps.start([sweeps.command(view.local)[0], *resume], tmp_path, **second)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert sweeps.numbers(seen()) == expected
+    for trial in done:  # not run again
+        state = view.local / "sweeps" / "masking_ratio-1" / "trials" / trial / "result.json"
+        assert '"attempts": 1' in state.read_text()
+    assert "version 1 of model 'best'" in output or "best" in output
+    status = ["-m", "vmae", "sweeps", "status", "masking_ratio-1", "--runs-dir", uri]
+    third = {**there, "VMAE_SCRATCH": str(tmp_path / "machine3")}
+    process = sweeps.start([sweeps.command(view.local)[0], *status], tmp_path, **third)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "ratio0.75" in output or "0.75" in output
+    assert not list((tmp_path / "machine2").glob("*/*/sweeps/*/trials/*/pretrain")), "copies left behind"
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_file_uri_goes_on_elsewhere(
+    sweeps: Any, undisturbed_numbers: dict[str, Any], server: Any, tmp_path: Path
+) -> None:
+    uri = (tmp_path / "store").as_uri()
+    _goes_on_elsewhere(uri, sweeps, undisturbed_numbers, server, tmp_path, {})
+
+
+@pytest.mark.slow
+def test_a_sweep_on_s3_goes_on_elsewhere(
+    sweeps: Any,
+    undisturbed_numbers: dict[str, Any],
+    server: Any,
+    bucket: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    _goes_on_elsewhere("s3://bucket/runs", sweeps, undisturbed_numbers, server, tmp_path, dict(os.environ))
