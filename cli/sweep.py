@@ -233,21 +233,24 @@ def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
     With `model_name` the best trial's checkpoint becomes a version of that MLflow model.
     """
     from vmae.cli.sweep_display import Display, report
-    from vmae.experiments.cluster import ClusterUnfit
+    from vmae.experiments.cluster import ClusterUnfit, probe_address
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import DONE, FAILED
 
     try:
-        with cache_progress("decode") as progress:
-            driver.prepare(plan, store, progress)
-        click.echo(
-            f"sweep {plan.name} ({plan.title}): {plan.expected_trials} trials "
-            f"in {store.remote or store.runs_dir}/sweeps/{plan.name}",
-            err=True,
-        )
-        with Display(plan) as display:
-            states = driver.run_sweep(plan, store, display.show)
+        if plan.address is not None:
+            probe_address(plan.address)
+        with driver.ray_ahead(plan) as ahead:
+            with cache_progress("decode") as progress:
+                driver.prepare(plan, store, progress)
+            click.echo(
+                f"sweep {plan.name} ({plan.title}): {plan.expected_trials} trials "
+                f"in {store.remote or store.runs_dir}/sweeps/{plan.name}",
+                err=True,
+            )
+            with Display(plan) as display:
+                states = driver.run_sweep(plan, store, display.show, ahead)
     except ClusterUnfit as e:
         from vmae.cli.cluster import nodes_table
 

@@ -6,6 +6,8 @@ python -m vmae.experiments.bench_sweep --trials 200 --runs-dir /tmp/bench
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -81,15 +83,49 @@ def measure(store: Store, trials: int, concurrent: int) -> dict[str, float]:
     }
 
 
+_TINY = (
+    "model.height=32", "model.width=32", "model.embed_dim=32", "model.depth=2", "model.num_heads=2",
+    "model.decoder_embed_dim=32", "model.decoder_depth=1", "data.size=32,32", "data.short_side=32",
+    "data.sampling_rate=2", "train.batch_size=8", "train.picture_every=0", "train.log_every=1",
+    "probe.epochs=4", "probe.folds=2",
+)  # fmt: skip
+
+
+def measure_start(store: Store, train_csv: Path) -> dict[str, float]:
+    """Seconds of a real `vmae sweep` (a process of its own, tiny trials on `train_csv`) until it trains."""
+    command = [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--values", "0.5,0.75"]
+    command += ["--data", str(train_csv), "--runs-dir", str(store.runs_dir), "--epochs", "2"]
+    name = driver.new_name(store, "masking_ratio")
+    subprocess.run([*command, *(f"--set={s}" for s in _TINY)], check=True, capture_output=True)
+    folder = driver.sweeps_dir(store) / name
+    facts = read_json(folder / "timing.json")
+    progress = [read_json(p) for p in folder.glob("trials/ratio*/progress.json")]
+    first = min(p["first_step"] for p in progress)
+    return {
+        "command to first step, s": first - facts["command"],
+        "of that Ray's own start, s": facts["ray_start_s"],
+        "so beyond Ray's start, s": first - facts["command"] - facts["ray_start_s"],
+        "command to Ray and data ready, s": facts["ray_there"] - facts["command"],
+        "then to the first trial's loop, s": min(p["began"] for p in progress) - facts["ray_there"],
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--runs-dir", type=Path, required=True)
+    parser.add_argument("--start", type=Path, metavar="CSV", help="time a real sweep's start on this list")
     options = parser.parse_args()
-    for name, value in measure(store_at(options.runs_dir), options.trials, options.concurrent).items():
-        print(f"{name}: {value:.1f}")
+    store = store_at(options.runs_dir)
+    found = (
+        measure_start(store, options.start)
+        if options.start is not None
+        else measure(store, options.trials, options.concurrent)
+    )
+    for name, value in found.items():
+        print(f"{name}: {value:.2f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -157,6 +158,62 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
         # A second Ctrl-C while we clean up would leave processes behind.
         with _ignoring_sigint():
             ray.shutdown()
+
+
+class Ahead:
+    """Ray starting in a thread, while the caller reads lists and makes the store.
+
+    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended. Where `warm` is given, one worker
+    process for each of `slots` imports those modules as soon as Ray is there: the trial's process is then one
+    that has torch already.
+    """
+
+    def __init__(
+        self, address: str | None, *, cpus: float, warm: Sequence[str] = (), slots: float = 0.0
+    ) -> None:
+        self.seconds = 0.0
+        """What Ray's start took, its import included."""
+        self._address, self._cpus, self._warm, self._slots = address, cpus, list(warm), slots
+        self._stack = contextlib.ExitStack()
+        self._error: BaseException | None = None
+        self._warming: list[Any] = []
+        self._thread = threading.Thread(target=self._start, name="ray-start", daemon=True)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _ignoring_sigint():
+            self._thread.join()
+            self._stack.close()
+
+    def wait(self) -> None:
+        """Return when Ray is there; raises what `connected` raises."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self) -> None:
+        start = time.monotonic()
+        try:
+            self._stack.enter_context(connected(self._address, cpus=self._cpus))
+            self.seconds = time.monotonic() - start
+            import ray
+
+            if self._warm:
+                task = ray.remote(num_cpus=self._cpus)(_import_all)
+                count = int(ray.cluster_resources().get("CPU", 1.0) / self._cpus)
+                self._warming = [task.remote(self._warm) for _ in range(int(min(count, self._slots)))]
+        except BaseException as e:
+            self._error = e
+
+
+def _import_all(names: Sequence[str]) -> None:
+    import importlib
+
+    for name in names:
+        importlib.import_module(name)
 
 
 @contextlib.contextmanager

@@ -192,6 +192,8 @@ class Tracker:
         parent_key: key of the parent run (a sweep's), if any.
         params: flat parameters, written once when the run is made.
         tags: further tags.
+        patience_s: seconds before the first event is sent. A process that has just begun has better things to
+            do than to import MLflow.
 
     The tracker starts its thread at once; call `finish` (or use it as a context manager).
     """
@@ -207,8 +209,10 @@ class Tracker:
         parent_key: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         self.store = store
+        self._patience_s = patience_s
         self.run_dir = Path(run_dir)
         self.key = key
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -329,6 +333,7 @@ class Tracker:
         self._write({"event": "metrics", "values": values, "step": step})
 
     def _loop(self) -> None:
+        self._stop.wait(self._patience_s)
         delay = 1.0
         measured = time.monotonic()
         while True:

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
-from vmae.experiments.cluster import ClusterUnfit, check_cluster, connected, files_to_see, probe_address
+from vmae.experiments.cluster import Ahead, ClusterUnfit, check_cluster, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.remote import EVERY_S, Mirror, StorageAway
@@ -105,8 +107,31 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     create_store(store)
 
 
-def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[TrialState]:
+def ray_ahead(plan: Plan) -> Ahead:
+    """Ray for the plan's trials, to be started before `prepare` and given to `run_sweep`."""
+    return Ahead(
+        plan.address,
+        cpus=_hungriest(plan),
+        # A cluster's nodes are others' too: nothing is started there before it is needed.
+        warm=_WARM if plan.address is None and not plan.staged else (),
+        slots=min(plan.max_concurrent or plan.expected_trials, plan.expected_trials),
+    )
+
+
+_WARM = ("vmae.experiments.sweeps.trial", "vmae.experiments.run", "ray.tune")
+
+
+def _hungriest(plan: Plan) -> float:
+    stages = [plan.resources_of(stage) for stage in plan.stages()]
+    return max(s.cpus * s.workers for s in stages)
+
+
+def run_sweep(
+    plan: Plan, store: Store, observe: Observe | None = None, ahead: Ahead | None = None
+) -> list[TrialState]:
     """Run every trial that has no result yet; return all trials' states.
+
+    `ahead` is a Ray that is being started already (`ray_ahead`); else it is started here.
 
     The plan is written to its folder first, so that an interrupted sweep can be resumed by name. The
     parent run in the store is one run however often the sweep is resumed.
@@ -139,7 +164,7 @@ def run_sweep(plan: Plan, store: Store, observe: Observe | None = None) -> list[
         unfinished = [s.trial.id for s in trial_states(plan, folder) if s.status != DONE]
         if unfinished or len(plan.trials) < plan.expected_trials:
             with _watching(folder, observe, mirror):
-                _tune(plan, folder, store, unfinished, mirror=mirror)
+                _tune(plan, folder, store, unfinished, mirror=mirror, ahead=ahead)
             plan = Plan.load(folder)
         states = trial_states(plan, folder)
         best = winner(groups(states), plan.metric)
@@ -199,6 +224,7 @@ def _tune(
     trial_ids: list[str],
     work: Callable[..., Any] = run_trial,
     mirror: Mirror | None = None,
+    ahead: Ahead | None = None,
 ) -> None:
     """Hand the trials to Ray Tune and wait; `timing.json` says what that cost this process.
 
@@ -228,11 +254,11 @@ def _tune(
             # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
             return
 
-    stages = [plan.resources_of(stage) for stage in plan.stages()]
-    with connected(plan.address, cpus=max(s.cpus * s.workers for s in stages)):
+    with ray_ahead(plan) if ahead is None else contextlib.nullcontext(ahead) as ray_start:
+        ray_start.wait()
+        ray_there = time.time()
         from ray import tune
 
-        ray_start_s = time.time() - entered
         slots = _slots(plan)
         if plan.address is not None:
             _preflight(plan, store)
@@ -261,8 +287,10 @@ def _tune(
             start, cpu = time.monotonic(), time.process_time()
             tuner.fit()
         facts = {
+            "command": psutil.Process().create_time(),
             "entered": entered,
-            "ray_start_s": ray_start_s,
+            "ray_start_s": ray_start.seconds,
+            "ray_there": ray_there,
             "tune_s": time.monotonic() - start,
             "tune_cpu_s": time.process_time() - cpu,
             "trials": missing,

@@ -172,6 +172,7 @@ def _run(
                 "vmae.baseline": str(trial.baseline).lower(),
                 **shared_tags(config, plan.base, folder),
             },
+            patience_s=2.0,
         ) as tracker:
             metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit, mirror)
             tracker.log_metrics(metrics, config.train.epochs)
@@ -320,6 +321,7 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
             progress.state["total_steps"] = values["total_steps"]
             progress.update(force=True, stage="pretrain", began=time.time())
         elif event == "step":
+            progress.state.setdefault("first_step", time.time())
             progress.update(
                 stage="pretrain",
                 fraction=share * values["step"] / progress.state["total_steps"],

@@ -116,14 +116,15 @@ def undisturbed_numbers(
     """What the trials of `sweeps.command` give when nothing happens: run one after the other, without Ray."""
     runs = tmp_path_factory.mktemp("quiet") / "runs"
     code = (
-        "import sys, torch\n"
+        "import contextlib, sys, torch\n"
         "torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from vmae.cli.main import run\n"
         "from vmae.experiments.sweeps import driver, trial\n"
-        "def alone(plan, folder, store, ids):\n"
+        "def alone(plan, folder, store, ids, **ray):\n"
         "    for i in ids: trial.run_trial(folder, i, store)\n"
         "driver._tune = alone\n"
+        "driver.ray_ahead = lambda plan: contextlib.nullcontext()\n"
         "run(sys.argv[1:])\n"
     )
     command = sweeps.command(runs)
