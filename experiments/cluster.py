@@ -174,10 +174,9 @@ class Ahead:
         self.seconds = 0.0
         """What Ray's start took, its import included."""
         self._address, self._cpus, self._warm, self._slots = address, cpus, list(warm), slots
-        self._stack = contextlib.ExitStack()
         self._error: BaseException | None = None
-        self._warming: list[Any] = []
-        self._thread = threading.Thread(target=self._start, name="ray-start", daemon=True)
+        self._ready, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold, name="ray-start", daemon=True)
 
     def __enter__(self) -> Ahead:
         self._thread.start()
@@ -185,28 +184,34 @@ class Ahead:
 
     def __exit__(self, *_: object) -> None:
         with _ignoring_sigint():
+            self._end.set()
             self._thread.join()
-            self._stack.close()
 
     def wait(self) -> None:
         """Return when Ray is there; raises what `connected` raises."""
-        self._thread.join()
+        self._ready.wait()
         if self._error is not None:
             raise self._error
 
-    def _start(self) -> None:
+    def _hold(self) -> None:
+        # The thread stays: Ray's processes are killed when the thread that started them ends.
         start = time.monotonic()
         try:
-            self._stack.enter_context(connected(self._address, cpus=self._cpus))
-            self.seconds = time.monotonic() - start
-            import ray
+            with connected(self._address, cpus=self._cpus):
+                self.seconds = time.monotonic() - start
+                import ray
 
-            if self._warm:
-                task = ray.remote(num_cpus=self._cpus)(_import_all)
-                count = int(ray.cluster_resources().get("CPU", 1.0) / self._cpus)
-                self._warming = [task.remote(self._warm) for _ in range(int(min(count, self._slots)))]
+                tasks = []
+                if self._warm:
+                    task = ray.remote(num_cpus=self._cpus)(_import_all)
+                    count = min(ray.cluster_resources().get("CPU", 1.0) / self._cpus, self._slots)
+                    tasks = [task.remote(self._warm) for _ in range(int(count))]
+                self._ready.set()
+                self._end.wait()
+                del tasks
         except BaseException as e:
             self._error = e
+            self._ready.set()
 
 
 def _import_all(names: Sequence[str]) -> None:
