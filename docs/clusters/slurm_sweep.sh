@@ -36,7 +36,9 @@ fi
 NAME=slurm-sweep
 ARGS=("${WORK[@]}" --run-name "$NAME")
 [ -e "$RUNS/sweeps/$NAME/plan.json" ] && ARGS=(sweep --resume "$NAME")
-# Slurm's signal comes to this script: hand it on, so that the sweep ends cleanly.
+# Slurm's signal comes to this script: hand it on, so that the sweep ends cleanly. (Without job control bash
+# starts background commands deaf to SIGINT.)
+set -m
 vmae "${ARGS[@]}" --runs-dir "$RUNS" --address "$HEAD_IP:$PORT" &
 SWEEP=$!
 trap 'kill -INT $SWEEP' INT
