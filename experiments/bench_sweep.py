@@ -1,23 +1,32 @@
 """What a sweep costs beyond its trials: no-op trials through the real driver, files and tracking.
 
-python -m vmae.experiments.bench_sweep --trials 200 --runs-dir /tmp/bench
+python -m vmae.experiments.bench_sweep --runs-dir DIR --trials 1000     # overhead of each trial
+python -m vmae.experiments.bench_sweep --runs-dir DIR --nodes 4         # the same on simulated nodes
+python -m vmae.experiments.bench_sweep --runs-dir DIR --start LIST.csv  # from the command to the first step
+python -m vmae.experiments.bench_sweep --runs-dir DIR --videos 100000   # what a long list costs the driver
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vmae.experiments import recipes
 from vmae.experiments.files import read_json, write_json
+from vmae.experiments.provenance import data_digest
 from vmae.experiments.sweeps import driver
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
-from vmae.experiments.sweeps.status import trial_states
+from vmae.experiments.sweeps.status import DONE, trial_states
 from vmae.experiments.sweeps.trial import ProgressFile, trial_dir
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
@@ -46,8 +55,8 @@ def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
     emit(metrics)
 
 
-def measure(store: Store, trials: int, concurrent: int) -> dict[str, float]:
-    """Run `trials` no-op trials; seconds and milliseconds of each part, by name."""
+def measure(store: Store, trials: int, concurrent: int, address: str | None = None) -> dict[str, float]:
+    """Run `trials` no-op trials; seconds, milliseconds and MiB of each part, by name."""
     param = Param(path="optim.base_lr", choices=tuple(1e-4 + 1e-7 * i for i in range(trials)))
     plan = make_plan(
         name=driver.new_name(store, "bench"),
@@ -60,6 +69,8 @@ def measure(store: Store, trials: int, concurrent: int) -> dict[str, float]:
         cpus_per_trial=0.5,
         max_concurrent=concurrent,
     )
+    plan = replace(plan, address=address)
+    before = _memory()
     folder = driver.sweeps_dir(store) / plan.name
     plan.save(folder)
     create_store(store)
@@ -71,16 +82,69 @@ def measure(store: Store, trials: int, concurrent: int) -> dict[str, float]:
     began = [read_json(trial_dir(folder, t.id) / "progress.json")["began"] for t in plan.trials]
     start = time.perf_counter()
     trial_states(plan, folder)
+    reading = time.perf_counter() - start
+    listing = [sys.executable, "-m", "vmae", "runs", "list", "--runs-dir", str(store.runs_dir)]
+    start = time.perf_counter()
+    subprocess.run(listing, check=True, capture_output=True)
+    listed = time.perf_counter() - start
+    tracked = sum(s.metrics["bench/tracking_s"] for s in states) / trials
     return {
+        "trials done": float(sum(s.status == DONE for s in states)),
         "Ray's own start, s": facts["ray_start_s"],
-        "then until the first trial begins, s": min(began) - facts["entered"] - facts["ray_start_s"],
+        "then until the first trial begins, s": min(began) - facts["ray_there"],
         "wall time per trial, ms": 1000 * facts["tune_s"] / trials,
         "driver CPU per trial, ms": 1000 * facts["tune_cpu_s"] / trials,
-        "reading all states once, ms": 1000 * (time.perf_counter() - start),
-        "tracking in the trial's thread, ms": 1000
-        * sum(s.metrics["bench/tracking_s"] for s in states)
-        / trials,
+        "reading all states once, ms": 1000 * reading,
+        "driver's memory before, MiB": before,
+        "driver's peak memory after, MiB": _memory(),
+        "vmae runs list, whole command, s": listed,
+        "tracking in the trial's thread, ms": 1000 * tracked,
+        "shortest trial of which that is 1%, s": 100 * tracked,
     }
+
+
+def _memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_list(folder: Path, videos: int) -> dict[str, float]:
+    """What the driver does with a list of `videos` lines (of one small file) before any trial, in seconds."""
+    from vmae.core.video.annotations import read_annotations, subset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(min(videos, 1000)):
+        (folder / f"{i}.mp4").touch()
+    path = folder / "list.csv"
+    path.write_text("".join(f"{folder}/{i % 1000}.mp4 {i % 400}\n" for i in range(videos)))
+    base = recipes.get("demo_pretrain")
+    data = replace(base.data, train_csv=str(path), val_csv="")
+    parts = {}
+    for name, work in (
+        ("reading the list, s", lambda: read_annotations(path)),
+        ("digest of the list and its files, s", lambda: data_digest(data)),
+        ("a tenth of it, class by class, s", lambda: subset(read_annotations(path), 0.1, 0)),
+    ):
+        start = time.perf_counter()
+        work()
+        parts[name] = time.perf_counter() - start
+    return {**parts, "peak memory, MiB": _memory()}
+
+
+@contextlib.contextmanager
+def simulated(nodes: int) -> Iterator[str]:
+    """The address of a cluster of so many simulated nodes of one core each, on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    limits: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=limits)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**limits)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
 
 
 _TINY = (
@@ -116,14 +180,20 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--runs-dir", type=Path, required=True)
+    parser.add_argument("--nodes", type=int, help="simulated nodes of one core each")
+    parser.add_argument("--videos", type=int, help="time a list of so many lines instead")
     parser.add_argument("--start", type=Path, metavar="CSV", help="time a real sweep's start on this list")
     options = parser.parse_args()
     store = store_at(options.runs_dir)
-    found = (
-        measure_start(store, options.start)
-        if options.start is not None
-        else measure(store, options.trials, options.concurrent)
-    )
+    if options.start is not None:
+        found = measure_start(store, options.start)
+    elif options.videos is not None:
+        found = measure_list(options.runs_dir / "videos", options.videos)
+    elif options.nodes is not None:
+        with simulated(options.nodes) as address:
+            found = measure(store, options.trials, 2 * options.nodes, address)
+    else:
+        found = measure(store, options.trials, options.concurrent)
     for name, value in found.items():
         print(f"{name}: {value:.2f}")
 

@@ -22,7 +22,7 @@ from vmae.experiments.remote import EVERY_S, Mirror, StorageAway
 from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
-from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, store_at
 
 MAX_FAILURES = 3
 """How often a trial whose process or node was lost is started again."""
@@ -172,6 +172,11 @@ def run_sweep(
             tracker.log_metrics({f"best/{plan.metric}": best.mean[plan.metric]}, len(states))
             tracker.set_tags({"vmae.best": best.label})
         from vmae.experiments.sweeps.plots import save_figures
+
+        if mirror is not None:
+            for trial in plan.trials:
+                # The learning curves are drawn from the trials' spools.
+                mirror.pull_file(trial_dir(folder, trial.id) / SPOOL_NAME)
 
         for path in save_figures(plan, states, folder):
             tracker.log_artifact(path, "figures")
