@@ -97,11 +97,19 @@ def check(
     for listed in (csv, clean):  # training may be given either
         save_probes(probes_path(listed), probes)
     click.echo(result.summary())
-    for r in result.bad[:20]:
-        click.echo(f"bad: {r.path}: {r.reason}" + (f": {r.detail}" if r.detail else ""))
-    if bad > 20:
-        click.echo(f"... and {bad - 20} more in the report")
+    # A file once, however many lines name it.
+    named = list(
+        dict.fromkeys(f"bad: {r.path}: {r.reason}" + f": {r.detail}" * bool(r.detail) for r in result.bad)
+    )
+    for line in named[:20]:
+        click.echo(line)
+    if len(named) > 20:
+        click.echo(f"... and {len(named) - 20} more in the report")
+    if any(r.reason == "missing" for r in result.bad):
+        click.echo(
+            f"paths that are not absolute start at {root.absolute()}; --data-root names another folder"
+        )
     click.echo(f"report: {report} (summary: {report.with_suffix('.txt')})")
-    click.echo(f"clean list: {clean} ({len(good)} files)" if good else "no clean list: every file is bad")
+    click.echo(f"clean list: {clean} ({len(good)} lines)" if good else "no clean list: every file is bad")
     if bad:
         raise click.exceptions.Exit(1)

@@ -14,15 +14,18 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import Sample
+from vmae.core.video.isolate import run_limited
 from vmae.core.video.reader import DEFAULT_TIMEOUT_S, VideoInfo, probe_video, read_clip
 
+R = TypeVar("R")
 ProgressCallback = Callable[[int, int], None]
 _VERSION = 1
 _CHUNK_FRAMES = 256
@@ -144,9 +147,13 @@ def _decode_all(
     temporary.mkdir()
     errors: dict[str, tuple[str, str]] = {}
 
+    def limited(path: str, function: Callable[[], R]) -> R:
+        """A decoder that is stuck inside one call is left behind, as in training."""
+        return function() if timeout_s is None else run_limited(function, path, 2 * timeout_s + 1)
+
     def probe(path: str) -> VideoInfo | None:
         try:
-            return probe_video(path, timeout_s=timeout_s)
+            return limited(path, lambda: probe_video(path, timeout_s=timeout_s))
         except VideoError as e:
             errors[path] = (e.reason, e.detail)
             return None
@@ -171,7 +178,10 @@ def _decode_all(
                 # In pieces, so that a long video at full size never stands in memory whole.
                 for first in range(0, frames, _CHUNK_FRAMES):
                     piece = range(first, min(first + _CHUNK_FRAMES, frames))
-                    clip = read_clip(info.path, piece, min(height, width), info=info, timeout_s=timeout_s)
+                    read = partial(
+                        read_clip, info.path, piece, min(height, width), info=info, timeout_s=timeout_s
+                    )
+                    clip = limited(info.path, read)
                     start = offset + first * height * width * 3
                     data[start : start + clip.size] = clip.reshape(-1)
             except VideoError as e:

@@ -308,6 +308,14 @@ def test_a_hanging_file_does_not_hang_training(
         assert contents(again) == contents(batches)  # the clips are those of a run that knew
 
 
+@pytest.mark.slow
+def test_a_hanging_file_does_not_hang_the_cache(a_hang: list[Sample], tmp_path: Path) -> None:
+    cache = DecodedCache.build(a_hang, tmp_path / "cache", 48, timeout_s=1.0)
+    assert len(cache) == 7
+    with pytest.raises(VideoError, match="timeout: more than 3 s inside one call"):
+        cache.frames(a_hang[3].path)
+
+
 def test_training_stops_over_the_share(some_bad: list[Sample]) -> None:
     loader = build_loader(ClipDataset(some_bad, CONFIG), 4)
     with pytest.raises(VideoError, match=r"too_many_bad_files: 1 of 12 videos .*bad.mp4 \(unreadable\)"):
