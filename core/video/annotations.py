@@ -125,27 +125,40 @@ def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str,
 
 def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
     """Write `path label` lines (`path start total` for unlabelled stretches, AVA's rows for key frames),
-    atomically."""
+    atomically.
+
+    Raises:
+        InputError: a sample that no line can hold: a line break or bytes that are no UTF-8 in its path, a
+            label with a start frame.
+    """
     csv = Path(csv)
     csv.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for s in samples:
         if "\n" in s.path or "\r" in s.path:
             raise InputError(f"{csv}: a path with a line break cannot be listed: {s.path!r}")
+        path = _quoted(s.path)
         if s.time_s is not None:
             from vmae.core.video import ava
 
             lines += ava.ava_rows(s)
         elif s.start == 0 and s.num_frames is None:
-            lines.append(f"{s.path} {s.label}\n")
+            lines.append(f"{path} {s.label}\n")
         elif s.label < 0:
-            lines.append(f"{s.path} {s.start} {-1 if s.num_frames is None else s.num_frames}\n")
+            lines.append(f"{path} {s.start} {-1 if s.num_frames is None else s.num_frames}\n")
         elif s.start == 0:
-            lines.append(f"{s.path} {s.num_frames} {s.label}\n")
+            lines.append(f"{path} {s.num_frames} {s.label}\n")
         else:
             raise InputError(f"{csv}: no format holds a label and a start frame: {s}")
     temporary = csv.with_name(f".{csv.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
+    try:
+        text = "".join(lines).encode()
+    except UnicodeEncodeError as e:
+        line = e.object[: e.start].count("\n") + 1
+        raise InputError(
+            f"{csv}:{line}: a path that is no UTF-8 cannot be listed: {lines[line - 1]!r}"
+        ) from None
+    temporary.write_bytes(text)
     os.replace(temporary, csv)
 
 
@@ -180,16 +193,13 @@ _TWO = re.compile(
 
 
 def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
-    quoted = re.match(r'"((?:[^"]|"")+)"(?=[ \t,])', line)
-    if quoted is not None:
-        line = quoted[1].replace('""', '"') + line[quoted.end() :]
     one, two = _ONE.match(line), _TWO.match(line)
     if one is None:
         raise InputError(f"{where}: expected 'path label' with an integer label, got '{line}'")
     if format == "auto":
-        if two is None or one["path"].lower().endswith(VIDEO_SUFFIXES):
+        if two is None or _unquoted(one["path"]).lower().endswith(VIDEO_SUFFIXES):
             format = "label"
-        elif int(two["b"]) == -1 or two["path"].lower().endswith(VIDEO_SUFFIXES):
+        elif int(two["b"]) == -1 or _unquoted(two["path"]).lower().endswith(VIDEO_SUFFIXES):
             format = "start_total"
         else:
             raise InputError(
@@ -200,7 +210,7 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
         label = int(one["a"])
         if label < -1:
             raise InputError(f"{where}: expected a label of 0 or more (-1: none), got {label}")
-        return Sample(path=one["path"], label=label)
+        return Sample(path=_unquoted(one["path"]), label=label)
     if two is None:
         names = "path start total" if format == "start_total" else "frame_dir total label"
         raise InputError(f"{where}: expected '{names}', got '{line}'")
@@ -210,10 +220,22 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
             raise InputError(
                 f"{where}: expected a start of 0 or more and a total of 1 or more or -1, got {a} {b}"
             )
-        return Sample(path=two["path"], label=-1, start=a, num_frames=None if b == -1 else b)
+        return Sample(path=_unquoted(two["path"]), label=-1, start=a, num_frames=None if b == -1 else b)
     if a < 1 or b < 0:
         raise InputError(f"{where}: expected a total of 1 or more and a label of 0 or more, got {a} {b}")
-    return Sample(path=two["path"], label=b, num_frames=a)
+    return Sample(path=_unquoted(two["path"]), label=b, num_frames=a)
+
+
+def _unquoted(path: str) -> str:
+    whole = re.fullmatch(r'"((?:[^"]|"")+)"', path)
+    return path if whole is None else whole[1].replace('""', '"')
+
+
+def _quoted(path: str) -> str:
+    """A path as a list may hold it: in quotes where it would be read as another one without."""
+    if path == path.strip() and path == _unquoted(path) and not re.search(r"[ \t,][+-]?\d+$", path):
+        return path
+    return '"' + path.replace('"', '""') + '"'
 
 
 def _rooted(sample: Sample, root: Path) -> Sample:

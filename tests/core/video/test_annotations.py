@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def read(tmp_path: Path, text: str, **options: object) -> list[Sample]:
         ('"/v/my video.mp4" 5', Sample(path="/v/my video.mp4", label=5)),
         ('"/v/a ""b"" 1.mp4",5', Sample(path='/v/a "b" 1.mp4', label=5)),
         ('/v/"a" b.mp4 5', Sample(path='/v/"a" b.mp4', label=5)),
+        ('"/v/take 3" 5', Sample(path="/v/take 3", label=5)),
+        ('"/v/take 3" 0 -1', Sample(path="/v/take 3", label=-1)),
         ("/v/a\u2028b.mp4 5", Sample(path="/v/a\u2028b.mp4", label=5)),
         ("/v/frames_dir 2", Sample(path="/v/frames_dir", label=2)),
         ("/v/a.mp4 0 -1", Sample(path="/v/a.mp4", label=-1)),
@@ -109,6 +112,14 @@ def test_written_lists_read_back(tmp_path: Path) -> None:
     ]
     write_annotations(tmp_path / "new" / "a.csv", samples)
     assert read_annotations(tmp_path / "new" / "a.csv") == samples
+    odd = [
+        Sample(path=f"/v/{name}", label=k) for k, name in enumerate(["take 3", " a ", '"q"', '"a" b', "x, 7"])
+    ]
+    odd += [replace(s, path=s.path[3:]) for s in odd]  # relative: the odd letters come first
+    write_annotations(tmp_path / "b.csv", odd)
+    assert read_annotations(tmp_path / "b.csv", rooted=False) == odd
+    with pytest.raises(InputError, match=r"b\.csv:2: a path that is no UTF-8 cannot be listed: .*udcff 1"):
+        write_annotations(tmp_path / "b.csv", [odd[0], Sample(path="/v/\udcff", label=1)])
     assert num_classes(samples) == 4
     assert num_classes([Sample(path="x", label=-1)]) == 0
     with pytest.raises(InputError, match="line break"):
