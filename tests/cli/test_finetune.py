@@ -104,7 +104,10 @@ def test_checkpoints_are_linked_uploaded_or_left_out(store: Path, tiny_videos: P
     assert [Path(t["path"]).name for t in facts["training"]] == ["step-0000000003"]
     assert facts["best"]["epochs"] == 1 and facts["best"]["metrics"]["loss"] > 0
     data = ["--data", tiny_videos / "train.csv", "--runs-dir", store, "--epochs", 1, *SHAPE]
-    assert vmae("pretrain", *data, "--run-name", "up", "--checkpoint-artifacts", "upload") == 0
+    assert vmae("pretrain", *data, "pipeline.measure_every=1", "--run-name", "up",
+                "--checkpoint-artifacts", "upload") == 0  # fmt: skip
+    # What is measured during pre-training says which epoch is best.
+    assert "knn_top1" in json.loads((store / "up" / "checkpoints.json").read_text())["best"]["metrics"]
     sent = {p: n for p, n in artifacts(store, "up").items() if p.startswith("checkpoints/")}
     for name in ("model", "best"):
         file = store / "up" / name / "model.safetensors"
