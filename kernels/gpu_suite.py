@@ -120,7 +120,7 @@ def run_tests(device: str, limit_s: float) -> dict[str, Any]:
     else:
         chosen = ["-k", "decoder_tokens and dtype0"] if device == "cpu" else []
         command = [sys.executable, "-m", "pytest", str(folder / "test_triton.py"), "-q", "-W", "ignore"]
-        if importlib.util.find_spec("xdist") is not None:
+        if device == "cuda" and importlib.util.find_spec("xdist") is not None:
             command += ["-n", "8"]  # compiling is most of the time
         report["pytest"] = _run([*command, "-p", "no:cacheprovider", *chosen], limit_s)
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
