@@ -537,7 +537,7 @@ def fit(
                         "clips_per_s": window_clips / seconds,
                         **({"effective_epoch": step / steps_per_epoch * views} if views > 1 else {}),
                         "data_wait": window_wait / seconds,
-                        "skipped": len(loader.skipped),
+                        "skipped": len(set(world.gather(list(loader.skipped)))),
                         **_memory(device),
                     },
                 )

@@ -49,7 +49,8 @@ if rank == 0:
     from vmae.core.checkpoint import load_model
     saved = load_model(run.result.model_path)[0]
     weights = torch.cat([p.detach().flatten() for p in saved.parameters()])
-    print(json.dumps({{"losses": run.losses, "weights": weights.tolist(), "start": run.of("start")}}))
+    found = {{"losses": run.losses, "weights": weights.tolist(), "start": run.of("start")}}
+    print(json.dumps(found | {{"skipped": [e["skipped"] for e in run.of("step")]}}))
 sys.stdout.flush()
 if size > 1:
     dist.barrier()
@@ -120,6 +121,7 @@ def test_a_batch_of_bad_files_on_one_process_stops_no_other(tiny_videos: Path, t
     one = train(tmp_path, tmp_path / "one", 1, batch_size=2, epochs=2, data=data)
     two = train(tmp_path, tmp_path / "two", 2, batch_size=2, epochs=2, data=data)
     assert len(one["losses"]) == len(two["losses"]) == 24
+    assert one["skipped"][-1] == two["skipped"][-1] == 1  # whichever process met it
     assert all(math.isfinite(v) for v in two["losses"].values())
     # Until the bad file comes the numbers are the same, then the mean of one clip instead of none.
     assert two["losses"]["1"] == pytest.approx(one["losses"]["1"], abs=1e-5)
