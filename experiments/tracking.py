@@ -330,7 +330,9 @@ class Tracker:
 
     def _log_system(self) -> None:
         step, values = self._system.measure()
-        self._write({"event": "metrics", "values": values, "step": step})
+        # On a full disk these are not worth an error, least of all in the thread that sends the others.
+        with contextlib.suppress(OSError):
+            self._write({"event": "metrics", "values": values, "step": step})
 
     def _loop(self) -> None:
         self._stop.wait(self._patience_s)

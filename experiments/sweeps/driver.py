@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 import warnings
@@ -138,8 +139,20 @@ def run_sweep(
 
     Raises:
         KeyboardInterrupt: after trials and Ray have been ended; finished trials stay finished.
-        VmaeError: Ray could not be started.
+        VmaeError: Ray could not be started, or there is no room for the sweep's own files.
     """
+    try:
+        return _run_sweep(plan, store, observe, ahead)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise VmaeError(
+            f"expected room to write in {sweeps_dir(store) / plan.name}, got: {e.strerror}; finished trials "
+            f"are kept: make room, then `vmae sweep --resume {plan.name}`"
+        ) from e
+
+
+def _run_sweep(plan: Plan, store: Store, observe: Observe | None, ahead: Ahead | None) -> list[TrialState]:
     folder = sweeps_dir(store) / plan.name
     plan.save(folder)
     mirror = Mirror(store.remote, store.runs_dir) if store.remote else None

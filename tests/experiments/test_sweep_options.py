@@ -50,7 +50,9 @@ def test_a_full_disk_under_the_driver(
     sweeps.wait(lambda: sweeps.running(runs), process, "a trial with a checkpoint")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
     output, _ = process.communicate(timeout=400)
+    assert process.returncode == 2, output
     assert "Traceback" not in output, output
+    assert "make room, then `vmae sweep --resume masking_ratio-1`" in output
     done = {
         p.parent.name: json.loads(p.read_text())["attempts"]
         for p in runs.glob("sweeps/*/trials/*/result.json")

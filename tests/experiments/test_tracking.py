@@ -163,3 +163,16 @@ def test_processes_on_a_fresh_store_at_once_lose_nothing(tmp_path: Path, count: 
     for i in range(count):
         assert [s for s, _ in _history(store, f"w{i}", "a")] == list(range(100))
         assert len(_history(store, f"w{i}", "b")) == 100
+
+
+def test_a_full_disk_does_not_end_the_thread_that_sends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.05)
+    with _open(store) as tracker:
+        spool, tracker.spool = tracker.spool, store.runs_dir / "absent" / "spool"  # cannot be written
+        time.sleep(1.5)
+        assert tracker._thread.is_alive()
+        tracker.spool = spool
+        tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert _history(store, "k1", "train/loss") == [(1, 1.0)]
