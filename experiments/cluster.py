@@ -163,17 +163,13 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
 class Ahead:
     """Ray starting in a thread, while the caller reads lists and makes the store.
 
-    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended. Where `warm` is given, one worker
-    process for each of `slots` imports those modules as soon as Ray is there: the trial's process is then one
-    that has torch already.
+    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended.
     """
 
-    def __init__(
-        self, address: str | None, *, cpus: float, warm: Sequence[str] = (), slots: float = 0.0
-    ) -> None:
+    def __init__(self, address: str | None, *, cpus: float) -> None:
         self.seconds = 0.0
         """What Ray's start took, its import included."""
-        self._address, self._cpus, self._warm, self._slots = address, cpus, list(warm), slots
+        self._address, self._cpus = address, cpus
         self._error: BaseException | None = None
         self._ready, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._hold, name="ray-start", daemon=True)
@@ -199,26 +195,11 @@ class Ahead:
         try:
             with connected(self._address, cpus=self._cpus):
                 self.seconds = time.monotonic() - start
-                import ray
-
-                tasks = []
-                if self._warm:
-                    task = ray.remote(num_cpus=self._cpus)(_import_all)
-                    count = min(ray.cluster_resources().get("CPU", 1.0) / self._cpus, self._slots)
-                    tasks = [task.remote(self._warm) for _ in range(int(count))]
                 self._ready.set()
                 self._end.wait()
-                del tasks
         except BaseException as e:
             self._error = e
             self._ready.set()
-
-
-def _import_all(names: Sequence[str]) -> None:
-    import importlib
-
-    for name in names:
-        importlib.import_module(name)
 
 
 @contextlib.contextmanager

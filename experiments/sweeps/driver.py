@@ -110,21 +110,8 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
 
 def ray_ahead(plan: Plan) -> Ahead:
     """Ray for the plan's trials, to be started before `prepare` and given to `run_sweep`."""
-    return Ahead(
-        plan.address,
-        cpus=_hungriest(plan),
-        # A cluster's nodes are others' too: nothing is started there before it is needed.
-        warm=_WARM if plan.address is None and not plan.staged else (),
-        slots=min(plan.max_concurrent or plan.expected_trials, plan.expected_trials),
-    )
-
-
-_WARM = ("vmae.experiments.sweeps.trial", "vmae.experiments.run", "ray.tune")
-
-
-def _hungriest(plan: Plan) -> float:
     stages = [plan.resources_of(stage) for stage in plan.stages()]
-    return max(s.cpus * s.workers for s in stages)
+    return Ahead(plan.address, cpus=max(s.cpus * s.workers for s in stages))
 
 
 def run_sweep(
@@ -273,10 +260,11 @@ def _tune(
             return
 
     with ray_ahead(plan) if ahead is None else contextlib.nullcontext(ahead) as ray_start:
-        ray_start.wait()
-        ray_there = time.time()
+        # Most of a second, in which Ray's processes start.
         from ray import tune
 
+        ray_start.wait()
+        ray_there = time.time()
         slots = _slots(plan)
         if plan.address is not None:
             _preflight(plan, store)
