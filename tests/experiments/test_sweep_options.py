@@ -101,8 +101,10 @@ def test_the_registered_best_trial_predicts_from_paths(sweeps: Any, tmp_path: Pa
     more = ["--then", "finetune", "--register", "actions"]
     for change in ("epochs=1", "batch_size=8"):
         more += ["--set", f"pipeline.finetune_train.{change}"]
-    output = _finish(sweeps.start(sweeps.command(runs, *more, epochs=1), tmp_path))
-    assert "actions" in output
+    line = sweeps.command(runs, *more, epochs=1)
+    line[line.index("0.5,0.75,0.9")] = "0.75"
+    output = _finish(sweeps.start(line, tmp_path))
+    assert "registered ratio0.75_s0 as actions version 1" in output
     lines = (sweeps.data / "val.csv").read_text().splitlines()[:3]
     videos = [str(sweeps.data / line.rsplit(" ", 1)[0]) for line in lines]
     done = subprocess.run(
