@@ -92,6 +92,42 @@ def curves(rows: Rows, *, colour: str, x: str, y: str, log: bool = False) -> dic
     }
 
 
+def beside(rows: Rows, *, field: str) -> dict[str, Any]:
+    """Curves of different data on one scale: how far each value is below its own curve's best.
+
+    Rows have value, order, name (the curve), below (in points, 0 or less) and score in [0, 1].
+    """
+    return {
+        "data": {"values": list(rows)},
+        "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 60}},
+        "encoding": {
+            "x": {
+                "field": "value",
+                "type": "ordinal",
+                "sort": {"field": "order", "op": "min"},
+                "title": field,
+                "axis": {"labelAngle": 0},
+            },
+            "y": {"field": "below", "type": "quantitative", "title": "top-1, points below the curve's best"},
+            "color": {
+                "field": "name",
+                "type": "nominal",
+                "title": None,
+                "sort": None,
+                "scale": {"range": [BLUE, ORANGE, GREY]},
+                "legend": {"orient": "bottom", "labelLimit": 260},
+            },
+            "tooltip": [
+                {"field": "name", "title": "curve"},
+                {"field": "value", "title": field},
+                {"field": "score", "title": "top-1", "format": ".1%"},
+                {"field": "below", "title": "below its best", "format": ".1f"},
+            ],
+        },
+        "height": 280,
+    }
+
+
 def parallel(rows: Rows, *, columns: Sequence[str], colour: str) -> dict[str, Any]:
     """Parallel coordinates: one line a trial, every column scaled to its own range.
 
@@ -169,7 +205,13 @@ def bars(rows: Rows, *, x: str, y: str) -> dict[str, Any]:
         "data": {"values": list(rows)},
         "mark": {"type": "bar", "color": BLUE, "cornerRadiusEnd": 2},
         "encoding": {
-            "x": {"field": "name", "type": "nominal", "title": x, "sort": None, "axis": {"labelAngle": -35}},
+            "x": {
+                "field": "name",
+                "type": "nominal",
+                "title": x,
+                "sort": None,
+                "axis": {"labelAngle": -35, "labelOverlap": False},
+            },
             "y": {"field": "count", "type": "quantitative", "title": y, "axis": {"tickMinStep": 1}},
             "tooltip": [{"field": "name"}, {"field": "count"}],
         },

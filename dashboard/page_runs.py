@@ -87,8 +87,10 @@ def _table(settings: Settings, kinds: tuple[str, ...], text: str) -> None:
 
 
 def _default(runs: Sequence[Run]) -> list[Run]:
-    """What is shown before anything is selected: the newest run that has pictures or curves."""
-    return [next((r for r in runs if r.metrics and r.kind != "sweep"), runs[0])]
+    """What is shown before anything is selected: the newest run with pictures, else with metrics."""
+    recent = [r for r in runs[:100] if r.kind != "sweep"]
+    pictured = next((r for r in recent if pictures(r)), None)
+    return [pictured or next((r for r in recent if r.metrics), runs[0])]
 
 
 def _frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -205,7 +207,7 @@ def _pictures(runs: Sequence[Run]) -> None:
         st.caption(run.name)
         with st.container(horizontal=True, gap="small"):
             for step, path in _spread(found, 8):
-                st.image(str(path), caption=f"epoch {step}", width=260)
+                st.image(str(path), caption=f"epoch {step}", width=288)
 
 
 def _spread(items: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:

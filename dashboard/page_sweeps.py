@@ -18,6 +18,7 @@ from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
 from vmae.dashboard.trials import (
     DEFAULT_METRIC,
     TrialRow,
+    beside_published,
     curve_index,
     published_rows,
     reference_lines,
@@ -83,7 +84,7 @@ def _results(settings: Settings, parent: Run) -> None:
     with left:
         _parallel(rows, fields, metric)
     with right:
-        _published(parent, fields)
+        _published(parent, rows, fields, metric)
 
 
 def _title(fields: list[str]) -> str:
@@ -209,24 +210,22 @@ def _as_number(text: str, otherwise: float) -> float:
         return otherwise
 
 
-def _published(parent: Run, fields: list[str]) -> None:
+def _published(parent: Run, rows: list[TrialRow], fields: list[str], metric: str) -> None:
     published = published_rows(parent.tags.get("vmae.definition", ""))
     if not published:
         return
-    st.subheader("Published, for comparison", anchor=False)
-    spec = charts.curves(published, colour="data set", x="", y="top-1 (paper)")
-    spec["encoding"]["x"] = {
-        "field": "value",
-        "type": "ordinal",
-        "sort": {"field": "order"},
-        "title": _title(fields),
-        "axis": {"labelAngle": 0},
-    }
-    spec["encoding"]["y"]["axis"] = {"format": ".0%"}
-    spec["mark"]["point"] = {"size": 60}
-    spec["height"] = 280
+    st.subheader("Beside the published curve", anchor=False)
+    ours = rows if metric.endswith("top1") else []
+    spec = charts.beside(beside_published(ours, published), field=_title(fields))
     st.vega_lite_chart(spec, width="stretch", key="published")
-    st.caption("ViT-B, 800 epochs, on the data sets named: the shape compares, the heights do not.")
+    best = ", ".join(
+        f"{name} {max(p['score'] for p in published if p['name'] == name):.1%}"
+        for name in dict.fromkeys(p["name"] for p in published)
+    )
+    st.caption(
+        f"Published: ViT-B, 800 epochs (best: {best}). Ours: other data, model and length: shapes compare,"
+        " heights do not, so each curve is drawn from its own best."
+    )
 
 
 # -- the same clip at every value ----------------------------------------------------------------------

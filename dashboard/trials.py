@@ -11,6 +11,8 @@ from vmae.experiments.results import Run
 DEFAULT_METRIC = "probe/top1"
 
 
+OURS = "ours"
+
 # The first of these that a run has is its learning curve.
 CURVES = ("pretrain/step_loss", "pretrain/loss", "finetune/step_loss", "finetune/loss")
 
@@ -107,6 +109,38 @@ def published_rows(definition: str) -> list[dict[str, Any]]:
         }
         for i, (value, columns) in enumerate(make().published.items())
         for column, score in columns.items()
+    ]
+
+
+def beside_published(rows: list[TrialRow], published: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our curve (means over seeds) and the published ones as points of one figure, see `charts.beside`.
+
+    Values of both stand on one axis in the order of their numbers, ours first where they are words.
+    """
+    curves: dict[str, dict[str, float]] = {}
+    places: dict[str, float] = {}
+    for row in rows:
+        if row.score is not None and not row.baseline:
+            curves.setdefault(OURS, {})
+            places.setdefault(row.value, row.order)
+    for value in places:
+        scores = [r.score for r in rows if r.value == value and r.score is not None and not r.baseline]
+        curves[OURS][value] = sum(scores) / len(scores)
+    for point in published:
+        value = str(point["value"])
+        curves.setdefault(f"published: {point['name']}", {})[value] = point["score"]
+        number = _number(value)
+        places.setdefault(value, number if number is not None else 1e6 + point["order"])
+    return [
+        {
+            "name": name,
+            "value": value,
+            "order": places[value],
+            "score": score,
+            "below": 100 * (score - max(curve.values())),
+        }
+        for name, curve in curves.items()
+        for value, score in curve.items()
     ]
 
 

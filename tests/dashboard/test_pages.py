@@ -229,3 +229,24 @@ def test_kernels_shows_the_cpu_step_against_its_baselines(
     assert f"**{recorded['geometric_mean']:.2f}x**" in "".join(m.value for m in app.markdown)
     monkeypatch.setattr(page_kernels, "CPU_STEP", tmp_path / "bench_step.json")
     assert any(c.value.startswith("vmae bench step --json ") for c in healthy(open_page("kernels")).code)
+
+
+def test_ours_stands_beside_the_published_curve_from_its_own_best(mini: Any) -> None:
+    from vmae.dashboard.trials import OURS, beside_published, published_rows, trial_rows
+    from vmae.experiments.results import children, list_sweeps
+    from vmae.experiments.tracking import store_at
+
+    store = store_at(mini.runs_dir)
+    (sweep,) = list_sweeps(store)
+    points = beside_published(
+        trial_rows(sweep, children(store, sweep)), published_rows(sweep.tags["vmae.definition"])
+    )
+    curves = {p["name"] for p in points}
+    assert curves == {OURS, "published: Something-Something V2", "published: Kinetics-400"}
+    for curve in curves:
+        assert max(p["below"] for p in points if p["name"] == curve) == 0
+    assert {p["value"] for p in points if p["name"] == OURS} == {"0.5", "0.75"}
+    places = {p["value"]: p["order"] for p in points}
+    assert sorted(places, key=lambda v: places[v]) == ["0.5", "0.75", "0.9"]
+    ssv2 = {p["value"]: p["below"] for p in points if p["name"].endswith("V2")}
+    assert ssv2 == {"0.75": pytest.approx(-1.6), "0.9": 0}
