@@ -233,14 +233,13 @@ def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
     With `model_name` the best trial's checkpoint becomes a version of that MLflow model.
     """
     from vmae.cli.sweep_display import Display, report
-    from vmae.experiments.cluster import ClusterUnfit, probe_address
+    from vmae.experiments.cluster import ClusterUnfit
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import DONE, FAILED
 
     try:
-        if plan.address is not None:
-            probe_address(plan.address)
+        driver.check_place(plan)
         with driver.ray_ahead(plan) as ahead:
             with cache_progress("decode") as progress:
                 driver.prepare(plan, store, progress)

@@ -67,6 +67,27 @@ def find_sweep(store: Store, name: str) -> Path:
     )
 
 
+def check_place(plan: Plan) -> None:
+    """Refuse at once what would fail or wait for ever: before Ray starts and the sweep has a folder.
+
+    Raises:
+        InputError: a stage that asks for more GPUs than this machine has.
+        VmaeError: nothing answers at the address.
+    """
+    if plan.address is not None:
+        probe_address(plan.address)
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    for stage in (plan.resources_of(name) for name in plan.stages()):
+        if stage.gpus * stage.workers > there:
+            raise InputError(
+                f"expected {stage.workers * stage.gpus:g} GPUs for {stage.stage}, got {there} here "
+                "(--gpus, --workers-per-trial, --stage-resources)"
+            )
+
+
 def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | None = None) -> None:
     """What trials share, done once before they start: the store, and every video decoded into the cache.
 
@@ -77,8 +98,6 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     from vmae.core.video.annotations import subset
     from vmae.experiments.run import open_data
 
-    if plan.address is not None:
-        probe_address(plan.address)
     if store.remote and plan.staged:
         raise InputError(
             f"--runs-dir {store.remote}: expected a folder that all nodes share for stages with workers or "
@@ -312,25 +331,17 @@ def _tune(
 
 
 def _slots(plan: Plan) -> int:
-    """How many trials the connected Ray can run side by side, each at its hungriest stage.
-
-    Raises:
-        InputError: not one: a stage would wait for ever (a cluster that was joined may still grow: 1).
-    """
+    """How many trials the connected Ray can run side by side, each at its hungriest stage; at least one."""
     import ray
 
     there = ray.cluster_resources()
-    slots = []
-    for stage in (plan.resources_of(name) for name in plan.stages()):
-        for kind, each in (("CPU", stage.cpus), ("GPU", stage.gpus)):
-            if each:
-                slots.append(int(there.get(kind, 0.0) / (each * stage.workers) + 1e-6))
-                if not slots[-1] and plan.address is None:
-                    raise InputError(
-                        f"expected {stage.workers * each:g} {kind}s for {stage.stage} "
-                        f"({stage.workers} x {each:g}), got {there.get(kind, 0.0):g} on this machine"
-                    )
-    return max(1, min(slots))
+    slots = [
+        there.get(kind, 0.0) / (each * stage.workers)
+        for stage in (plan.resources_of(name) for name in plan.stages())
+        for kind, each in (("CPU", stage.cpus), ("GPU", stage.gpus))
+        if each
+    ]
+    return max(1, int(min(slots) + 1e-6))
 
 
 def _preflight(plan: Plan, store: Store) -> None:

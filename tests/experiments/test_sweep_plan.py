@@ -400,3 +400,13 @@ def test_a_plan_with_stage_resources_is_read_back(tmp_path: Path) -> None:
     plan = _plan("mask.ratio=0.5", stage_resources=parse_stage_resources(["pretrain:workers=2"], 1.0, 0.0))
     plan.save(tmp_path)
     assert Plan.load(tmp_path) == plan
+
+
+def test_more_gpus_than_there_are_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vmae.experiments.sweeps.driver import check_place
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    own = parse_stage_resources(["pretrain:workers=4,gpus=0.5"], 1.0, 0.0)
+    with pytest.raises(InputError, match="expected 2 GPUs for pretrain, got 1 here"):
+        check_place(_plan("mask.ratio=0.5", stage_resources=own))
+    check_place(_plan("mask.ratio=0.5", gpus_per_trial=0.25))
