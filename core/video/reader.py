@@ -289,6 +289,7 @@ class OpenVideo:
         self._deadline = deadline
         self._container: Any = None
         self._reformatter: Any = None
+        self._one_thread: dict[str, int] = {}
 
     def restart_clock(self) -> None:
         """Give the time limit anew to what follows."""
@@ -351,13 +352,21 @@ class OpenVideo:
 
     def _frame(self, frame: Any, height: int, width: int) -> np.ndarray:
         if self._reformatter is None:
+            import av
             from av.video.reformatter import VideoReformatter
 
             self._reformatter = VideoReformatter()
+            # From version 17 on PyAV starts a thread per core for every reader otherwise: a tenth of a read.
+            self._one_thread = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
         rotation = self.info.rotation
         stored_h, stored_w = (width, height) if rotation % 180 else (height, width)
         rgb = self._reformatter.reformat(
-            frame, width=stored_w, height=stored_h, format="rgb24", interpolation="BILINEAR"
+            frame,
+            width=stored_w,
+            height=stored_h,
+            format="rgb24",
+            interpolation="BILINEAR",
+            **self._one_thread,
         ).to_ndarray()
         return np.rot90(rgb, rotation // 90) if rotation else rgb
 
