@@ -69,7 +69,9 @@ def measure(store: Store, trials: int, concurrent: int, address: str | None = No
         cpus_per_trial=0.5,
         max_concurrent=concurrent,
     )
-    plan = replace(plan, address=address)
+    # No lists: the checks of a cluster would look for them.
+    data = replace(plan.base.data, train_csv="", val_csv="")
+    plan = replace(plan, address=address, base=replace(plan.base, data=data))
     before = _memory()
     folder = driver.sweeps_dir(store) / plan.name
     plan.save(folder)

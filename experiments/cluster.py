@@ -282,7 +282,8 @@ def check_cluster(
     Args:
         paths: files that every node must read (lists, a first video of each).
         storage: folder or URI (`s3://...`) that every node must read and write: the driver's own.
-        gpus_wanted: GPUs that some job asks of one node; nodes without any are a problem only if above 0.
+        gpus_wanted: GPUs that some job asks of one node. A node that offers Ray none is a problem only where
+            no node offers enough: heads and CPU nodes may stand beside those with GPUs.
     """
     import ray
     from pyarrow.fs import FileSelector
@@ -307,6 +308,7 @@ def check_cluster(
             task = ray.remote(num_cpus=0, max_retries=0)(node_facts).options(scheduling_strategy=strategy)
             asked.append((node, task.remote(list(paths), place, mark)))
         reports = []
+        enough = any(_offered(node) >= gpus_wanted for node, _ in asked)
         for node, promise in asked:
             name = node["NodeID"][:8]
             try:
@@ -316,12 +318,17 @@ def check_cluster(
                 host = str(node["NodeManagerHostname"])
                 reports.append(NodeReport(node=name, host=host, problems={"python": text}))
                 continue
-            reports.append(_judge(name, facts, own, paths, bool(storage), gpus_wanted))
+            wanted = 0.0 if enough and not _offered(node) else gpus_wanted
+            reports.append(_judge(name, facts, own, paths, bool(storage), wanted))
         with contextlib.suppress(Exception):
             for left in own_fs.get_file_info(FileSelector(own_root)):
                 if left.base_name.startswith(f".check-{mark}"):
                     own_fs.delete_file(left.path)
     return reports
+
+
+def _offered(node: dict[str, Any]) -> float:
+    return float(node["Resources"].get("GPU", 0.0))
 
 
 def _judge(

@@ -118,6 +118,40 @@ def test_the_table_says_what_fails_where() -> None:
     assert "all 1 nodes are fit" in nodes_table([good])
 
 
+@pytest.mark.parametrize(
+    ("offered", "seen", "bad"),
+    [([0, 2], [0, 2], []), ([0, 2], [0, 0], [1]), ([0, 0], [0, 0], [0, 1]), ([2, 2], [2, 1], [1])],
+)
+def test_nodes_without_gpus_may_stand_beside_those_with_them(
+    offered: list[int], seen: list[int], bad: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray is told and what torch sees; a job asks for two."""
+    import ray
+
+    from vmae.experiments import cluster as work
+
+    own = {"host": "h", "python": "3", "torch": "2", "ray": "2", "vmae": "0", "unreadable": [], "storage": ""}
+    nodes = [
+        {"NodeID": f"{i + 1}" * 56, "NodeManagerHostname": "h", "Resources": {"CPU": 1.0, "GPU": float(n)}}
+        for i, n in enumerate(offered)
+    ]
+
+    class Task:
+        def options(self, scheduling_strategy: Any) -> Task:
+            return self
+
+        def remote(self, *_: object) -> int:
+            return next(turns)
+
+    turns = iter(range(len(nodes)))
+    monkeypatch.setattr(work, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(work, "node_facts", lambda *_: {**own, "gpus": 0})
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda f: Task())
+    monkeypatch.setattr(ray, "get", lambda i, timeout: {**own, "gpus": seen[i]})
+    reports = work.check_cluster(gpus_wanted=2)
+    assert [i for i, r in enumerate(reports) if r.problems] == bad
+
+
 @pytest.mark.slow
 def test_every_node_is_checked(cluster: Cluster, sweeps: Any, tmp_path: Path) -> None:
     def check(*extra: str) -> subprocess.CompletedProcess[str]:
