@@ -108,7 +108,7 @@ def beside(rows: Rows, *, field: str) -> dict[str, Any]:
                 "title": field,
                 "axis": {"labelAngle": 0},
             },
-            "y": {"field": "below", "type": "quantitative", "title": "top-1, points below the curve's best"},
+            "y": {"field": "below", "type": "quantitative", "title": "points below own best"},
             "color": {
                 "field": "name",
                 "type": "nominal",

@@ -63,6 +63,7 @@ def player_data(
     per_row: int,
     indices: np.ndarray | None = None,
     start: int = 0,
+    cells: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
     """What a player gets.
 
@@ -73,6 +74,7 @@ def player_data(
         per_row: panels side by side.
         indices: frame numbers in the file, shown beside the frame.
         start: the frame shown first.
+        cells: columns and rows that a clickable panel is chosen from with the keyboard.
     """
     frames, height, width = shape
     return with_version(
@@ -84,6 +86,7 @@ def player_data(
             "fps": fps,
             "perRow": per_row,
             "start": start,
+            "cells": list(cells),
             "indices": None if indices is None else [int(i) for i in indices],
             "panels": [{"title": t, "note": n, "sheet": s, "clickable": c} for t, n, s, c in panels],
         }

@@ -79,7 +79,8 @@ def _attention(entry: CheckpointEntry, dataset: DatasetEntry, clip: ClipInfo) ->
     first = slot * grid.tubelet_size + 1
     c.markdown(
         f"From the patch in row {row + 1}, column {column + 1} of frames {first} to"
-        f" {first + grid.tubelet_size - 1}. Click another patch to look from there."
+        f" {first + grid.tubelet_size - 1}. Click another patch to look from there, or press"
+        " Shift+arrows and Enter on a picture."
     )
     indices = frame_indices(clip.num_frames, grid.frames, dataset.sampling_rate, -1)
     frames = viewer.load_frames(clip, dataset.sampling_rate, -1, grid, viewer.grid_key(grid))
@@ -103,6 +104,7 @@ def _attention(entry: CheckpointEntry, dataset: DatasetEntry, clip: ClipInfo) ->
         per_row=5,
         indices=indices,
         start=slot * grid.tubelet_size,
+        cells=(grid.w, grid.h),
     )
     show_player(data, key="attention", on_pick=lambda: _look_from(model, len(panels)))
     by_slot = weights.mean(0).sum((1, 2))

@@ -2,6 +2,7 @@
 // here, without a round trip to the server.
 
 const PLAY = "M3 1.5v13l11-6.5z";
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z";
 
 function loadImage(url) {
@@ -73,6 +74,8 @@ class Player {
     const shape = JSON.stringify(this.data.panels.map((p) => [p.title, p.note, p.clickable]));
     if (shape !== this.shape) {
       this.shape = shape;
+      const focused = this.panels.findIndex((p) => p.canvas === this.root.getRootNode().activeElement);
+      const cell = this.cell;
       this.panels = [];
       this.one(".panels").style.setProperty("--columns", this.data.perRow);
       this.one(".panels").replaceChildren(...this.data.panels.map((p, i) => {
@@ -81,18 +84,49 @@ class Player {
           canvas.classList.add("edit");
           canvas.onclick = (e) => {
             const box = canvas.getBoundingClientRect();
-            const x = Math.min(0.9999, Math.max(0, (e.clientX - box.left) / box.width));
-            const y = Math.min(0.9999, Math.max(0, (e.clientY - box.top) / box.height));
-            this.root.classList.add("busy");
-            this.root.dataset.ready = "false";
-            this.send("pick", { panel: i, x, y, frame: this.frame, count: (this.count = (this.count || 0) + 1) });
+            this.pick(i, (e.clientX - box.left) / box.width, (e.clientY - box.top) / box.height);
           };
+          // From the keyboard: Enter picks the framed cell, Shift and arrows move the frame.
+          canvas.tabIndex = 0;
+          canvas.setAttribute("role", "button");
+          canvas.onkeydown = (e) => this.cellKey(e, i);
+          canvas.onblur = () => { this.cell = null; this.draw(); };
         }
         this.panels.push({ canvas, context: canvas.getContext("2d") });
         return figure;
       }));
+      if (focused >= 0 && this.panels[focused]) this.panels[focused].canvas.focus({ preventScroll: true });
+      this.cell = focused >= 0 ? cell : null;
     }
     for (const p of this.panels) this.size(p);
+  }
+  pick(panel, x, y) {
+    const inside = (v) => Math.min(0.9999, Math.max(0, v));
+    this.root.classList.add("busy");
+    this.root.dataset.ready = "false";
+    this.send("pick", { panel, x: inside(x), y: inside(y), frame: this.frame, count: (this.count = (this.count || 0) + 1) });
+  }
+  cellKey(event, panel) {
+    const [columns, rows] = this.data.cells;
+    const at = this.cell || { panel, x: columns >> 1, y: rows >> 1 };
+    const [dx, dy] = (event.shiftKey && STEPS[event.key]) || [0, 0];
+    if (event.key === "Enter") this.pick(panel, (at.x + 0.5) / columns, (at.y + 0.5) / rows);
+    else if (!dx && !dy) return;
+    const clip = (v, most) => Math.max(0, Math.min(most, v));
+    const step = this.cell ? 1 : 0; // the first press shows where the frame is
+    this.cell = { panel, x: clip(at.x + dx * step, columns - 1), y: clip(at.y + dy * step, rows - 1) };
+    event.preventDefault();
+    event.stopPropagation();
+    this.draw();
+  }
+  // The frame around one cell of a grid, seen on any picture.
+  outline(c, scale, x, y, width, height) {
+    c.strokeStyle = "#fff";
+    c.lineWidth = 2 * Math.max(1, scale / 2);
+    c.strokeRect(x, y, width, height);
+    c.strokeStyle = "#000";
+    c.lineWidth = Math.max(1, scale / 3);
+    c.strokeRect(x, y, width, height);
   }
   size(panel) {
     const { width, height } = this.data;
@@ -171,7 +205,15 @@ class Player {
     c.drawImage(image, sx, sy, width, height, 0, 0, canvas.width, canvas.height);
   }
   draw() {
-    this.panels.forEach((panel, i) => this.paste(this.sheets[i], panel));
+    this.panels.forEach((panel, i) => {
+      this.paste(this.sheets[i], panel);
+      const { canvas, context, scale } = panel;
+      const [columns, rows] = this.data.cells;
+      if (this.cell && this.cell.panel === i && columns * rows > 1) {
+        const [width, height] = [canvas.width / columns, canvas.height / rows];
+        this.outline(context, scale, this.cell.x * width, this.cell.y * height, width, height);
+      }
+    });
   }
 
   // Whether a key belongs to a field or button that has the focus.

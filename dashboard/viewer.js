@@ -125,12 +125,7 @@ class Viewer extends Player {
       }
       if (this.lines) this.gridLines(c, canvas, size);
       if (this.cursor && kind !== "error") {
-        c.strokeStyle = "#fff";
-        c.lineWidth = 2 * Math.max(1, scale / 2);
-        c.strokeRect(this.cursor.x * size, this.cursor.y * size, size, size);
-        c.strokeStyle = "#000";
-        c.lineWidth = Math.max(1, scale / 3);
-        c.strokeRect(this.cursor.x * size, this.cursor.y * size, size, size);
+        this.outline(c, scale, this.cursor.x * size, this.cursor.y * size, size, size);
       }
     }
   }
@@ -217,11 +212,10 @@ class Viewer extends Player {
   }
 
   press(event) {
-    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    if (event.shiftKey && steps[event.key]) {
+    if (event.shiftKey && STEPS[event.key]) {
       const { grid } = this.data;
       const old = this.cursor || { x: grid.w >> 1, y: grid.h >> 1 };
-      const [dx, dy] = this.cursor ? steps[event.key] : [0, 0];
+      const [dx, dy] = this.cursor ? STEPS[event.key] : [0, 0];
       this.cursor = {
         x: Math.max(0, Math.min(grid.w - 1, old.x + dx)),
         y: Math.max(0, Math.min(grid.h - 1, old.y + dy)),

@@ -255,6 +255,17 @@ def test_a_click_on_attention_looks_from_there(page: Any, served: Any) -> None:
     player.locator("canvas").first.click(position={"x": 4, "y": 4})
     page.get_by_text("From the patch in row 1, column 1").wait_for()
     assert "row 1, column 1" not in before
+    # The same from the keyboard: the frame starts in the middle, row 3 and column 3 of 4.
+    page.locator('.player[data-ready="true"]').first.wait_for()
+    player.locator("canvas").first.focus()
+    for key in ("Shift+ArrowUp", "Shift+ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("From the patch in row 2, column 3").wait_for()
+    page.locator('.player[data-ready="true"]').first.wait_for()
+    # New pictures leave the frame and the focus where they were.
+    for key in ("Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("From the patch in row 2, column 4").wait_for()
 
 
 @pytest.mark.slow
