@@ -344,7 +344,7 @@ def training_progress(config: ExperimentConfig) -> Iterator[Report]:
                 epoch=round(data["epoch"], 1),
                 loss=data["loss"],
                 lr=data["lr"],
-                clips_per_s=round(data["clips_per_s"]),
+                clips_per_s=round(data["clips_per_s"], 0 if data["clips_per_s"] >= 10 else 1),
                 data_wait=f"{data['data_wait']:.0%}",
                 mem=f"{data['peak_mem_gib']:.1f}GiB",
             )

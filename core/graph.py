@@ -100,7 +100,8 @@ def _capture(
     torch.cuda.current_stream().wait_stream(stream)
     model.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Loader threads pin memory meanwhile: only calls of this thread may spoil the capture.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = work(*static)
 
     def replay(*new: Tensor) -> Tensor:
