@@ -90,11 +90,11 @@ def filters_of(store: Store, where: tuple[str, ...], kind: str | None, sweep: st
     return filters
 
 
-def open_store(ctx: click.Context, runs_dir: Path | None) -> Store:
+def open_store(ctx: click.Context, runs_dir: Path | None, *, remote: bool = True) -> Store:
     """The store of `--runs-dir`, given before or after the verb."""
     from vmae.experiments.tracking import store_at
 
-    return store_at(runs_dir or ctx.obj, remote=True)
+    return store_at(runs_dir or ctx.obj, remote=remote)
 
 
 @click.command("list")
@@ -228,7 +228,7 @@ def sync(ctx: click.Context, runs_dir: Path | None) -> None:
     """Send what the tracking store missed while it was away."""
     from vmae.experiments.tracking import sync as send
 
-    outcomes = send(open_store(ctx, runs_dir).runs_dir)
+    outcomes = send(open_store(ctx, runs_dir, remote=False).runs_dir)
     for path, outcome in outcomes:
         click.echo(f"{path.parent.name}: {outcome}")
     if not outcomes:

@@ -34,7 +34,7 @@ def delete(
     from vmae.core.errors import InputError
     from vmae.experiments import housekeeping, results
 
-    store = open_store(ctx, runs_dir)
+    store = open_store(ctx, runs_dir, remote=False)
     filters = filters_of(store, where, kind, sweep)
     if bool(runs) == bool(filters):
         raise InputError(
@@ -65,7 +65,7 @@ def gc(ctx: click.Context, really: bool, yes: bool, runs_dir: Path | None) -> No
     from vmae.cli.tables import format_table
     from vmae.experiments import housekeeping
 
-    store = open_store(ctx, runs_dir)
+    store = open_store(ctx, runs_dir, remote=False)
     orphans, kept = housekeeping.find_orphans(store)
     for title, entries in (("kept though no run is listed", kept), ("not needed by any run", orphans)):
         if entries:

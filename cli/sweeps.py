@@ -20,7 +20,6 @@ VERBS: Verbs = {
     "list": ("vmae.cli.sweeps", "list_", "List the sweeps of a run directory."),
     "status": ("vmae.cli.sweeps", "status", "Where a sweep is: trials, numbers, time left."),
 }
-_ALIVE_S = 30.0  # a running trial writes its progress about every second
 
 
 @click.group(cls=LazyGroup, verbs=VERBS)
@@ -38,7 +37,7 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import groups, trial_states, winner
 
-    folder = driver.sweeps_dir(driver.open_store(runs_dir))
+    folder = driver.sweeps_dir(driver.open_store(runs_dir, "reader"))
     plans = sorted(folder.glob("*/plan.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     entries: list[dict[str, object]] = []
     rows: list[list[str]] = []
@@ -84,12 +83,13 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import trial_states
 
-    folder = driver.find_sweep(driver.open_store(runs_dir), name)
+    folder = driver.find_sweep(driver.open_store(runs_dir, "reader"), name)
     plan = Plan.load(folder)
     if as_json:
         click.echo(json.dumps(_as_json(plan, trial_states(plan, folder), folder), indent=1))
         return
     while True:
+        plan = Plan.load(folder)  # a search adds trials as it goes
         states = trial_states(plan, folder)
         state = _state(states, folder)
         if watch:
@@ -98,6 +98,7 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
         if not watch or state != "running":
             return
         time.sleep(2.0)
+        driver.open_store(runs_dir, "reader")  # of an object store: what is there now
 
 
 def _counts(states: list[TrialState]) -> dict[str, int]:
@@ -106,13 +107,13 @@ def _counts(states: list[TrialState]) -> dict[str, int]:
 
 
 def _state(states: list[TrialState], folder: Path) -> str:
-    """`done`, `failed`, `running`, or `stopped` where trials are left and none has reported lately."""
+    """`done`, `failed`, `running`, or `stopped` where trials are left and no driver is there."""
+    from vmae.experiments.sweeps.status import is_running
+
     counts = _counts(states)
     if counts["done"] == len(states):
         return "done"
-    newest = max((p.stat().st_mtime for p in folder.glob("trials/*/progress.json")), default=0.0)
-    newest = max(newest, (folder / "plan.json").stat().st_mtime)
-    if time.time() - newest < _ALIVE_S:
+    if is_running(folder):
         return "running"
     return "failed" if counts["done"] + counts["failed"] == len(states) else "stopped"
 

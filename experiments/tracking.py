@@ -79,11 +79,12 @@ def default_runs_dir() -> Path:
     return Path(os.environ.get("VMAE_RUNS") or "runs").resolve()
 
 
-def store_at(runs_dir: Path | str | None = None, *, remote: bool = False) -> Store:
+def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: str = "driver") -> Store:
     """The store of a run directory: `$MLFLOW_TRACKING_URI` where it is set, else SQLite in the directory.
 
     Args:
         runs_dir: a folder, or with `remote` also a URI (`s3://bucket/folder`).
+        role: whose copy of a URI's files this is (see `remote.scratch`).
 
     Raises:
         InputError: a URI where a folder is needed, or one without a tracking server.
@@ -93,7 +94,7 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False) -> Sto
     if "://" in text:
         if not remote:
             raise InputError(
-                f"--runs-dir: expected a folder, got {text}: only sweep, sweeps and runs take a URI"
+                f"--runs-dir: expected a folder, got {text}: sweep, sweeps and what reads runs take a URI"
             )
         if not tracking or tracking.startswith("sqlite:"):
             raise InputError(
@@ -102,7 +103,7 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False) -> Sto
             )
         from vmae.experiments.remote import scratch
 
-        return Store(uri=tracking, runs_dir=scratch(text, "driver"), remote=text.rstrip("/"))
+        return Store(uri=tracking, runs_dir=scratch(text, role), remote=text.rstrip("/"))
     directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
     return Store(uri=tracking or f"sqlite:///{directory / 'mlflow.db'}", runs_dir=directory)
 

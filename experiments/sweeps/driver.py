@@ -21,7 +21,7 @@ from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.remote import EVERY_S, Mirror, StorageAway
 from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
-from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
+from vmae.experiments.sweeps.status import ALIVE_FILE, DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
 from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, store_at
 
@@ -36,9 +36,12 @@ def sweeps_dir(store: Store) -> Path:
     return store.runs_dir / "sweeps"
 
 
-def open_store(runs_dir: Path | str | None) -> Store:
-    """The store of a run directory; of one on an object store, with its sweeps' small files fetched."""
-    store = store_at(runs_dir, remote=True)
+def open_store(runs_dir: Path | str | None, role: str = "driver") -> Store:
+    """The store of a run directory; of one on an object store, with its sweeps' small files fetched.
+
+    Who only looks says another `role`: a running driver's own copies must not change under it.
+    """
+    store = store_at(runs_dir, remote=True, role=role)
     if store.remote:
         mirror = Mirror(store.remote, store.runs_dir)
         mirror.check()
@@ -148,7 +151,8 @@ def run_sweep(
         VmaeError: Ray could not be started, or there is no room for the sweep's own files.
     """
     try:
-        return _run_sweep(plan, store, observe, ahead)
+        with _sign_of_life(sweeps_dir(store) / plan.name, store):
+            return _run_sweep(plan, store, observe, ahead)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -156,6 +160,35 @@ def run_sweep(
             f"expected room to write in {sweeps_dir(store) / plan.name}, got: {e.strerror}; finished trials "
             f"are kept: make room, then `vmae sweep --resume {plan.name}`"
         ) from e
+
+
+@contextlib.contextmanager
+def _sign_of_life(folder: Path, store: Store) -> Iterator[None]:
+    """Say every few seconds that the driver is there, and at the end that it has ended."""
+    mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
+    path = folder / ALIVE_FILE
+    stop = threading.Event()
+
+    def write(ended: bool) -> None:
+        with contextlib.suppress(OSError, StorageAway):
+            write_json(path, {"time": time.time(), "ended": ended})
+            if mirror is not None:
+                mirror.push_file(path)
+
+    def loop() -> None:
+        while True:
+            write(False)
+            if stop.wait(5.0):
+                return
+
+    thread = threading.Thread(target=loop, name="sweep-alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        write(True)
 
 
 def _run_sweep(plan: Plan, store: Store, observe: Observe | None, ahead: Ahead | None) -> list[TrialState]:

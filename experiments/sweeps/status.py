@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from vmae.experiments.sweeps.spec import BASELINE, Plan, Trial
 from vmae.experiments.sweeps.trial import trial_dir
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+
+
+ALIVE_FILE = "alive.json"
+"""In a sweep's folder: when its driver was last seen, and whether it has ended."""
+_ALIVE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +142,13 @@ def winner(found: list[Group], metric: str) -> Group | None:
     """The group with the highest mean of the ranking metric; the baseline does not compete."""
     ranked = [g for g in found if not g.baseline and metric in g.mean]
     return max(ranked, key=lambda g: g.mean[metric], default=None)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the sweep's driver wrote a sign of life in the last half minute and has not ended.
+
+    A trial's own files are no such sign: a stage may take many minutes between two of them, or wait for room
+    on the cluster.
+    """
+    alive = read_json(folder / ALIVE_FILE)
+    return alive is not None and not alive["ended"] and time.time() - alive["time"] < _ALIVE_S

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -32,11 +31,10 @@ def _plan(runs_dir: Path) -> tuple[Plan, Path]:
     return plan, folder
 
 
-def _progress(folder: Path, trial: str, **state: object) -> Path:
+def _progress(folder: Path, trial: str, **state: object) -> None:
     path = trial_dir(folder, trial) / "progress.json"
     base = {"stage": "pretrain", "fraction": 0.5, "metrics": {"pretrain/loss": 0.7}, "error": None}
     write_json(path, {**base, "seconds": 60.0, **state})
-    return path
 
 
 def _result(folder: Path, trial: str, top1: float) -> None:
@@ -59,15 +57,16 @@ def test_status_through_a_sweeps_life(
     plan, folder = _plan(tmp_path)
     first, second = (t.id for t in plan.trials)
     _progress(folder, first)
+    assert "stopped; 1 running, 1 pending" in _vmae(capsys, "status", plan.name)  # no driver is there
+    write_json(folder / "alive.json", {"time": time.time() - 10, "ended": False})
     out = _vmae(capsys, "status", plan.name)
     assert "running; 1 running, 1 pending; about" in out
     row = next(line.split() for line in out.splitlines() if line.startswith("0.5"))
     assert row[:5] == ["0.5", "0", "pretrain", "50%", "0.700"]
 
     _result(folder, first, 0.25)
-    path = _progress(folder, second, stage="failed", error="the disk is full")
-    for file in (path, trial_dir(folder, first) / "progress.json", folder / "plan.json"):
-        os.utime(file, (time.time() - 100,) * 2)
+    _progress(folder, second, stage="failed", error="the disk is full")
+    write_json(folder / "alive.json", {"time": time.time(), "ended": True})
     out = _vmae(capsys, "status", plan.name)
     assert "failed; 1 done, 1 failed" in out
     assert f"failed: {second}: the disk is full" in out
@@ -75,7 +74,8 @@ def test_status_through_a_sweeps_life(
     (listed,) = json.loads(_vmae(capsys, "list", "--json"))
     assert (listed["state"], listed["done"], listed["best"]) == ("failed", 1, "0.5")
 
-    os.utime(_progress(folder, second), (time.time() - 100,) * 2)  # its process died
+    _progress(folder, second)
+    write_json(folder / "alive.json", {"time": time.time() - 100, "ended": False})  # the driver died
     assert "stopped; 1 done, 1 running" in _vmae(capsys, "status", plan.name)
 
     _result(folder, second, 0.5)

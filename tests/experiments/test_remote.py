@@ -66,12 +66,12 @@ def test_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_uri_needs_a_tracking_server_and_a_verb_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(InputError, match="only sweep, sweeps and runs take a URI"):
+    with pytest.raises(InputError, match="sweep, sweeps and what reads runs take a URI"):
         store_at("s3://bucket/runs")
     with pytest.raises(InputError, match="expected a tracking server in MLFLOW_TRACKING_URI"):
         store_at("s3://bucket/runs", remote=True)
     monkeypatch.setenv("VMAE_RUNS", "s3://bucket/runs")
-    with pytest.raises(InputError, match="got s3://bucket/runs: only"):
+    with pytest.raises(InputError, match="got s3://bucket/runs: sweep"):
         store_at()
     with pytest.raises(InputError, match="expected a folder or a URI"):
         Mirror("nowhere://bucket", Path("x"))
