@@ -28,7 +28,7 @@ def page() -> None:
             "Nothing to look into yet",
             "This page needs a trained model and a validation list on this machine.",
             {
-                "vmae sweep masking_ratio --demo": "Both at once, in minutes on a CPU:",
+                "vmae sweep masking_ratio": "Both at once, in minutes on a CPU:",
                 "vmae dashboard --checkpoint model.safetensors --data val.csv": "Your own:",
             },
         )

@@ -55,7 +55,7 @@ def page() -> None:
             "No checkpoint yet",
             f"There is no trained model under `{settings.store.runs_dir}`. Two ways to get one:",
             {
-                "vmae sweep masking_ratio --demo": "The built-in demo: makes videos, trains small models"
+                "vmae sweep masking_ratio": "The built-in demo: makes videos, trains small models"
                 " on the CPU, in minutes.",
                 "vmae pretrain --data train.csv": "Your own videos.",
                 "vmae dashboard --checkpoint model.safetensors": "A checkpoint that you have already.",

@@ -15,24 +15,27 @@ from vmae.dashboard import charts
 from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.page_sweeps import thin
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import probe_score
-from vmae.dashboard.trials import curve_index, training_loss
-from vmae.experiments.results import Filter, Run, history, list_runs, pictures
+from vmae.dashboard.sources import SCORES, probe_score
+from vmae.dashboard.trials import CURVES, curve_index, training_loss
+from vmae.experiments.results import SWEEP_TAG, Filter, Run, history, list_runs, pictures
+from vmae.experiments.tracking import KIND_TAG
 
 MAX_COMPARED = 12
 MAX_ROWS = 2000
+# What the table shows: of ten thousand runs, reading all else takes seconds.
+_COLUMNS = (KIND_TAG, SWEEP_TAG, "mask.ratio", "eval/loss", *SCORES, *CURVES)
 
 
 def page() -> None:
     """The page."""
     settings = Settings.from_env()
-    runs = list_runs(settings.store)
+    runs = list_runs(settings.store, columns=[KIND_TAG])
     if not runs:
         empty_state(
             "No run yet",
             f"There is no run under `{settings.store.runs_dir}`.",
             {
-                "vmae sweep masking_ratio --demo": "The built-in demo, a few minutes on a CPU:",
+                "vmae sweep masking_ratio": "The built-in demo, a few minutes on a CPU:",
                 "vmae pretrain --data train.csv": "One run on your own videos:",
             },
         )
@@ -60,7 +63,8 @@ def _table(settings: Settings, kinds: tuple[str, ...], text: str) -> None:
     except InputError as e:
         st.error(str(e).removeprefix("--where: ").capitalize())
         return
-    runs = [r for r in list_runs(settings.store, where=conditions) if not kinds or r.kind in kinds]
+    found = list_runs(settings.store, where=conditions, columns=_COLUMNS)
+    runs = [r for r in found if not kinds or r.kind in kinds]
     if not runs:
         st.info("No run meets this condition.")
         return
@@ -83,7 +87,16 @@ def _table(settings: Settings, kinds: tuple[str, ...], text: str) -> None:
         key="runs_table",
     )
     picked = [runs[i] for i in chosen["selection"]["rows"] if i < len(runs)]
-    compare(settings, picked[:MAX_COMPARED] or _default(runs))
+    compare(settings, _whole(settings, picked[:MAX_COMPARED] or _default(runs)))
+
+
+def _whole(settings: Settings, runs: Sequence[Run]) -> list[Run]:
+    """The same runs with all their parameters and metrics."""
+    return [
+        whole
+        for r in runs
+        for whole in list_runs(settings.store, where=[Filter(column="run_id", op="=", value=r.run_id)])
+    ]
 
 
 def _default(runs: Sequence[Run]) -> list[Run]:

@@ -39,7 +39,7 @@ def page() -> None:
             "No sweep yet",
             f"There is no sweep under `{settings.store.runs_dir}`.",
             {
-                "vmae sweep masking_ratio --demo": "The built-in demo, a few minutes on a CPU:",
+                "vmae sweep masking_ratio": "The built-in demo, a few minutes on a CPU:",
                 "vmae sweep masking_ratio --data train.csv": "Your own videos:",
                 "vmae sweep --list": "The sweeps that have a name:",
             },

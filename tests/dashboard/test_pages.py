@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,28 @@ def test_without_a_store_every_page_names_a_command(
 ) -> None:
     monkeypatch.setenv(VARIABLE, json.dumps({"runs_dir": str(tmp_path / "none")}))
     app = healthy(open_page(name))
-    assert any(c.value.startswith(("vmae ", "python -m vmae")) for c in app.code)
+    assert app.code
+    for command in app.code:
+        check_command(command.value)
     assert not (tmp_path / "none").exists()
+
+
+def check_command(line: str) -> None:
+    """The command line exists: its verbs and options, as click knows them."""
+    import click
+
+    from vmae.cli.main import main
+
+    program, *words = shlex.split(line)
+    assert program == "vmae", line
+    command: click.Command = main
+    with click.Context(main) as context:
+        while isinstance(command, click.Group):
+            found = command.get_command(context, words.pop(0))
+            assert found is not None, line
+            command = found
+    known = {name for p in command.params for name in p.opts}
+    assert {w for w in words if w.startswith("-")} <= known, line
 
 
 def test_sweeps(dashboard: Any) -> None:
