@@ -17,8 +17,8 @@ from vmae.experiments.tracking import store_at
 PACKAGES = (
     ("torch", "models"),
     ("triton", "GPU kernels"),
-    ("decord", "video reading"),
-    ("av", "video reading where decord is wrong, and writing"),
+    ("decord", "video reading, `data.reader=decord`"),
+    ("av", "video reading and writing"),
     ("einops", "tensor shapes"),
     ("ray", "sweeps"),
     ("mlflow", "tracking"),
