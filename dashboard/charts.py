@@ -45,7 +45,7 @@ def ranking(rows: Rows, *, field: str, metric: str, lines: dict[str, float], per
             },
         },
         {
-            "mark": {"type": "errorbar", "extent": "stdev", "ticks": True, "color": BLUE},
+            "mark": {"type": "errorbar", "extent": "stdev", "ticks": {"size": 12}, "color": BLUE},
             "encoding": {"x": x, "y": {**y, "field": "score"}},
         },
         {
