@@ -265,8 +265,12 @@ def file_system(uri: str) -> tuple[Any, str]:
     """pyarrow's file system of a URI (or an absolute path), and the place in it; InputError without one."""
     import pyarrow.fs
 
+    whole = uri
+    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
+        # A small file is one request then, not the three of an upload in parts.
+        whole += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     try:
-        fs, root = pyarrow.fs.FileSystem.from_uri(uri)
+        fs, root = pyarrow.fs.FileSystem.from_uri(whole)
     except Exception as first:
         try:
             import fsspec
