@@ -284,6 +284,8 @@ def check_cluster(
         storage: folder or URI (`s3://...`) that every node must read and write: the driver's own.
         gpus_wanted: GPUs that some job asks of one node. A node that offers Ray none is a problem only where
             no node offers enough: heads and CPU nodes may stand beside those with GPUs.
+
+    Nodes that leave meanwhile are left out.
     """
     import ray
     from pyarrow.fs import FileSelector
@@ -307,19 +309,26 @@ def check_cluster(
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0)(node_facts).options(scheduling_strategy=strategy)
             asked.append((node, task.remote(list(paths), place, mark)))
-        reports = []
-        enough = any(_offered(node) >= gpus_wanted for node, _ in asked)
+        answers: list[tuple[dict[str, Any], dict[str, Any] | str]] = []
         for node, promise in asked:
-            name = node["NodeID"][:8]
             try:
-                facts = ray.get(promise, timeout=timeout_s)
+                answers.append((node, ray.get(promise, timeout=timeout_s)))
             except Exception as e:
                 text = "no answer" if isinstance(e, TimeoutError) else str(e).strip().splitlines()[-1][:160]
+                answers.append((node, text))
+        # Ray finds out some fifteen seconds later that a node is gone: one that left is no node to be fit.
+        there = {n["NodeID"] for n in alive_nodes()}
+        answers = [(n, a) for n, a in answers if isinstance(a, dict) or n["NodeID"] in there]
+        enough = any(_offered(node) >= gpus_wanted for node, _ in answers)
+        reports = []
+        for node, answer in answers:
+            name = node["NodeID"][:8]
+            if isinstance(answer, str):
                 host = str(node["NodeManagerHostname"])
-                reports.append(NodeReport(node=name, host=host, problems={"python": text}))
+                reports.append(NodeReport(node=name, host=host, problems={"python": answer}))
                 continue
             wanted = 0.0 if enough and not _offered(node) else gpus_wanted
-            reports.append(_judge(name, facts, own, paths, bool(storage), wanted))
+            reports.append(_judge(name, answer, own, paths, bool(storage), wanted))
         with contextlib.suppress(Exception):
             for left in own_fs.get_file_info(FileSelector(own_root)):
                 if left.base_name.startswith(f".check-{mark}"):
