@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError, VmaeError
+from vmae.experiments.background import repeated
 
 SCRATCH_ENV = "VMAE_SCRATCH"
 SMALL = (".json", ".jsonl", ".offset")
@@ -227,20 +228,13 @@ def _is_small(key: str) -> bool:
 @contextlib.contextmanager
 def kept_up(mirror: Mirror, home: Path) -> Iterator[None]:
     """While the body runs, a trial's small files are copied every few seconds; storage away is waited out."""
-    stop = threading.Event()
 
-    def loop() -> None:
-        while not stop.wait(EVERY_S):
-            with contextlib.suppress(StorageAway):
-                mirror.push(home, deep=False)
+    def copy() -> None:
+        with contextlib.suppress(StorageAway):
+            mirror.push(home, deep=False)
 
-    thread = threading.Thread(target=loop, name="mirror", daemon=True)
-    thread.start()
-    try:
+    with repeated(copy, EVERY_S, "mirror"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def fetched(uri: str, target: Path) -> Path:

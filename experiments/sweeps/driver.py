@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import psutil
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.experiments.background import repeated
 from vmae.experiments.cluster import Ahead, ClusterUnfit, check_cluster, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
@@ -167,7 +167,6 @@ def _sign_of_life(folder: Path, store: Store) -> Iterator[None]:
     """Say every few seconds that the driver is there, and at the end that it has ended."""
     mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
     path = folder / ALIVE_FILE
-    stop = threading.Event()
 
     def write(ended: bool) -> None:
         with contextlib.suppress(OSError, StorageAway):
@@ -175,19 +174,11 @@ def _sign_of_life(folder: Path, store: Store) -> Iterator[None]:
             if mirror is not None:
                 mirror.push_file(path)
 
-    def loop() -> None:
-        while True:
-            write(False)
-            if stop.wait(5.0):
-                return
-
-    thread = threading.Thread(target=loop, name="sweep-alive", daemon=True)
-    thread.start()
+    write(False)
     try:
-        yield
+        with repeated(lambda: write(False), 5.0, "sweep-alive"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         write(True)
 
 
@@ -246,32 +237,18 @@ def _watching(folder: Path, observe: Observe | None, mirror: Mirror | None = Non
         yield
         return
 
-    def show(states: list[TrialState]) -> None:
-        observe(states)
+    def look() -> None:
+        observe(trial_states(Plan.load(folder), folder))
 
-    stop = threading.Event()
-    failures: list[BaseException] = []
+    def fetch_and_look() -> None:
+        if mirror is not None:
+            with contextlib.suppress(StorageAway):
+                mirror.pull(folder / "trials", small=True)
+        look()
 
-    def loop() -> None:
-        try:
-            while not stop.wait(1.0 if mirror is None else EVERY_S):
-                if mirror is not None:
-                    with contextlib.suppress(StorageAway):
-                        mirror.pull(folder / "trials", small=True)
-                show(trial_states(Plan.load(folder), folder))
-        except BaseException as e:
-            failures.append(e)
-
-    thread = threading.Thread(target=loop, name="sweep-watch", daemon=True)
-    thread.start()
-    try:
+    with repeated(fetch_and_look, 1.0 if mirror is None else EVERY_S, "sweep-watch"):
         yield
-    finally:
-        stop.set()
-        thread.join()
-    if failures:
-        raise failures[0]
-    show(trial_states(Plan.load(folder), folder))
+    look()
 
 
 def _tune(
