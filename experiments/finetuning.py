@@ -24,7 +24,7 @@ from vmae.core.evaluate import (
 )
 from vmae.core.finetune import finetune
 from vmae.core.progress import Progress
-from vmae.core.train import Report, TrainResult, check_capturable, derive_seed
+from vmae.core.train import Report, TrainResult, derive_seed
 from vmae.core.video.dataset import ClipDataset, build_cache
 from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import jobs, run, video_map
@@ -33,7 +33,7 @@ from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
-from vmae.experiments.weights import Model, load_model_at, model_source, with_init
+from vmae.experiments.weights import Model, load_model_at, model_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def finetune_run(
     store: Store,
     *,
     report: Report | None = None,
-    cache_progress: Callable[[int, int], None] | None = None,
+    cache_progress: run.CacheProgress | None = None,
     test_progress: Callable[[int], Progress] | None = None,
     notes: Callable[[str], None] | None = None,
     workers: WorkersConfig | None = None,
@@ -172,17 +172,7 @@ def finetune_run(
     With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
     lists are read and every held-out video is known to decode.
     """
-    device = run.default_device()
-    if config.train.cuda_graph:
-        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
-    config, init, remarks = with_init(config, store)
-    for remark in remarks:
-        if notes is not None:
-            notes(remark)
-    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
-    home = jobs.run_dir(store, config.name)
-    config.save(home / "config.yaml")
-    create_store(store)
+    config, init, data, home, device = jobs.begin(config, store, cache_progress, workers, notes)
     with (
         Tracker(
             store,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vmae.core.checkpoint import load_model
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
@@ -21,7 +23,7 @@ from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
-from vmae.experiments.weights import with_init
+from vmae.experiments.weights import Model, with_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +94,38 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def begin(
+    config: ExperimentConfig,
+    store: Store,
+    cache_progress: run.CacheProgress | None,
+    workers: WorkersConfig | None,
+    notes: Callable[[str], None] | None,
+) -> tuple[ExperimentConfig, Model | None, run.Data, Path, torch.device]:
+    """What every training run starts with: (configuration, initial model, data, folder, device).
+
+    The configuration is that of the initial model where there is one; what that changed goes to `notes`. It
+    is saved in the folder once the lists are read and every held-out video is known to decode.
+    """
+    device = run.default_device()
+    if config.train.cuda_graph:
+        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
+    config, init, remarks = with_init(config, store)
+    for remark in remarks:
+        if notes is not None:
+            notes(remark)
+    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
+    home = run_dir(store, config.name)
+    config.save(home / "config.yaml")
+    create_store(store)
+    return config, init, data, home, device
+
+
 def pretrain_run(
     config: ExperimentConfig,
     store: Store,
     *,
     report: Report | None = None,
-    cache_progress: Callable[[int, int], None] | None = None,
+    cache_progress: run.CacheProgress | None = None,
     workers: WorkersConfig | None = None,
     notes: Callable[[str], None] | None = None,
 ) -> Outcome:
@@ -106,17 +134,7 @@ def pretrain_run(
     With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
     lists are read and every held-out video is known to decode.
     """
-    device = run.default_device()
-    if config.train.cuda_graph:
-        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
-    config, _, remarks = with_init(config, store)
-    for remark in remarks:
-        if notes is not None:
-            notes(remark)
-    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
-    home = run_dir(store, config.name)
-    config.save(home / "config.yaml")
-    create_store(store)
+    config, _, data, home, device = begin(config, store, cache_progress, workers, notes)
     with (
         Tracker(
             store,

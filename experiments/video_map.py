@@ -198,42 +198,24 @@ def do_part(
         data = replace(data, workers=0)
     mode: Literal["test", "val"] = "test" if work.kind == "classify" else "val"
     dataset = ClipDataset([s for _, s in part], data, mode, work.seed, cache=cache)
-    device = default_device()
+    how: dict[str, Any] = {
+        "batch_size": work.batch_size,
+        "device": default_device(),
+        "precision": work.precision,
+        "progress": progress,
+    }
     if work.kind == "classify":
         if not isinstance(model, VideoClassifier):
             raise InputError(f"expected a classifier at {work.checkpoint}, got a pre-trained model")
-        found = evaluate(
-            model,
-            dataset,
-            num_classes=model.num_classes,
-            batch_size=work.batch_size,
-            device=device,
-            precision=work.precision,
-            progress=progress,
-        )
+        found = evaluate(model, dataset, num_classes=model.num_classes, **how)
         return [
-            Row(
-                index=index[p.index],
-                values=p.probs,
-                views=p.views,
-                reason=p.error,
-                detail=p.detail,
-            )
+            Row(index=index[p.index], values=p.probs, views=p.views, reason=p.error, detail=p.detail)
             for p in found.predictions
         ]
     failed: list[dict[str, Any]] = []
     rows = []
     try:
-        x = extract_features(
-            model,
-            dataset,
-            pooling=work.pooling,
-            batch_size=work.batch_size,
-            device=device,
-            precision=work.precision,
-            progress=progress,
-            failed=failed,
-        ).x
+        x = extract_features(model, dataset, pooling=work.pooling, failed=failed, **how).x
     except InputError:
         if len(failed) < len(part):
             raise
