@@ -178,6 +178,7 @@ def show(ctx: click.Context, run: str, as_json: bool, runs_dir: Path | None) -> 
         "commit": found.tags.get("mlflow.source.git.commit", ""),
         "data": found.tags.get("vmae.data_digest", ""),
         "checkpoint": str(found.checkpoint or ""),
+        "refused by the store": found.tags.get("vmae.refused", ""),
     }
     for name, value in facts.items():
         if value:

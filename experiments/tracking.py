@@ -38,6 +38,13 @@ KIND_TAG = "vmae.kind"
 CLASSIFIER_TAG = "vmae.classifier"
 """Of a trial that was fine-tuned: the classifier's folder (`vmae.checkpoint` is the pre-trained model's)."""
 SPOOL_NAME = "tracking.jsonl"
+REFUSED_NAME = "tracking.refused.jsonl"
+"""Beside the spool: events that the store refused, each with the reason (`why`)."""
+REFUSED_TAG = "vmae.refused"
+_MAY_BE_TAKEN_LATER = (401, 403, 407, 408, 409, 425, 429, 499)
+"""Client errors (HTTP status) that credentials or time can mend."""
+_BATCH = {"metrics": 1000, "params": 100, "tags": 100}
+"""What MLflow takes in one request."""
 SYSTEM_EVERY_S = 10.0
 """Seconds between two measurements of the machine by a tracker."""
 UPLOAD_BYTES_S = 2e6
@@ -407,9 +414,11 @@ class _Sender:
         self.store = store
         self.spool = spool
         self.offset_path = spool.with_suffix(".offset")
-        self.run_id: str | None = None
+        self.refused_path = spool.with_name(REFUSED_NAME)
+        self.run_id = ""  # until it is connected
         self._known_steps: dict[str, int] = {}
         self._known_images: set[str] = set()
+        self._refused_now: list[dict[str, Any]] = []
 
     def pending(self) -> bool:
         return self.spool.stat().st_size > self._offset()
@@ -426,11 +435,9 @@ class _Sender:
         One process at a time sends a spool. What another process sent meanwhile is passed over because the
         offset is read under the lock.
         """
-        with _locked(self.spool.with_suffix(".lock")):
+        with self._connected():
             offset = self._offset()
             with open(self.spool, "rb") as f:
-                if self.run_id is None:
-                    self._connect(json.loads(f.readline()))
                 f.seek(offset)
                 data = f.read()
             complete = data[: data.rfind(b"\n") + 1]
@@ -444,37 +451,58 @@ class _Sender:
                 batch.append((event, offset))
             self._send_events(batch)
 
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Inside, this process alone sends the spool, and its run is there."""
+        with _locked(self.spool.with_suffix(".lock")):
+            if not self.run_id:
+                with open(self.spool, "rb") as f:
+                    self._connect(json.loads(f.readline()))
+            yield
+
     def _send_events(self, events: list[tuple[dict[str, Any], int]]) -> None:
         from mlflow.entities import Metric
 
-        client = _client(self.store.uri)
-        assert self.run_id is not None
-        run_id = self.run_id
         metrics: list[Metric] = []
         # A resumed attempt repeats steps that an earlier one spooled: the last step of each metric is what
         # tells them apart. It counts as known only once the store has taken it.
         last_step = dict(self._known_steps)
 
         def flush() -> None:
-            for start in range(0, len(metrics), 1000):
-                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+            self._log("metrics", metrics)
             metrics.clear()
             self._known_steps.update(last_step)
 
         for event, end in events:
-            kind = event["event"]
-            if kind == "metrics":
+            if event["event"] == "metrics":
                 for key, value in event["values"].items():
                     if event["step"] > last_step.get(key, -1):
                         last_step[key] = event["step"]
                         metrics.append(Metric(key, value, event["time_ms"], event["step"]))
                 continue
             flush()
+            self._deliver(event)
+            self._remember(end)
+        flush()
+        if events:
+            self._remember(events[-1][1])
+        self._say_refused()
+
+    def _deliver(self, event: dict[str, Any]) -> None:
+        """Send one event, or set it aside."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, kind = _client(self.store.uri), event["event"]
+        if kind == "metrics":
+            points = event["values"].items()
+            self._log("metrics", [Metric(k, v, event["time_ms"], event["step"]) for k, v in points])
+        elif kind == "params":
+            self._log("params", [Param(k, v) for k, v in event["params"].items()])
+        elif kind in ("start", "tags"):
+            self._log("tags", [RunTag(k, str(v)) for k, v in event["tags"].items()])
+        try:
             if kind == "start":
-                self._set_tags(event["tags"])
                 client.update_run(self.run_id, status="RUNNING")
-            elif kind == "tags":
-                self._set_tags(event["tags"])
             elif kind == "artifact" and Path(event["path"]).exists():
                 with _patience(Path(event["path"])):
                     client.log_artifact(self.run_id, event["path"], event["folder"] or None)
@@ -482,22 +510,85 @@ class _Sender:
                 self._send_image(event)
             elif kind == "finish":
                 client.set_terminated(self.run_id, status=event["status"], end_time=event["time_ms"])
-            self._remember(end)
-        flush()
-        if events:
-            self._remember(events[-1][1])
+        except Exception as e:
+            if not self._refused(e):
+                raise
+            self._set_aside(event, e)
+
+    def _log(self, kind: str, items: list[Any]) -> None:
+        """Send metrics, params or tags in batches; of a batch that is refused, each item alone decides."""
+        client = _client(self.store.uri)
+        for start in range(0, len(items), _BATCH[kind]):
+            part = items[start : start + _BATCH[kind]]
+            batch: Any = {kind: part}
+            try:
+                client.log_batch(self.run_id, **batch)
+            except Exception as e:
+                if not self._refused(e):
+                    raise
+                half = len(part) // 2
+                if half:
+                    self._log(kind, part[:half])
+                    self._log(kind, part[half:])
+                    continue
+                (item,) = part
+                event = {"event": kind, ("values" if kind == "metrics" else kind): {item.key: item.value}}
+                if kind == "metrics":
+                    event |= {"step": item.step, "time_ms": item.timestamp}
+                self._set_aside(event, e)
+
+    def _refused(self, error: Exception) -> bool:
+        """Whether the store will not take it at another time either: it says so, and is well otherwise."""
+        status = _http_status(error)
+        if status is None or not 400 <= status < 500 or status in _MAY_BE_TAKEN_LATER:
+            return False
+        try:
+            return bool(_client(self.store.uri).get_run(self.run_id).info.lifecycle_stage == "active")
+        except Exception:
+            return False
+
+    def refused(self) -> list[dict[str, Any]]:
+        """What was set aside: `event`, and `why` the store refused it."""
+        try:
+            return [json.loads(line) for line in self.refused_path.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def _set_aside(self, event: dict[str, Any], error: Exception) -> None:
+        entry = {"event": event, "why": _first_line(error)}
+        self._refused_now.append(entry)
+        log.warning("tracking store %s refused %s", self.store.uri, _described([entry]))
+        if event not in [kept["event"] for kept in self.refused()]:
+            with open(self.refused_path, "a") as f:
+                f.write(json.dumps(entry) + "\n")
+
+    def _say_refused(self) -> None:
+        """Let the run's tag say what it lacks."""
+        if self._refused_now:
+            _client(self.store.uri).set_tag(self.run_id, REFUSED_TAG, _described(self.refused()))
+            self._refused_now = []
+
+    def send_refused(self) -> str:
+        """Offer once more what was refused (a server's limit may be another one now).
+
+        Returns a line about what still is, an empty one where nothing is.
+        """
+        with self._connected():
+            before = self.refused()
+            self._refused_now = []
+            for entry in before:
+                self._deliver(entry["event"])
+            left = self._refused_now
+            if left:
+                _replace(self.refused_path, "".join(json.dumps(entry) + "\n" for entry in left))
+                self._say_refused()
+            elif before:
+                _client(self.store.uri).set_tag(self.run_id, REFUSED_TAG, "")
+                self.refused_path.unlink()
+            return _described(left)
 
     def _remember(self, offset: int) -> None:
-        tmp = self.offset_path.with_suffix(".tmp")
-        tmp.write_text(str(offset))
-        tmp.replace(self.offset_path)
-
-    def _set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        client = _client(self.store.uri)
-        assert self.run_id is not None
-        client.log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+        _replace(self.offset_path, str(offset))
 
     def _send_image(self, event: Mapping[str, Any]) -> None:
         mark = f"{event['key'].replace('/', '#')}+step+{event['step']}+"
@@ -507,7 +598,6 @@ class _Sender:
         from PIL import Image
 
         client = _client(self.store.uri)
-        assert self.run_id is not None
         picture = np.asarray(Image.open(event["path"]))
         client.log_image(self.run_id, picture, key=event["key"], step=event["step"])
         self._known_images.add(mark)
@@ -529,17 +619,23 @@ class _Sender:
                     tags["mlflow.parentRunId"] = parent
             run = client.create_run(experiment, start["time_ms"], tags, start["name"])
             run_id = str(run.info.run_id)
-            params = [Param(k, v) for k, v in start["params"].items()]
-            for first in range(0, len(params), 100):
-                client.log_batch(run_id, params=params[first : first + 100])
+            known: dict[str, str] = {}
         else:
-            for key in client.get_run(run_id).data.metrics:
+            data = client.get_run(run_id).data
+            known = data.params
+            for key in data.metrics:
                 history = client.get_metric_history(run_id, key)
                 self._known_steps[key] = max(m.step for m in history)
             for item in client.list_artifacts(run_id, "images"):
                 name = Path(item.path).name
                 self._known_images.add(name.partition("timestamp+")[0])
         self.run_id = run_id
+        try:
+            # An attempt that ended just after it had made the run left some of them out.
+            self._log("params", [Param(k, v) for k, v in start["params"].items() if k not in known])
+        except Exception:
+            self.run_id = ""
+            raise
 
 
 def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
@@ -550,20 +646,22 @@ def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
 
 
 def sync(runs_dir: Path) -> list[tuple[Path, str]]:
-    """Send everything that waits in spools under a run directory.
+    """Send everything that waits in spools under a run directory, and offer again what the store refused.
 
     Returns:
-        (spool, outcome) for each spool that had something to send; outcome is `sent` or the store's error.
+        (spool, outcome) for each spool that had something to send; outcome is `sent`, or why not all of it.
     """
     store = store_at(runs_dir)
     outcomes: list[tuple[Path, str]] = []
     for spool in sorted(store.runs_dir.rglob(SPOOL_NAME)):
         sender = _Sender(store, spool)
-        if not sender.pending():
+        if not sender.pending() and not sender.refused():
             continue
         try:
             sender.send()
-            outcomes.append((spool, "sent"))
+            refused = sender.send_refused()
+            kept = f"refused: {refused} (kept in {sender.refused_path}; delete it to forget them)"
+            outcomes.append((spool, kept if refused else "sent"))
         except Exception as e:
             outcomes.append((spool, _first_line(e)))
     return outcomes
@@ -616,6 +714,34 @@ def _end_with_newline(path: Path) -> None:
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n":
                 f.write(b"\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    tmp = path.with_name(f"{path.name}.tmp")
+    tmp.write_text(text)
+    tmp.replace(path)
+
+
+def _http_status(error: Exception) -> int | None:
+    """What a server answered, or the code that MLflow gives to its own refusals; None without an answer."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _described(refused: list[dict[str, Any]]) -> str:
+    """`3 events; the last: artifact model.pt: 413 ...`; empty without any."""
+    if not refused:
+        return ""
+    event, count = refused[-1]["event"], f"{len(refused)} event{'s' * (len(refused) > 1)}"
+    names = (
+        [Path(event["path"]).name]
+        if "path" in event
+        else [*event.get("values", event.get(event["event"], {}))]
+    )
+    return f"{count}; the last: {event['event']} {', '.join(names)}: {refused[-1]['why']}"
 
 
 def _param(value: Any) -> str:

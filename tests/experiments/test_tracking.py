@@ -97,6 +97,44 @@ def test_what_a_dead_server_missed_is_sent_later(
     assert sync(store.runs_dir) == []
 
 
+def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store.runs_dir / "note.txt").write_text("hello")
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 1.0, "a name?": 2.0}, 1)
+        tracker.set_tags({"a tag?": "x", "b": "y"})
+        tracker.log_metrics({"a": 3.0}, 2)
+        tracker.log_artifact(store.runs_dir / "note.txt", "inside")
+    assert _history(store, "k1", "a") == [(1, 1.0), (2, 3.0)]
+    client = tracking._client(store.uri)
+    run = client.get_run(tracking.find_run(client, tracking._experiment_id(store, client), "k1"))
+    assert run.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "inside")] == ["inside/note.txt"]
+    assert run.data.tags["b"] == "y"
+    assert run.data.tags[tracking.REFUSED_TAG].startswith("2 events; the last: tags a tag?: ")
+    assert "refused 1 event; the last: metrics a name?: " in caplog.text
+    # `runs sync` offers them again, and says what is still refused.
+    ((spool, outcome),) = sync(store.runs_dir)
+    assert outcome.startswith("refused: 2 events") and tracking.REFUSED_NAME in outcome
+    kept = spool.with_name(tracking.REFUSED_NAME)
+    assert [json.loads(x)["event"]["event"] for x in kept.read_text().splitlines()] == ["metrics", "tags"]
+    # A resumed attempt repeats them: each is kept once.
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 1.0, "a name?": 2.0}, 1)
+    assert len(kept.read_text().splitlines()) == 3  # the metric has another time
+
+
+def test_parameters_that_a_killed_attempt_did_not_send_are_sent(store: Store) -> None:
+    client = tracking._client(store.uri)
+    experiment = tracking._experiment_id(store, client)
+    client.create_run(experiment, tags={tracking.KEY_TAG: "k1"})
+    with _open(store):
+        pass
+    run_id = tracking.find_run(client, experiment, "k1")
+    assert run_id is not None and client.get_run(run_id).data.params == {"mask.ratio": "0.9"}
+
+
 def test_half_a_line_left_by_a_killed_process_is_passed_over(store: Store) -> None:
     tracker = _open(store)
     tracker.log_metrics({"a": 1.0}, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +122,100 @@ def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) ->
     # An interrupted run can go on elsewhere.
     sent = Path(got) / "checkpoints" / "step-0000000007" / "state.pt"
     assert sent.read_bytes() == (home / "checkpoints" / "step-0000000007" / "state.pt").read_bytes()
+
+
+class _Limited(http.server.BaseHTTPRequestHandler):
+    """A proxy in front of a server that takes no body above a limit, as nginx does."""
+
+    server: _Proxy
+    protocol_version = "HTTP/1.1"
+
+    def _pass_on(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        if size > self.server.limit:
+            self.send_error(413, "Request Entity Too Large")
+            return
+        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
+        request = urllib.request.Request(
+            self.server.behind + self.path, data=body or None, headers=kept, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                status, text, kind = answer.status, answer.read(), answer.headers["Content-Type"]
+        except urllib.error.HTTPError as e:
+            status, text, kind = e.code, e.read(), e.headers["Content-Type"]
+        self.send_response(status)
+        self.send_header("Content-Type", kind or "text/plain")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Proxy(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    limit = 100_000
+    behind = ""
+
+
+@pytest.mark.slow
+def test_a_file_the_server_refuses_does_not_hold_back_the_rest(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """413 from a proxy with a limit; with a higher one `vmae runs sync` sends it, once."""
+    from vmae.cli.main import run
+    from vmae.experiments import tracking
+
+    proxy = _Proxy(("127.0.0.1", 0), _Limited)
+    proxy.behind = server
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_address[1]}")
+    store = store_at(tmp_path / "runs")
+    create_store(store)
+    large, small = tmp_path / "large.bin", tmp_path / "small.txt"
+    large.write_bytes(bytes(200_000))
+    small.write_text("small")
+    home = store.runs_dir / "limited"
+    with Tracker(store, home, name="limited", key="run:limited", kind="pretrain") as tracker:
+        tracker.log_metrics({"pretrain/loss": 1.0}, 1)
+        tracker.log_artifact(large)
+        tracker.log_artifact(small)
+        tracker.log_metrics({"pretrain/loss": 0.5}, 2)
+
+    def found() -> results.Run:
+        return results.find(store, "limited")
+
+    def files() -> list[str]:
+        client = tracking._client(store.uri)
+        return sorted(f.path for f in client.list_artifacts(found().run_id))
+
+    assert found().status == "FINISHED"
+    curve = results.history(store, found().run_id, "pretrain/loss")
+    assert curve == [(1, 1.0), (2, 0.5)]
+    assert files() == ["small.txt"]
+
+    def vmae(*command: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stopped:
+            run(["runs", *command, "--runs-dir", str(store.runs_dir)])
+        return int(str(stopped.value.code)), capsys.readouterr().out
+
+    code, output = vmae("sync")
+    assert code == 1
+    assert "limited: refused: 1 event; the last: artifact large.bin: 413" in output
+    assert "refused by the store: 1 event; the last: artifact large.bin: 413" in vmae("show", "limited")[1]
+    proxy.limit = 10**6
+    assert vmae("sync") == (0, "limited: sent\n")
+    assert files() == ["large.bin", "small.txt"]
+    assert results.history(store, found().run_id, "pretrain/loss") == curve
+    assert not found().tags[tracking.REFUSED_TAG]
+    assert vmae("sync") == (0, "nothing waits to be sent\n")
+    proxy.shutdown()
+    proxy.server_close()
 
 
 def test_a_server_that_is_away_is_one_line(
