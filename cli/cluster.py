@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,14 @@ def cluster() -> None:
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from.")
 @click.option("--storage", help="Folder or URI (s3://...) that every node must read and write.")
 @click.option("--gpus", type=float, default=0.0, show_default=True, help="GPUs that a trial asks for.")
+@click.option("--nodes", type=click.IntRange(min=1), help="How many nodes there should be.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait for the head to listen and for --nodes to join.",
+)
 def check(
     address: str,
     train_csv: Path | None,
@@ -39,10 +48,13 @@ def check(
     data_root: Path | None,
     storage: str | None,
     gpus: float,
+    nodes: int | None,
+    wait: float,
 ) -> None:
     """Ask every node for its versions, GPUs, and whether it sees the data and the storage.
 
-    One row a node; what is wrong is listed below the table. Exit code 1 where something is.
+    One row a node; what is wrong is listed below the table. Exit code 1 where something is, or where fewer
+    than --nodes have joined.
     """
     from vmae.experiments import cluster as work
 
@@ -52,10 +64,17 @@ def check(
     place = storage or ""
     if place and not work.is_uri(place):
         place = str(Path(place).absolute())
+    end = time.monotonic() + wait
+    work.wait_for_port(address, wait)
     with work.connected(address):
+        if nodes is not None:
+            work.wait_for_nodes(nodes, end - time.monotonic())
         reports = work.check_cluster(paths=paths, storage=place, gpus_wanted=gpus)
     click.echo(nodes_table(reports))
-    if any(r.problems for r in reports):
+    missing = nodes is not None and len(reports) < nodes
+    if missing:
+        click.echo(f"expected {nodes} nodes, got {len(reports)}: the others did not join the head", err=True)
+    if missing or any(r.problems for r in reports):
         raise SystemExit(1)
 
 

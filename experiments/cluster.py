@@ -214,6 +214,29 @@ def _ignoring_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def wait_for_port(address: str, wait_s: float) -> None:
+    """Return when something listens at `address`; after `wait_s` raises what `probe_address` raises."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            probe_address(address)
+            return
+        except InputError:
+            raise
+        except VmaeError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.5)
+
+
+def wait_for_nodes(count: int, wait_s: float) -> int:
+    """Return when the connected cluster has `count` nodes, or `wait_s` have passed; how many there are."""
+    end = time.monotonic() + wait_s
+    while len(alive_nodes()) < count and time.monotonic() < end:
+        time.sleep(0.5)
+    return len(alive_nodes())
+
+
 def alive_nodes() -> list[dict[str, Any]]:
     """Ray's records of the nodes that are up."""
     import ray

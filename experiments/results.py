@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from vmae.core.errors import InputError, VmaeError, nearest
-from vmae.experiments.tracking import EXPERIMENT, KEY_TAG, KIND_TAG, Store
+from vmae.experiments.tracking import EXPERIMENT, KEY_TAG, KIND_TAG, Store, reachable
 
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "vmae.sweep"
@@ -286,7 +286,7 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
                 (run_id, metric),
             ).fetchall()
         return [(int(s), float("nan") if v is None else float(v)) for s, v in rows]
-    with _reachable(store) as client:
+    with reachable(store) as client:
         points = client.get_metric_history(run_id, metric)
     return sorted((int(p.step), float(p.value)) for p in points)
 
@@ -386,20 +386,6 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         raise VmaeError(f"expected an MLflow database at {path}, got: {e}") from e
 
 
-@contextlib.contextmanager
-def _reachable(store: Store) -> Iterator[Any]:
-    """A client of the tracking server; VmaeError names the server where it does not answer."""
-    from vmae.experiments.tracking import _client, _first_line
-
-    client = _client(store.uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield client
-    except MlflowException as e:
-        raise VmaeError(f"expected the tracking server {store.uri} to answer, got: {_first_line(e)}") from e
-
-
 def _heads(db: sqlite3.Connection) -> list[Run]:
     """Every active run without parameters, metrics and tags."""
     rows = db.execute(
@@ -482,7 +468,7 @@ def _server_runs(store: Store, where: Sequence[Filter], limit: int | None) -> li
     asked = [f for f in where if f.op == "=" and f.column in _TAG_COLUMNS and "'" not in f.value]
     query = " and ".join(f"tags.`{_TAG_COLUMNS[f.column]}` = '{f.value}'" for f in asked)
     wanted = limit if len(asked) == len(where) else None
-    with _reachable(store) as client:
+    with reachable(store) as client:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return []

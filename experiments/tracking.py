@@ -24,9 +24,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
 
 from vmae import __version__
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, VmaeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,11 +117,32 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
 
 
 def create_store(store: Store) -> None:
-    """Make the database and the experiment where they are missing; safe to call from several processes."""
+    """Make the database and the experiment where they are missing; safe to call from several processes.
+
+    Raises VmaeError where the tracking server does not answer, or refuses.
+    """
     store.runs_dir.mkdir(parents=True, exist_ok=True)
-    client = _client(store.uri)
-    with _locked(store.runs_dir / ".store.lock"):
+    with reachable(store) as client, _locked(store.runs_dir / ".store.lock"):
         _experiment_id(store, client)
+
+
+@contextlib.contextmanager
+def reachable(store: Store) -> Iterator[MlflowClient]:
+    """A client of the store; VmaeError names the tracking server where it does not answer inside."""
+    client = _client(store.uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield client
+    except MlflowException as e:
+        hint = ""
+        if "Invalid Host header" in str(e):
+            # MLflow 3 answers to localhost and to private addresses; by a name only if it was told so.
+            host = urlparse(store.uri).netloc
+            hint = f"; start the server with `mlflow server --allowed-hosts {host} ...`, see docs/clusters.md"
+        raise VmaeError(
+            f"expected the tracking server {store.uri} to answer, got: {_first_line(e)}{hint}"
+        ) from e
 
 
 @functools.lru_cache(maxsize=8)
@@ -134,6 +156,8 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server's client prints two links for each run that ends, between a sweep's own lines.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

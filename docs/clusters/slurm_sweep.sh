@@ -1,6 +1,6 @@
 #!/bin/bash
 # One sweep on several nodes of a Slurm cluster: sbatch docs/clusters/slurm_sweep.sh
-# Change the four lines below and the sbatch lines; everything else stays.
+# Change the five lines below and the sbatch lines; everything else stays.
 #SBATCH --job-name=vmae-sweep
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -8,32 +8,48 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:INT@300
+#SBATCH --no-kill
+#SBATCH --open-mode=append
 set -euo pipefail
 
 VENV=$HOME/vmae/.venv                       # on storage that every node sees
 RUNS=/shared/$USER/runs                     # likewise: checkpoints, results
+NAME=masking-ratio-1                        # the same name goes on with the sweep, another starts another
 export MLFLOW_TRACKING_URI=http://tracking.example:5000
-WORK=(sweep masking_ratio --data /shared/k400/train.csv --val /shared/k400/val.csv --seeds 3)
+WORK=(sweep masking_ratio --data /shared/k400/train.csv --val /shared/k400/val.csv --seeds 3 --cpus 8 --gpus 1)
 
 source "$VENV/bin/activate"
-export RAY_AUTH_MODE=disabled               # nodes of one job; see docs/clusters.md for tokens
+# Other users reach these nodes: Ray takes work only from who has this job's token.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_USAGE_STATS_ENABLED=0
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since Slurm 22.05 srun does not take it over from sbatch
 PORT=$((20000 + SLURM_JOB_ID % 10000))
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-HEAD_IP=$(srun --nodes=1 --ntasks=1 -w "$HEAD" hostname --ip-address | awk '{print $1}')
-CORES=$SLURM_CPUS_PER_TASK
-GPUS=${SLURM_GPUS_ON_NODE:-0}
+# This script runs on the job's first node. Its own name may be a loopback address there (127.0.1.1 on Debian).
+HEAD_IP=$(echo "$(hostname --ip-address) $(hostname --all-ip-addresses)" |
+    awk '{for (i = 1; i <= NF; i++) if ($i !~ /^127\.|:/) {print $i; exit}}')
+TEMP=/tmp/ray-$SLURM_JOB_ID                 # Ray's sockets and logs, on each node
+mkdir -p "$RUNS"
 
-srun --nodes=1 --ntasks=1 --overlap -w "$HEAD" \
-    ray start --head --node-ip-address="$HEAD_IP" --port="$PORT" --num-cpus="$CORES" --num-gpus="$GPUS" --block &
-for _ in $(seq 60); do (echo > "/dev/tcp/$HEAD_IP/$PORT") 2> /dev/null && break; sleep 2; done
-if [ "$SLURM_NNODES" -gt 1 ]; then
-    srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --overlap --exclude="$HEAD" \
-        ray start --address="$HEAD_IP:$PORT" --num-cpus="$CORES" --num-gpus="$GPUS" --block &
-fi
+# One step a node: a node that is lost takes only its own with it.
+on() { srun --export=ALL --nodes=1 --ntasks=1 --overlap --no-kill --quiet -w "$@"; }
+RAY=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
+    --object-store-memory=1000000000 --temp-dir="$TEMP" --min-worker-port=0 --max-worker-port=0
+    --disable-usage-stats --block)
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+for HOST in $HOSTS; do
+    if [ "$HOST" = "$SLURMD_NODENAME" ]; then
+        ROLE=(--head --node-ip-address="$HEAD_IP" --port="$PORT" --ray-client-server-port=$((PORT + 10000))
+            --include-dashboard=false)
+    else
+        ROLE=(--address="$HEAD_IP:$PORT")
+    fi
+    on "$HOST" "${RAY[@]}" "${ROLE[@]}" &> "$RUNS/ray-$SLURM_JOB_ID-$HOST.log" &
+done
+vmae cluster check --address "$HEAD_IP:$PORT" --nodes "$SLURM_NNODES" --wait 300 ||
+    { tail -n 5 "$RUNS/ray-$SLURM_JOB_ID"-*.log; exit 1; }
 
-# Run the job again after its time limit: what is finished is not run again.
-NAME=slurm-sweep
+# The job again after its time limit: what is finished is not run again.
 ARGS=("${WORK[@]}" --run-name "$NAME")
 [ -e "$RUNS/sweeps/$NAME/plan.json" ] && ARGS=(sweep --resume "$NAME")
 # Slurm's signal comes to this script: hand it on, so that the sweep ends cleanly. (Without job control bash
