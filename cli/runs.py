@@ -90,11 +90,11 @@ def filters_of(store: Store, where: tuple[str, ...], kind: str | None, sweep: st
     return filters
 
 
-def open_store(ctx: click.Context, runs_dir: Path | None, *, remote: bool = True) -> Store:
+def open_store(ctx: click.Context, runs_dir: Path | None) -> Store:
     """The store of `--runs-dir`, given before or after the verb."""
     from vmae.experiments.tracking import store_at
 
-    return store_at(runs_dir or ctx.obj, remote=remote)
+    return store_at(runs_dir or ctx.obj, remote=True, role="runs")
 
 
 @click.command("list")
@@ -177,7 +177,7 @@ def show(ctx: click.Context, run: str, as_json: bool, runs_dir: Path | None) -> 
         "command": found.tags.get("vmae.command", ""),
         "commit": found.tags.get("mlflow.source.git.commit", ""),
         "data": found.tags.get("vmae.data_digest", ""),
-        "checkpoint": str(found.checkpoint or ""),
+        "checkpoint": found.tags.get(results.CHECKPOINT_TAG, ""),
         "refused by the store": found.tags.get("vmae.refused", ""),
     }
     for name, value in facts.items():
@@ -217,8 +217,8 @@ def best(
         click.echo(json.dumps(found.to_json(), indent=1))
         return
     click.echo(f"{found.name}  {metric} = {found.metrics[metric]:.6g}  {found.run_id}")
-    if found.checkpoint:
-        click.echo(f"checkpoint: {found.checkpoint}")
+    if results.CHECKPOINT_TAG in found.tags:
+        click.echo(f"checkpoint: {found.tags[results.CHECKPOINT_TAG]}")
     click.echo(f"all of it: vmae runs show {found.run_id[:8]}")
 
 
@@ -229,7 +229,8 @@ def sync(ctx: click.Context, runs_dir: Path | None) -> None:
     """Send what the tracking store missed while it was away."""
     from vmae.experiments.tracking import sync as send
 
-    outcomes = send(open_store(ctx, runs_dir, remote=False).runs_dir)
+    store = open_store(ctx, runs_dir)
+    outcomes = send(store.remote or store.runs_dir)
     for path, outcome in outcomes:
         click.echo(f"{path.parent.name}: {outcome}")
     if not outcomes:

@@ -34,7 +34,7 @@ def delete(
     from vmae.core.errors import InputError
     from vmae.experiments import housekeeping, results
 
-    store = open_store(ctx, runs_dir, remote=False)
+    store = open_store(ctx, runs_dir)
     filters = filters_of(store, where, kind, sweep)
     if bool(runs) == bool(filters):
         raise InputError(
@@ -65,7 +65,7 @@ def gc(ctx: click.Context, really: bool, yes: bool, runs_dir: Path | None) -> No
     from vmae.cli.tables import format_table
     from vmae.experiments import housekeeping
 
-    store = open_store(ctx, runs_dir, remote=False)
+    store = open_store(ctx, runs_dir)
     orphans, kept = housekeeping.find_orphans(store)
     for title, entries in (("kept though no run is listed", kept), ("not needed by any run", orphans)):
         if entries:
@@ -73,13 +73,14 @@ def gc(ctx: click.Context, really: bool, yes: bool, runs_dir: Path | None) -> No
             click.echo(format_table([title, "why", "size"], rows, left=2) + "\n")
     total = sum(o.size for o in orphans)
     if not orphans:
-        click.echo(f"nothing to remove in {store.runs_dir}")
+        click.echo(f"nothing to remove in {store.remote or store.runs_dir}")
         return
     if not really:
         click.echo(f"{_bytes(total)} could be freed: vmae runs gc --delete")
         return
-    _confirm(f"remove {_count(len(orphans), 'entry', 'entries')} ({_bytes(total)})?", yes)
-    click.echo(f"freed {_bytes(housekeeping.remove(orphans))}")
+    what = f"{_count(len(orphans), 'entry', 'entries')} ({_bytes(total)})"
+    _confirm(f"remove {what} from {store.remote or store.runs_dir}?", yes)
+    click.echo(f"freed {_bytes(housekeeping.remove(store, orphans))}")
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -3,14 +3,17 @@
 Ray starts the workers, joins them in a `torch.distributed` group and restarts them when one dies; the
 training loop is the one that runs alone (`vmae.core.train`), and its checkpoints in the run's folder are what
 a restart continues from. So the folder (and the data) must be on storage that every node sees under the same
-path.
+path; of a run directory on an object store each worker fetches its own copy, and rank 0's is copied back at
+every checkpoint.
 What rank 0 reports is appended to `events.jsonl` in that folder; the process that started the run follows the
 file, and shows and tracks it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import threading
 import time
 import warnings
@@ -23,8 +26,11 @@ from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.train import Report, TrainResult
 from vmae.experiments import run
+from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.files import write_json
+from vmae.experiments.remote import EVERY_S, Mirror, StorageAway, scratch
 
 EVENTS, RESULT, STOP = "events.jsonl", "result.json", "STOP"
 
@@ -60,6 +66,7 @@ def train_on_workers(
     report: Report,
     picture: Callable[[Path, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    mirror: Mirror | None = None,
 ) -> TrainResult:
     """Train `config` (its job: pre-training or fine-tuning) in `home` on Ray workers; blocks until done.
 
@@ -67,7 +74,8 @@ def train_on_workers(
     cluster.
 
     `report` receives the events of rank 0, here; `picture(path, epoch)` its reconstruction pictures. When
-    `should_stop` says so, the workers save their state and stop.
+    `should_stop` says so, the workers save their state and stop. `home` is this process's copy of a folder on
+    an object store where there is a `mirror`; workers hear of a stop some seconds later then.
     Raises VmaeError with the first line of a worker's error when the run failed.
     """
     wanted = workers.count * workers.cpus_per_worker
@@ -76,10 +84,13 @@ def train_on_workers(
         from ray.train.torch import TorchConfig, TorchTrainer
 
         home.mkdir(parents=True, exist_ok=True)
-        for name in (STOP, RESULT):
+        events, place, looked = home / EVENTS, 0, 0.0
+        for name in (STOP, RESULT, EVENTS):
             (home / name).unlink(missing_ok=True)
-        events = home / EVENTS
-        place = events.stat().st_size if events.exists() else 0
+            if mirror is not None:
+                mirror.delete(home / name)
+        if mirror is not None:
+            mirror.push(home)
         resources = {"CPU": workers.cpus_per_worker}
         if workers.gpus_per_worker:
             resources["GPU"] = workers.gpus_per_worker
@@ -89,6 +100,7 @@ def train_on_workers(
                 "config": to_dict(config),
                 "home": str(home.resolve()),
                 "cache_dir": str(cache_dir.resolve()),
+                **({} if mirror is None else _on_store(mirror, home, config.init)),
                 "threads": max(1, int(workers.cpus_per_worker)),
             },
             scaling_config=train.ScalingConfig(
@@ -98,7 +110,8 @@ def train_on_workers(
             ),
             run_config=train.RunConfig(
                 name="train",
-                storage_path=str((home / "ray").resolve()),
+                storage_path=str((home / "ray").resolve()) if mirror is None else mirror.place(home / "ray"),
+                storage_filesystem=None if mirror is None else mirror.fs,
                 failure_config=train.FailureConfig(max_failures=workers.max_failures),
             ),
             # NCCL refuses two processes on one GPU.
@@ -118,7 +131,11 @@ def train_on_workers(
         thread.start()
 
         def deliver() -> None:
-            nonlocal place
+            nonlocal place, looked
+            if mirror is not None and time.monotonic() - looked > EVERY_S:
+                looked = time.monotonic()
+                with contextlib.suppress(StorageAway):
+                    mirror.pull_file(events)
             if not events.exists():
                 return
             with open(events) as file:
@@ -129,23 +146,37 @@ def train_on_workers(
                     place += len(line.encode())
                     entry = json.loads(line)
                     if entry["event"] == "picture":
+                        path = home / entry["data"]["path"]
+                        if mirror is not None:
+                            mirror.pull_file(path)
                         if picture is not None:
-                            picture(Path(entry["data"]["path"]), entry["data"]["epoch"])
+                            picture(path, entry["data"]["epoch"])
                     else:
                         report(entry["event"], entry["data"])
 
         while thread.is_alive():
             thread.join(0.2)
             deliver()
-            if should_stop is not None and should_stop():
+            if should_stop is not None and should_stop() and not (home / STOP).exists():
                 (home / STOP).touch()
+                if mirror is not None:
+                    mirror.push_file(home / STOP)
+        if mirror is not None:
+            mirror.pull(home, fresh=True)
         deliver()
         if errors or not (home / RESULT).exists():
             text = str(errors[0]).strip() if errors else "the workers left no result"
             raise VmaeError(f"expected the workers to finish, got: {_cause(text)}") from (
                 errors[0] if errors else None
             )
-        return _result_from(json.loads((home / RESULT).read_text()))
+        return _result_from(home, json.loads((home / RESULT).read_text()))
+
+
+def _on_store(mirror: Mirror, home: Path, init: str) -> dict[str, str]:
+    """Where a worker finds the run's folder, and the weights it starts from, on an object store."""
+    inside = init and Path(init).is_relative_to(mirror.local)
+    weights = Path(init).relative_to(mirror.local).as_posix() if inside else ""
+    return {"uri": mirror.uri, "key": home.relative_to(mirror.local).as_posix(), "init": weights}
 
 
 def _cause(text: str) -> str:
@@ -159,19 +190,48 @@ def _worker(payload: dict[str, Any]) -> None:
     """What every worker runs; inside it `torch.distributed` is initialised by Ray."""
     import torch
     from ray import train as ray_train
-    from ray.train.torch import get_device
 
     torch.set_num_threads(payload["threads"])
     config = from_dict(ExperimentConfig, payload["config"])
-    home = Path(payload["home"])
-    device = get_device()
     rank = ray_train.get_context().get_world_rank()
-    data = run.open_data(config, Path(payload["cache_dir"]))
+    if "uri" not in payload:
+        _train(config, Path(payload["home"]), Path(payload["cache_dir"]), rank)
+        return
+    # A copy of its own; rank 0's is the one that counts.
+    local = scratch(payload["uri"], f"{payload['key'].replace('/', '-')}-worker{rank}")
+    mirror, home = Mirror(payload["uri"], local), local / payload["key"]
+    mirror.pull(home, fresh=True)
+    if payload["init"]:
+        mirror.pull(local / payload["init"])
+        config = replace(config, init=str(local / payload["init"]))
+
+    def exchange() -> None:
+        with contextlib.suppress(StorageAway):
+            mirror.pull_file(home / STOP)
+            mirror.push_file(home / EVENTS)
+
+    with repeated(exchange, EVERY_S, "mirror") if rank == 0 else contextlib.nullcontext():
+        _train(config, home, local / "cache", rank, mirror if rank == 0 else None)
+    shutil.rmtree(local)
+
+
+def _train(
+    config: ExperimentConfig, home: Path, cache_dir: Path, rank: int, mirror: Mirror | None = None
+) -> None:
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    device = get_device()
+    data = run.open_data(config, cache_dir)
+    home.mkdir(parents=True, exist_ok=True)
     with open(home / EVENTS, "a", buffering=1) as events:
 
         def report(event: str, values: dict[str, Any]) -> None:
             if rank == 0:
                 events.write(json.dumps({"event": event, "data": values}) + "\n")
+            if mirror is not None and event == "checkpoint":
+                with contextlib.suppress(StorageAway):
+                    mirror.push(home)
 
         def should_stop() -> bool:
             return (home / STOP).exists()
@@ -192,7 +252,9 @@ def _worker(payload: dict[str, Any]) -> None:
                 path = home / "pictures" / f"worker_{epoch:06d}.png"
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(image).save(path)
-                report("picture", {"path": str(path), "epoch": epoch})
+                if mirror is not None:
+                    mirror.push_file(path)
+                report("picture", {"path": path.relative_to(home).as_posix(), "epoch": epoch})
 
             # A sharded model takes all processes to run; pictures are drawn by one.
             drawn = rank == 0 and config.train.shard == "none"
@@ -206,14 +268,21 @@ def _worker(payload: dict[str, Any]) -> None:
                 picture=picture if drawn else None,
             )
     if rank == 0:
-        temporary = home / f".{RESULT}.{time.time_ns()}"
-        temporary.write_text(json.dumps(asdict(result), default=str))
-        temporary.replace(home / RESULT)
+        best = result.best_model_path
+        paths = {
+            "model_path": str(result.model_path.relative_to(home)),
+            "best_model_path": str(best.relative_to(home)) if best else None,
+        }
+        write_json(home / RESULT, asdict(result) | paths)
+    if mirror is not None:
+        mirror.push(home)
     ray_train.report({"loss": result.metrics.get("loss", float("nan"))})
 
 
-def _result_from(data: dict[str, Any]) -> TrainResult:
+def _result_from(home: Path, data: dict[str, Any]) -> TrainResult:
     best = data["best_model_path"]
     return replace(
-        TrainResult(**data), model_path=Path(data["model_path"]), best_model_path=Path(best) if best else None
+        TrainResult(**data),
+        model_path=home / data["model_path"],
+        best_model_path=home / best if best else None,
     )

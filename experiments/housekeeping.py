@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vmae.experiments import results
+from vmae.experiments.remote import PART, Mirror, Seen
 from vmae.experiments.results import Run
-from vmae.experiments.tracking import SPOOL_NAME, Store, _client, _Sender
+from vmae.experiments.tracking import SPOOL_NAME, Store, _client, _Sender, is_of_spool
 
 _NOT_RUNS = ("artifacts", "cache")
 _QUIET_S = 600.0  # a run that wrote its spool within this time may still be at work
@@ -47,54 +50,83 @@ def delete_runs(store: Store, runs: Sequence[Run]) -> None:
 
 
 def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
-    """Files under the run directory whose run is no longer in the store.
+    """Files under the run directory (a folder, or on an object store) whose run is no longer in the store.
 
     A folder is an orphan when its run was sent to this very store and is not (or no longer) listed there.
     What is in doubt is kept: runs of another store, runs with unsent events, runs that may still be at work,
     checkpoints that a listed run refers to.
 
     Returns:
-        (orphans, kept): what may go, and folders without a listed run that stay, each with the reason.
+        (orphans, kept): what may go, and folders without a listed run that stay, each with the reason. Paths
+        are below `store.runs_dir`, also of what lies on an object store.
     """
     listed = results.list_runs(store, columns=["key", results.CHECKPOINT_TAG])
     keys = {r.key for r in listed}
-    used = {str(r.checkpoint): r.name for r in listed if r.checkpoint}
+    used = {r.tags[results.CHECKPOINT_TAG]: r.name for r in listed if results.CHECKPOINT_TAG in r.tags}
     orphans: list[Orphan] = []
     kept: list[Orphan] = []
-    for home in _run_folders(store.runs_dir):
+    files = _files(store)
+    sizes = _sizes(files, store.runs_dir)
+    for home in _run_folders(files, store.runs_dir):
         start, last = _ends(home / SPOOL_NAME)
         if start is None or start["key"] in keys or any(home.is_relative_to(o.path) for o in orphans):
             continue
         reason = _why_kept(store, home, start, last, keys, used)
-        entry = Orphan(path=home, size=_size(home), reason=reason or f"run '{start['name']}' was deleted")
+        entry = Orphan(path=home, size=sizes[home], reason=reason or f"run '{start['name']}' was deleted")
         (kept if reason else orphans).append(entry)
-    orphans += _artifact_orphans(store, {r.run_id for r in listed})
+    orphans += _artifact_orphans(store, {r.run_id for r in listed}, sizes)
     now = time.time()
-    for path in sorted(store.runs_dir.rglob(".*.tmp")):
-        inside = any(path.is_relative_to(o.path) for o in orphans)
-        if path.is_file() and not inside and now - path.stat().st_mtime > _OLD_TEMPORARY_S:
-            orphans.append(Orphan(path=path, size=path.stat().st_size, reason="left by a killed process"))
+    for path, file in sorted(files.items()):
+        left = path.name.endswith(PART) or (path.name.startswith(".") and path.suffix == ".tmp")
+        inside = left and any(path.is_relative_to(o.path) for o in orphans)
+        if left and not inside and now - file.modified > _OLD_TEMPORARY_S:
+            orphans.append(Orphan(path=path, size=file.size, reason="left by a killed process"))
     return orphans, kept
 
 
-def remove(orphans: Sequence[Orphan]) -> int:
-    """Delete the files; returns the bytes freed."""
+def remove(store: Store, orphans: Sequence[Orphan]) -> int:
+    """Delete the files; returns the bytes freed. Raises StorageAway where an object store does not answer."""
+    mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
     for orphan in orphans:
-        if orphan.path.is_dir():
+        if mirror is not None:
+            mirror.delete(orphan.path)
+        elif orphan.path.is_dir():
             shutil.rmtree(orphan.path)
         else:
             orphan.path.unlink(missing_ok=True)
     return sum(o.size for o in orphans)
 
 
-def _run_folders(runs_dir: Path) -> Iterator[Path]:
+def _files(store: Store) -> dict[Path, Seen]:
+    """Every file of the run directory; of one on an object store, with its spools fetched."""
+    if store.remote:
+        mirror = Mirror(store.remote, store.runs_dir)
+        mirror.pull(store.runs_dir, only=is_of_spool, fresh=True)
+        return mirror.listing(store.runs_dir)
+    found = {}
+    for folder, _, names in os.walk(store.runs_dir):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a run is at work
+                stat = os.lstat(f"{folder}/{name}")
+                found[Path(folder, name)] = Seen(stat.st_size, stat.st_mtime)
+    return found
+
+
+def _sizes(files: Mapping[Path, Seen], runs_dir: Path) -> dict[Path, int]:
+    """Bytes below every folder of the run directory."""
+    sizes: dict[Path, int] = defaultdict(int)
+    for path, file in files.items():
+        for folder in path.parents:
+            sizes[folder] += file.size
+            if folder == runs_dir:
+                break
+    return sizes
+
+
+def _run_folders(files: Mapping[Path, Seen], runs_dir: Path) -> list[Path]:
     """Folders with a spool, a sweep's before its trials'."""
-    for folder, names, files in os.walk(runs_dir):
-        if Path(folder) == runs_dir:
-            names[:] = [n for n in names if n not in _NOT_RUNS]
-        names.sort()
-        if SPOOL_NAME in files:
-            yield Path(folder)
+    homes = sorted(path.parent for path in files if path.name == SPOOL_NAME)
+    return [home for home in homes if home.relative_to(runs_dir).parts[:1] not in [(n,) for n in _NOT_RUNS]]
 
 
 def _ends(spool: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -120,31 +152,31 @@ def _why_kept(
     uri = start.get("store")
     if uri != store.uri:
         return f"recorded in another store ({uri or 'not known which'})"
-    if _Sender(store, home / SPOOL_NAME).pending():
+    trials = sorted(home.glob(f"trials/*/{SPOOL_NAME}"))
+    if any(_Sender(store, spool).pending() for spool in (home / SPOOL_NAME, *trials)):
         return "has events that were not sent yet (`vmae runs sync`)"
     ended = last is not None and last.get("event") == "finish"
     if not ended and time.time() - (home / SPOOL_NAME).stat().st_mtime < _QUIET_S:
         return "may still be running"
-    if any(s is not None and s["key"] in keys for s, _ in map(_ends, home.glob(f"trials/*/{SPOOL_NAME}"))):
+    if any(s is not None and s["key"] in keys for s, _ in map(_ends, trials)):
         return "some of its trials are still listed"
+    place = str(home)
+    if store.remote:
+        place = f"{store.remote}/{home.relative_to(store.runs_dir).as_posix()}"
     for checkpoint, name in used.items():
-        if Path(checkpoint).is_relative_to(home):
+        if checkpoint == place or checkpoint.startswith(f"{place}/"):
             return f"its checkpoint is used by run '{name}'"
     return None
 
 
-def _artifact_orphans(store: Store, run_ids: set[str]) -> list[Orphan]:
+def _artifact_orphans(store: Store, run_ids: set[str], sizes: Mapping[Path, int]) -> list[Orphan]:
     """Artifact folders of runs that are not listed; only where this run directory is the store."""
     folder = store.runs_dir / "artifacts"
     if store.sqlite_path != store.runs_dir / "mlflow.db" or not folder.is_dir():
         return []
     names = sorted(p for p in folder.iterdir() if re.fullmatch(r"[0-9a-f]{32}", p.name))
     return [
-        Orphan(path=p, size=_size(p), reason="artifacts of a deleted run")
+        Orphan(path=p, size=sizes.get(p, 0), reason="artifacts of a deleted run")
         for p in names
         if p.name not in run_ids
     ]
-
-
-def _size(folder: Path) -> int:
-    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir())

@@ -22,6 +22,7 @@ from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.provenance import config_tags
+from vmae.experiments.remote import Mirror
 from vmae.experiments.tracking import Store, Tracker, create_store
 from vmae.experiments.weights import Model, with_init
 
@@ -180,6 +181,7 @@ def on_workers(
     tracker: Tracker,
     report: Report | None,
     should_stop: Callable[[], bool] | None,
+    mirror: Mirror | None = None,
 ) -> TrainResult:
     """Train on Ray workers; what they report is shown and tracked here."""
 
@@ -197,6 +199,7 @@ def on_workers(
         report=run.reporter(tracker, report, stage=config.job),
         picture=picture,
         should_stop=should_stop,
+        mirror=mirror,
     )
 
 

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ SCRATCH_ENV = "VMAE_SCRATCH"
 SMALL = (".json", ".jsonl", ".offset")
 """Files of a trial's own folder that are copied every few seconds."""
 EVERY_S = 3.0
+PART = ".part"
+"""Ending of a file that is being written, where files appear before they are whole."""
+Wanted = Callable[[str], bool]
+"""Whether a file is asked for, by its name from the run directory on."""
 _TRIES = 3
 
 
@@ -55,7 +59,9 @@ def scratch(uri: str, role: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
+    """A file's size in bytes and when it was written, in seconds since 1970."""
+
     size: int
     modified: float
 
@@ -70,13 +76,17 @@ class Mirror:
         self.uri = uri.rstrip("/")
         self.local = local
         self._lock = threading.Lock()
-        self._sent: dict[str, _Seen] = {}
-        self._got: dict[str, _Seen] = {}
+        self._sent: dict[str, Seen] = {}
+        self._got: dict[str, Seen] = {}
         self.fs, self.root = file_system(uri)
 
     def url(self, path: Path) -> str:
         """Where a local file or folder is on the store."""
         return f"{self.uri}/{path.relative_to(self.local).as_posix()}"
+
+    def place(self, path: Path) -> str:
+        """Where a local file or folder is in the store's file system `fs`."""
+        return f"{self.root}/{self._key(path)}"
 
     def check(self) -> None:
         """Raise InputError where nothing can be written there."""
@@ -119,27 +129,52 @@ class Mirror:
         with self._lock:
             self._again(work)
 
-    def pull(self, folder: Path, *, small: bool = False, fresh: bool = False) -> None:
-        """Copy what is new below the store's `folder`: all of it, or with `small` the JSON files alone.
+    def pull(self, folder: Path, *, only: Wanted | None = None, fresh: bool = False) -> None:
+        """Copy what is new below the store's `folder`: all of it, or the files that `only` wants.
 
-        With `fresh` what is here and not there is deleted first (with `small`, of the JSON files).
+        With `fresh` what is here and not there (of those files) is deleted first.
 
         Raises:
             StorageAway: it did not answer, three times.
         """
         with self._lock:
-            self._again(lambda: self._pull(folder, small, fresh))
+            self._again(lambda: self._pull(folder, only or (lambda name: True), fresh))
 
-    def _again(self, work: Any) -> None:
-        for attempt in range(_TRIES):
+    def listing(self, folder: Path) -> dict[Path, Seen]:
+        """The files below the store's `folder`, under the paths of their copies. Raises as `pull`."""
+        found: dict[str, Any] = self._again(lambda: self._list(folder))
+        return {self.local / key: Seen(info.size, _modified(info)) for key, info in found.items()}
+
+    def delete(self, path: Path) -> None:
+        """Delete a file or folder from the store, and its copy. Raises as `pull`."""
+        from pyarrow.fs import FileType
+
+        def work() -> None:
+            place = f"{self.root}/{self._key(path)}"
+            kind = self.fs.get_file_info(place).type
+            if kind == FileType.Directory:
+                self.fs.delete_dir(place)
+            elif kind == FileType.File:
+                self.fs.delete_file(place)
+
+        with self._lock:
+            self._again(work)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _again(self, work: Callable[[], Any]) -> Any:
+        for attempt in range(1, _TRIES):
             try:
-                work()
-                return
-            except OSError as e:
-                if attempt + 1 == _TRIES:
-                    text = (str(e).splitlines() or [type(e).__name__])[0]
-                    raise StorageAway(f"expected {self.uri} to answer, got: {text}") from e
-                time.sleep(1.0 + attempt)
+                return work()
+            except OSError:
+                time.sleep(attempt)
+        try:
+            return work()
+        except OSError as e:
+            text = (str(e).splitlines() or [type(e).__name__])[0]
+            raise StorageAway(f"expected {self.uri} to answer, got: {text}") from e
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.local).as_posix()
@@ -166,13 +201,13 @@ class Mirror:
 
     def _send(self, path: Path) -> None:
         stat = path.stat()
-        now, key = _Seen(stat.st_size, stat.st_mtime), self._key(path)
+        now, key = Seen(stat.st_size, stat.st_mtime), self._key(path)
         if self._sent.get(key) == now:
             return
         target = f"{self.root}/{key}"
         if self._local_store:
             self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        name = f"{target}.part" if self._local_store else target
+        name = f"{target}{PART}" if self._local_store else target
         with open(path, "rb") as source, self.fs.open_output_stream(name) as out:
             shutil.copyfileobj(source, out, 1 << 20)
         if self._local_store:
@@ -184,28 +219,25 @@ class Mirror:
         # Folders must be made, and files appear before they are whole; an object store has neither trouble.
         return str(self.fs.type_name) == "local"
 
-    def _pull(self, folder: Path, small: bool, fresh: bool) -> None:
+    def _list(self, folder: Path) -> dict[str, Any]:
         from pyarrow.fs import FileSelector, FileType
 
         place = f"{self.root}/{self._key(folder)}" if folder != self.local else self.root
         found = self.fs.get_file_info(FileSelector(place, allow_not_found=True, recursive=True))
-        files = {
-            f.path[len(self.root) + 1 :]: f
-            for f in found
-            if f.type == FileType.File and not f.base_name.endswith(".part")
-        }
+        return {f.path[len(self.root) + 1 :]: f for f in found if f.type == FileType.File}
+
+    def _pull(self, folder: Path, wanted: Wanted, fresh: bool) -> None:
+        files = {k: f for k, f in self._list(folder).items() if wanted(k) and not k.endswith(PART)}
         if fresh:
             for path in folder.rglob("*") if folder.is_dir() else ():
                 key = self._key(path)
-                if path.is_file() and key not in files and (not small or _is_small(key)):
+                if path.is_file() and key not in files and wanted(key):
                     path.unlink()
         for key, info in sorted(files.items()):
-            if small and not _is_small(key):
-                continue
             self._fetch(key, info)
 
     def _fetch(self, key: str, info: Any) -> None:
-        there = _Seen(info.size, info.mtime.timestamp() if info.mtime else 0.0)
+        there = Seen(info.size, _modified(info))
         path = self.local / key
         if self._got.get(key) == there and path.exists():
             return
@@ -213,13 +245,19 @@ class Mirror:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         with self.fs.open_input_stream(info.path) as source, open(temporary, "wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
+        # The latest sweep, or a run that is quiet for long, is told by its files' times.
+        os.utime(temporary, (there.modified, there.modified))
         temporary.replace(path)
         self._got[key] = there
         stat = path.stat()
-        self._sent[key] = _Seen(stat.st_size, stat.st_mtime)
+        self._sent[key] = Seen(stat.st_size, stat.st_mtime)
 
 
-def _is_small(key: str) -> bool:
+def _modified(info: Any) -> float:
+    return float(info.mtime.timestamp()) if info.mtime else 0.0
+
+
+def is_small(key: str) -> bool:
     """sweeps/NAME/plan.json and sweeps/NAME/trials/ID/progress.json, nothing of Tune's or a stage's."""
     parts = key.split("/")
     return key.endswith(".json") and (len(parts) == 3 or (len(parts) == 5 and parts[2] == "trials"))

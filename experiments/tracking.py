@@ -41,6 +41,8 @@ CLASSIFIER_TAG = "vmae.classifier"
 SPOOL_NAME = "tracking.jsonl"
 REFUSED_NAME = "tracking.refused.jsonl"
 """Beside the spool: events that the store refused, each with the reason (`why`)."""
+OFFSET_NAME = "tracking.offset"
+"""Beside the spool: how many of its bytes were sent."""
 REFUSED_TAG = "vmae.refused"
 _MAY_BE_TAKEN_LATER = (401, 403, 407, 408, 409, 425, 429, 499)
 """Client errors (HTTP status) that credentials or time can mend."""
@@ -101,9 +103,7 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
     tracking = os.environ.get("MLFLOW_TRACKING_URI")
     if "://" in text:
         if not remote:
-            raise InputError(
-                f"--runs-dir: expected a folder, got {text}: sweep, sweeps and what reads runs take a URI"
-            )
+            raise InputError(f"--runs-dir: expected a folder, got {text}: sweep, sweeps and runs take a URI")
         if not tracking or tracking.startswith("sqlite:"):
             raise InputError(
                 f"--runs-dir {text}: expected a tracking server in MLFLOW_TRACKING_URI (a database cannot be "
@@ -159,6 +159,8 @@ def _client(uri: str) -> MlflowClient:
     # A server's client prints two links for each run that ends, between a sweep's own lines.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server's client would print where to see each run that ends, into what may be JSON.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow.tracking import MlflowClient
@@ -287,13 +289,18 @@ class Tracker:
         folder.mkdir(exist_ok=True)
         path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
         Image.fromarray(image).save(path)
-        self._append({"event": "image", "path": str(path), "key": key, "step": int(step)})
+        self._append({"event": "image", "path": self._place(path), "key": key, "step": int(step)})
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
         """Copy a file into the run's artifacts, under `folder`."""
         with contextlib.suppress(OSError):
             self._upload_s += Path(path).stat().st_size / UPLOAD_BYTES_S
-        self._append({"event": "artifact", "path": str(path), "folder": folder})
+        self._append({"event": "artifact", "path": self._place(Path(path)), "folder": folder})
+
+    def _place(self, path: Path) -> str:
+        """The path as the spool has it: from the run's directory on where it is in there, for it may move."""
+        inside = path.is_relative_to(self.run_dir)
+        return str(path.relative_to(self.run_dir) if inside else path)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a later value replaces an earlier one."""
@@ -437,7 +444,7 @@ class _Sender:
     def __init__(self, store: Store, spool: Path) -> None:
         self.store = store
         self.spool = spool
-        self.offset_path = spool.with_suffix(".offset")
+        self.offset_path = spool.with_name(OFFSET_NAME)
         self.refused_path = spool.with_name(REFUSED_NAME)
         self.run_id = ""  # until it is connected
         self._known_steps: dict[str, int] = {}
@@ -446,6 +453,19 @@ class _Sender:
 
     def pending(self) -> bool:
         return self.spool.stat().st_size > self._offset()
+
+    def in_use(self) -> bool:
+        """Whether a process may still write this spool: it did so lately, and the run has no end."""
+        last = self.spool.read_bytes().rstrip().rpartition(b"\n")[2]
+        return b'"finish"' not in last and time.time() - self.spool.stat().st_mtime < 6 * SYSTEM_EVERY_S
+
+    def files(self) -> list[Path]:
+        """The files that events refer to which were not sent, or were refused."""
+        waiting = self.spool.read_bytes()[self._offset() :].splitlines()
+        events = [json.loads(line) for line in waiting if line.endswith(b"}")]
+        events += [entry["event"] for entry in self.refused()]
+        paths = [self.spool.parent / e["path"] for e in events if "path" in e]
+        return [p for p in paths if p.is_relative_to(self.spool.parent)]
 
     def _offset(self) -> int:
         try:
@@ -516,6 +536,8 @@ class _Sender:
         """Send one event, or set it aside."""
         from mlflow.entities import Metric, Param, RunTag
 
+        path = self.spool.parent / event.get("path", "")
+
         client, kind = _client(self.store.uri), event["event"]
         if kind == "metrics":
             points = event["values"].items()
@@ -527,11 +549,11 @@ class _Sender:
         try:
             if kind == "start":
                 client.update_run(self.run_id, status="RUNNING")
-            elif kind == "artifact" and Path(event["path"]).exists():
-                with _patience(Path(event["path"])):
-                    client.log_artifact(self.run_id, event["path"], event["folder"] or None)
+            elif kind == "artifact" and path.exists():
+                with _patience(path):
+                    client.log_artifact(self.run_id, str(path), event["folder"] or None)
             elif kind == "image":
-                self._send_image(event)
+                self._send_image(event, path)
             elif kind == "finish":
                 client.set_terminated(self.run_id, status=event["status"], end_time=event["time_ms"])
         except Exception as e:
@@ -614,15 +636,15 @@ class _Sender:
     def _remember(self, offset: int) -> None:
         _replace(self.offset_path, str(offset))
 
-    def _send_image(self, event: Mapping[str, Any]) -> None:
+    def _send_image(self, event: Mapping[str, Any], path: Path) -> None:
         mark = f"{event['key'].replace('/', '#')}+step+{event['step']}+"
-        if mark in self._known_images or not Path(event["path"]).exists():
+        if mark in self._known_images or not path.exists():
             return
         import numpy as np
         from PIL import Image
 
         client = _client(self.store.uri)
-        picture = np.asarray(Image.open(event["path"]))
+        picture = np.asarray(Image.open(path))
         client.log_image(self.run_id, picture, key=event["key"], step=event["step"])
         self._known_images.add(mark)
 
@@ -669,18 +691,41 @@ def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def sync(runs_dir: Path) -> list[tuple[Path, str]]:
+def is_of_spool(name: str) -> bool:
+    """Whether a file belongs to a run's spool, by its name from the run directory on."""
+    return name.rpartition("/")[2] in (SPOOL_NAME, OFFSET_NAME, REFUSED_NAME)
+
+
+def sync(runs_dir: Path | str) -> list[tuple[Path, str]]:
     """Send everything that waits in spools under a run directory, and offer again what the store refused.
+
+    Args:
+        runs_dir: a folder, or a URI: its spools are fetched, and what was sent is noted there.
 
     Returns:
         (spool, outcome) for each spool that had something to send; outcome is `sent`, or why not all of it.
+
+    Raises:
+        StorageAway: an object store did not answer.
     """
-    store = store_at(runs_dir)
+    store = store_at(runs_dir, remote=True, role="sync")
+    mirror = None
+    if store.remote:
+        from vmae.experiments.remote import Mirror
+
+        mirror = Mirror(store.remote, store.runs_dir)
+        mirror.pull(store.runs_dir, only=is_of_spool, fresh=True)
     outcomes: list[tuple[Path, str]] = []
     for spool in sorted(store.runs_dir.rglob(SPOOL_NAME)):
         sender = _Sender(store, spool)
         if not sender.pending() and not sender.refused():
             continue
+        if mirror is not None:
+            if sender.in_use():
+                outcomes.append((spool, "its own process is at work and will send it"))
+                continue
+            for path in sender.files():
+                mirror.pull_file(path)
         try:
             sender.send()
             refused = sender.send_refused()
@@ -688,6 +733,12 @@ def sync(runs_dir: Path) -> list[tuple[Path, str]]:
             outcomes.append((spool, kept if refused else "sent"))
         except Exception as e:
             outcomes.append((spool, _first_line(e)))
+        if mirror is not None:
+            for path in (sender.offset_path, sender.refused_path):
+                if path.exists():
+                    mirror.push_file(path)
+                else:
+                    mirror.delete(path)
     return outcomes
 
 

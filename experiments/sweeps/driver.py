@@ -19,11 +19,11 @@ from vmae.experiments.background import repeated
 from vmae.experiments.cluster import Ahead, ClusterUnfit, check_cluster, files_to_see, probe_address
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
-from vmae.experiments.remote import EVERY_S, Mirror, StorageAway
+from vmae.experiments.remote import EVERY_S, Mirror, StorageAway, is_small
 from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
 from vmae.experiments.sweeps.status import ALIVE_FILE, DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.trial import cache_dir, run_trial, trial_dir
-from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, store_at
+from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, is_of_spool, store_at
 
 MAX_FAILURES = 3
 """How often a trial whose process or node was lost is started again."""
@@ -45,7 +45,7 @@ def open_store(runs_dir: Path | str | None, role: str = "driver") -> Store:
     if store.remote:
         mirror = Mirror(store.remote, store.runs_dir)
         mirror.check()
-        mirror.pull(sweeps_dir(store), small=True, fresh=True)
+        mirror.pull(sweeps_dir(store), only=is_small, fresh=True)
     return store
 
 
@@ -101,11 +101,6 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     from vmae.core.video.annotations import subset
     from vmae.experiments.run import open_data
 
-    if store.remote and plan.staged:
-        raise InputError(
-            f"--runs-dir {store.remote}: expected a folder that all nodes share for stages with workers or "
-            "resources of their own (--workers-per-trial, --stage-resources)"
-        )
     data = open_data(plan.base, cache_dir(store.runs_dir), progress)
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
@@ -186,6 +181,9 @@ def _run_sweep(plan: Plan, store: Store, observe: Observe | None, ahead: Ahead |
     folder = sweeps_dir(store) / plan.name
     plan.save(folder)
     mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
+    if mirror is not None:
+        # What an attempt on another machine could not send.
+        mirror.pull(folder, only=lambda name: is_of_spool(name) and "/trials/" not in name)
     with Tracker(
         store,
         folder,
@@ -227,6 +225,8 @@ def _run_sweep(plan: Plan, store: Store, observe: Observe | None, ahead: Ahead |
                 mirror.push_file(path)
         if any(s.status == FAILED for s in states):
             tracker.set_tags({"vmae.failed": ", ".join(s.trial.id for s in states if s.status == FAILED)})
+    if mirror is not None:
+        mirror.push(folder, deep=False)
     return states
 
 
@@ -243,7 +243,7 @@ def _watching(folder: Path, observe: Observe | None, mirror: Mirror | None = Non
     def fetch_and_look() -> None:
         if mirror is not None:
             with contextlib.suppress(StorageAway):
-                mirror.pull(folder / "trials", small=True)
+                mirror.pull(folder / "trials", only=is_small)
         look()
 
     with repeated(fetch_and_look, 1.0 if mirror is None else EVERY_S, "sweep-watch"):
@@ -332,7 +332,7 @@ def _tune(
         }
         write_json(folder / "timing.json", facts)
         if mirror is not None:
-            mirror.pull(folder / "trials", small=True)
+            mirror.pull(folder / "trials", only=is_small)
         if plan.budget_s is None or time.monotonic() - start < plan.budget_s:
             _mark_lost(Plan.load(folder), folder)
             if mirror is not None:
@@ -403,7 +403,7 @@ def _searcher(folder: Path, trial_ids: list[str], mirror: Mirror | None = None) 
             if not self.waiting:
                 plan = Plan.load(folder)
                 if mirror is not None:
-                    mirror.pull(folder / "trials", small=True)
+                    mirror.pull(folder / "trials", only=is_small)
                 overrides = next_setting(plan, folder)
                 if overrides is None:
                     return Searcher.FINISHED  # type: ignore[return-value]

@@ -23,7 +23,7 @@ from vmae.core.config import flatten, override, to_dict
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import shared_tags
-from vmae.experiments.remote import Mirror, StorageAway, kept_up, scratch
+from vmae.experiments.remote import Mirror, StorageAway, is_small, kept_up, scratch
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
@@ -381,6 +381,7 @@ def _on_workers(
         tracker=this.tracker,
         report=report,
         should_stop=should_stop,
+        mirror=this.mirror,
     )
 
 
@@ -398,7 +399,7 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
             # The others' scores; its own files here are newer than there.
             for other in this.plan.trials:
                 if other.id != this.trial.id:
-                    this.mirror.pull(trial_dir(this.folder, other.id), small=True)
+                    this.mirror.pull(trial_dir(this.folder, other.id), only=is_small)
     others = {
         t.id: history(this.folder, t.id)
         for t in this.plan.trials
@@ -414,14 +415,19 @@ def history(folder: Path, trial_id: str) -> list[tuple[int, float]]:
 
 
 def _adopt(this: _Run) -> None:
-    """pbt: take the donor's newest checkpoint and its settings, perturbed."""
+    """pbt: take the donor's newest checkpoint and its settings, perturbed.
+
+    Not its last one: of a donor that is through (more trials than run side by side) the one before is taken,
+    for weights that are not trained on would only repeat the donor.
+    """
     assert this.donor is not None
     source = trial_dir(this.folder, this.donor)
     if this.mirror is not None:
         this.mirror.pull(source, fresh=True)
     epoch = history(this.folder, this.trial.id)[-1][0]
     donor_trial = next(t for t in this.plan.trials if t.id == this.donor)
-    taken = _copy_newest(source / "pretrain" / "checkpoints", this.home / "pretrain" / "checkpoints")
+    states = this.home / "pretrain" / "checkpoints"
+    taken = _copy_newest(source / "pretrain" / "checkpoints", states, this.progress.state["total_steps"])
     if taken:
         # The donor's best epoch is no epoch of this trial's weights, and the other way round.
         shutil.rmtree(this.home / "pretrain" / "best", ignore_errors=True)
@@ -444,9 +450,11 @@ def _adopted(home: Path, config: ExperimentConfig) -> ExperimentConfig:
     return override(config, steps[-1]["overrides"]) if steps else config
 
 
-def _copy_newest(source: Path, target: Path) -> bool:
-    """Replace the checkpoints in `target` by the newest of `source`; False where none could be copied."""
+def _copy_newest(source: Path, target: Path, before: int) -> bool:
+    """Replace the checkpoints in `target` by the newest of `source` under a step; False without one."""
     for newest in sorted(source.glob("step-*"), reverse=True):
+        if int(newest.name.removeprefix("step-")) >= before:
+            continue
         temporary = target / f".copy-{newest.name}"
         try:
             shutil.copytree(newest, temporary)
@@ -468,7 +476,7 @@ def _read_out(stage: str, this: _Run, model: VideoMAE, share: float) -> dict[str
         this.progress.update(force=True, fraction=start + part * share)
 
     if this.plan.staged:
-        return _elsewhere(this, stage, stage, this.config, this.home / "pretrain" / "model")
+        return _elsewhere(this, stage, stage, this.config)
     return _measured(stage, model, this.config, this.data, this.device, tell)
 
 
@@ -491,8 +499,8 @@ def _measured(
     return {k.replace("probe/", "knn/"): v for k, v in found.items()} if stage == "knn" else found
 
 
-def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig, model: Path) -> dict[str, float]:
-    """Run `work` (a stage that measures) as a Ray task with the resources of `stage`."""
+def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig) -> dict[str, float]:
+    """Run `work` (a stage that measures, or `evaluate`) as a Ray task with the resources of `stage`."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -504,23 +512,29 @@ def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig, mode
         # Out of the trial's own placement, which holds nothing.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
     )
-    found = ray.get(
-        task.remote(
-            work,
-            to_dict(config),
-            str(model),
-            str(this.home / "finetune" / "evaluation"),
-            str(cache_dir(store_runs_dir(this.folder))),
-            max(1, int(wanted.cpus)),
-        )
-    )
+    runs_dir, uri = store_runs_dir(this.folder), "" if this.mirror is None else this.mirror.uri
+    home, threads = this.home.relative_to(runs_dir).as_posix(), max(1, int(wanted.cpus))
+    found = ray.get(task.remote(work, to_dict(config), str(runs_dir), uri, home, threads))
     return dict(found)
 
 
 def _task(
-    work: str, config: dict[str, Any], model: str, evaluation: str, cache: str, threads: int
+    work: str, config: dict[str, Any], runs_dir: str, uri: str, home: str, threads: int
 ) -> dict[str, float]:
-    """What `_elsewhere` runs."""
+    """What `_elsewhere` runs; `home` is the trial's folder in the run directory (or in that at `uri`)."""
+    if not uri:
+        return _task_in(Path(runs_dir), work, config, home, threads)
+    local = scratch(uri, f"{home.replace('/', '-')}-{work}")
+    mirror = Mirror(uri, local)
+    mirror.pull(local / home, fresh=True, only=lambda name: "/model/" in name)
+    found = _task_in(local, work, config, home, threads)
+    if work == "evaluate":
+        mirror.push(local / home / "finetune" / "evaluation")
+    shutil.rmtree(local)
+    return found
+
+
+def _task_in(runs_dir: Path, work: str, config: dict[str, Any], home: str, threads: int) -> dict[str, float]:
     import torch
 
     from vmae.core.checkpoint import load_model
@@ -530,14 +544,15 @@ def _task(
 
     torch.set_num_threads(threads)
     settings = from_dict(ExperimentConfig, config)
-    loaded, _ = load_model(model)
-    device = run.default_device()
+    part = runs_dir / home / ("finetune" if work == "evaluate" else "pretrain")
+    loaded, _ = load_model(part / "model")
+    device, cache = run.default_device(), cache_dir(runs_dir)
     loaded.to(device)
     if work == "evaluate":
         assert isinstance(loaded, VideoClassifier)
-        return _evaluated(loaded, settings, Path(evaluation), Path(cache), device)
+        return _evaluated(loaded, settings, part / "evaluation", cache, device)
     assert not isinstance(loaded, VideoClassifier)
-    return _measured(work, loaded, settings, run.open_data(settings, Path(cache)), device)
+    return _measured(work, loaded, settings, run.open_data(settings, cache), device)
 
 
 def _evaluated(
@@ -603,7 +618,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     run.log_checkpoints(this.tracker, tuned, home, under="finetune")
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.staged:
-        found = _elsewhere(this, "finetune", "evaluate", tuned, result.model_path)
+        found = _elsewhere(this, "finetune", "evaluate", tuned)
     else:
         last, _ = load_model(result.model_path)
         assert isinstance(last, VideoClassifier)

@@ -291,5 +291,5 @@ def test_gc_finds_temporary_files_of_killed_processes(own_copy: Store) -> None:
     os.utime(temporary, (old, old))
     (orphan,) = housekeeping.find_orphans(own_copy)[0]
     assert orphan.path == temporary
-    assert housekeeping.remove([orphan]) == 100
+    assert housekeeping.remove(own_copy, [orphan]) == 100
     assert not temporary.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,6 +99,15 @@ class Sweeps:
         return found
 
     @staticmethod
+    def assert_close(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+        """Sums in another order: the same trials and metrics, to five places."""
+        assert found.keys() == expected.keys()
+        for trial, metrics in expected.items():
+            assert found[trial].keys() == metrics.keys()
+            for name, value in metrics.items():
+                assert found[trial][name] == pytest.approx(value, abs=1e-5), f"{trial}: {name}"
+
+    @staticmethod
     def attempts(runs: Path) -> int:
         """Processes that worked on some trial, at most."""
         files = runs.glob("sweeps/*/trials/*/result.json")
@@ -188,3 +198,34 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
     made.start()
     yield made
     made.kill()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An S3 server on loopback (moto's, where `moto_server` is on the path) with an empty bucket."""
+    server = shutil.which("moto_server")
+    if server is None:
+        pytest.skip("needs moto_server (pip install 'moto[server]') on the path, which is absent")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen(
+        [server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=5)
+            break
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < end, "the S3 server did not start"
+            time.sleep(0.3)
+    yield {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    process.kill()
+    process.wait()

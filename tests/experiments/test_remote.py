@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +11,9 @@ import psutil
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.experiments.remote import Mirror, StorageAway, fetched
-from vmae.experiments.tracking import store_at
+from vmae.experiments import housekeeping, results
+from vmae.experiments.remote import Mirror, StorageAway, fetched, is_small
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
 
 def _write(path: Path, text: str) -> None:
@@ -35,7 +30,7 @@ def test_what_changed_is_copied_and_what_went_is_deleted(tmp_path: Path) -> None
     _write(trial / "pretrain" / ".tmp-step-2" / "state.pt", "half")
     one.push(trial)
     twin = tmp_path / "two" / "sweeps" / "s-1" / "trials" / "a"
-    two.pull(twin.parents[2], small=True)
+    two.pull(twin.parents[2], only=is_small)
     assert sorted(p.name for p in (tmp_path / "two").rglob("*") if p.is_file()) == ["progress.json"]
     two.pull(twin, fresh=True)
     assert (twin / "pretrain" / "checkpoints" / "step-1" / "state.pt").read_text() == "weights"
@@ -66,7 +61,7 @@ def test_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_uri_needs_a_tracking_server_and_a_verb_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(InputError, match="sweep, sweeps and what reads runs take a URI"):
+    with pytest.raises(InputError, match="sweep, sweeps and runs take a URI"):
         store_at("s3://bucket/runs")
     with pytest.raises(InputError, match="expected a tracking server in MLFLOW_TRACKING_URI"):
         store_at("s3://bucket/runs", remote=True)
@@ -77,35 +72,99 @@ def test_a_uri_needs_a_tracking_server_and_a_verb_that_takes_it(monkeypatch: pyt
         Mirror("nowhere://bucket", Path("x"))
 
 
-@pytest.fixture
-def bucket(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An S3 server on loopback (moto's, where `moto_server` is on the path) with an empty bucket."""
-    server = shutil.which("moto_server")
-    if server is None:
-        pytest.skip("needs moto_server (pip install 'moto[server]') on the path, which is absent")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    process = subprocess.Popen(
-        [server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=5)
-            break
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < end, "the S3 server did not start"
-            time.sleep(0.3)
-    yield {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    process.kill()
-    process.wait()
+def _track(store: Store, name: str, **files: str) -> Path:
+    """A finished run with some files, on the store."""
+    home = store.runs_dir / name
+    with Tracker(store, home, name=name, key=f"run:{name}", kind="pretrain") as tracker:
+        tracker.log_metrics({"pretrain/loss": 1.0}, 1)
+        for file, text in files.items():
+            _write(home / file, text)
+            tracker.log_artifact(home / file)
+    Mirror(store.remote, store.runs_dir).push(home)
+    return home
+
+
+def test_orphans_on_a_store_are_found_and_deleted_from_another_machine(tmp_path: Path) -> None:
+    uri, database = (tmp_path / "store").as_uri(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    one, two = (Store(uri=database, runs_dir=tmp_path / m, remote=uri) for m in ("one", "two"))
+    for name in ("kept", "gone"):
+        _track(one, name, weights="w" * 1000)
+    _write(tmp_path / "store" / "kept" / "cut.part", "half")
+    os.utime(tmp_path / "store" / "kept" / "cut.part", (0, 0))
+    housekeeping.delete_runs(two, [results.find(two, "gone")])
+    orphans, kept = housekeeping.find_orphans(two)
+    assert [(o.path.name, o.reason) for o in orphans] == [
+        ("gone", "run 'gone' was deleted"),
+        ("cut.part", "left by a killed process"),
+    ]
+    assert orphans[0].size > 1000 and not kept
+    housekeeping.remove(two, orphans)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["kept"]
+    left = {p.name for p in (tmp_path / "store" / "kept").iterdir()}
+    assert "weights" in left and "cut.part" not in left
+    assert housekeeping.find_orphans(two) == ([], [])
+
+
+@pytest.mark.slow
+def test_runs_on_s3_are_synced_deleted_and_their_files_collected(
+    server: Any,
+    bucket: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vmae.cli.main import run
+
+    uri = "s3://bucket/runs"
+
+    def machine(name: str) -> None:
+        monkeypatch.setenv("VMAE_SCRATCH", str(tmp_path / name))
+
+    def vmae(*command: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(["runs", *command, "--runs-dir", uri])
+        output = capsys.readouterr()
+        assert stopped.value.code == code, output
+        return output.out + output.err
+
+    for key, value in {**bucket, "MLFLOW_TRACKING_URI": server.uri}.items():
+        monkeypatch.setenv(key, value)
+    machine("one")
+    store = store_at(uri, remote=True)
+    create_store(store)
+    _track(store, "gone", weights="w" * 2000)
+    server.kill()
+    home = store.runs_dir / "late"
+    tracker = Tracker(store, home, name="late", key="run:late", kind="pretrain")
+    tracker.log_metrics({"pretrain/loss": 0.5}, 1)
+    _write(home / "note.txt", "hello")
+    tracker.log_artifact(home / "note.txt")
+    assert not tracker.finish(timeout_s=1)
+    Mirror(uri, store.runs_dir).push(home)
+    server.start()
+    shutil.rmtree(tmp_path / "one")
+
+    machine("two")
+    assert vmae("sync") == "late: sent\n"
+    machine("three")
+    assert vmae("sync") == "nothing waits to be sent\n"
+    late = results.find(store, "late")
+    assert late.status == "FINISHED"
+    assert results.history(store, late.run_id, "pretrain/loss") == [(1, 0.5)]
+    from vmae.experiments.tracking import _client
+
+    assert [f.path for f in _client(store.uri).list_artifacts(late.run_id)] == ["note.txt"]
+
+    assert "nothing to remove in s3://bucket/runs" in vmae("gc")
+    assert "nothing was removed" in vmae("delete", "gone", code=2)
+    assert "deleted 1 run" in vmae("delete", "gone", "--yes")
+    assert "run 'gone' was deleted" in vmae("gc")
+    assert "nothing was removed" in vmae("gc", "--delete", code=2)
+    view = Mirror(uri, tmp_path / "view")
+    assert len({p.parent.name for p in view.listing(view.local)}) == 2
+    assert "freed " in vmae("gc", "--delete", "--yes")
+    assert {p.parent.name for p in view.listing(view.local)} == {"late"}
+    assert "late" in vmae("list") and "gone" not in vmae("list")
 
 
 def _goes_on_elsewhere(
