@@ -98,10 +98,19 @@ def _set_environment(address: str | None) -> None:
 
 
 def shipped_code() -> dict[str, Any]:
-    """The runtime environment that gives every worker this process's own `vmae`, installed there or not."""
-    import vmae
+    """The runtime environment that gives every worker this process's own `vmae`, installed there or not.
 
-    return {"py_modules": [str(Path(vmae.__file__).resolve().parent)]}
+    With it goes what runs record of where the code came from, which no worker can see for itself: the command
+    line and the commit.
+    """
+    import vmae
+    from vmae.experiments.tracking import COMMAND_ENV, COMMIT_ENV, own_commit
+
+    known = {COMMAND_ENV: os.environ.get(COMMAND_ENV), COMMIT_ENV: own_commit()}
+    return {
+        "py_modules": [str(Path(vmae.__file__).resolve().parent)],
+        "env_vars": {name: value for name, value in known.items() if value},
+    }
 
 
 @contextlib.contextmanager

@@ -38,6 +38,9 @@ KEY_TAG = "vmae.key"
 KIND_TAG = "vmae.kind"
 CLASSIFIER_TAG = "vmae.classifier"
 """Of a trial that was fine-tuned: the classifier's folder (`vmae.checkpoint` is the pre-trained model's)."""
+COMMAND_ENV = "VMAE_COMMAND"
+COMMIT_ENV = "VMAE_COMMIT"
+"""What says a run's command line and commit where its process cannot know them (a worker's, an image's)."""
 SPOOL_NAME = "tracking.jsonl"
 REFUSED_NAME = "tracking.refused.jsonl"
 """Beside the spool: events that the store refused, each with the reason (`why`)."""
@@ -195,21 +198,27 @@ def environment_tags() -> dict[str, str]:
         "vmae.python": sys.version.split()[0],
         "vmae.host": os.uname().nodename,
         # A Ray worker's own arguments say nothing: the command line that started it is handed down.
-        "vmae.command": os.environ.get("VMAE_COMMAND", own)[:4000],
+        "vmae.command": os.environ.get(COMMAND_ENV, own)[:4000],
         "mlflow.user": os.environ.get("USER", "unknown"),
     }
-    commit = _git_commit()
+    commit = own_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
     return tags
 
 
 @functools.cache
-def _git_commit() -> str | None:
+def own_commit() -> str | None:
+    """The commit this code is of: what the environment says (a worker, an image), or else git; None unknown."""
+    if said := os.environ.get(COMMIT_ENV):
+        return said
     root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None  # no git here
     return result.stdout.strip() if result.returncode == 0 else None
 
 
