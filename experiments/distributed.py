@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -21,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
@@ -81,7 +84,7 @@ def train_on_workers(
     wanted = workers.count * workers.cpus_per_worker
     with connected(workers.address or None, cpus=wanted + 0.5):
         from ray import train
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         home.mkdir(parents=True, exist_ok=True)
         events, place, looked = home / EVENTS, 0, 0.0
@@ -114,8 +117,7 @@ def train_on_workers(
                 storage_filesystem=None if mirror is None else mirror.fs,
                 failure_config=train.FailureConfig(max_failures=workers.max_failures),
             ),
-            # NCCL refuses two processes on one GPU.
-            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker >= 1 else "gloo"),
+            torch_config=_torch_config(workers),
         )
         errors: list[BaseException] = []
 
@@ -177,6 +179,45 @@ def _on_store(mirror: Mirror, home: Path, init: str) -> dict[str, str]:
     inside = init and Path(init).is_relative_to(mirror.local)
     weights = Path(init).relative_to(mirror.local).as_posix() if inside else ""
     return {"uri": mirror.uri, "key": home.relative_to(mirror.local).as_posix(), "init": weights}
+
+
+def _torch_config(workers: WorkersConfig) -> Any:
+    """Ray Train's set-up of `torch.distributed`, with gloo on the network that the nodes share.
+
+    gloo alone takes the address that a node's own name stands for, which on Debian's machines is 127.0.1.1:
+    no other node reaches it.
+    """
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    # NCCL refuses two processes on one GPU.
+    return Config(backend="nccl" if workers.gpus_per_worker >= 1 else "gloo")
+
+
+def _choose_interface() -> None:
+    """In a worker: name the interface of the node's address in Ray to gloo, unless the user has named one."""
+    import ray
+
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an IP address, or None."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return name
+    return None
 
 
 def _cause(text: str) -> str:
