@@ -346,7 +346,9 @@ def check_cluster(
             try:
                 answers.append((node, ray.get(promise, timeout=timeout_s)))
             except Exception as e:
-                text = "no answer" if isinstance(e, TimeoutError) else str(e).strip().splitlines()[-1][:160]
+                text = str(e).strip().splitlines()[-1][:160] if str(e).strip() else type(e).__name__
+                if isinstance(e, TimeoutError):
+                    text = f"no answer in {timeout_s:g} s (a firewall? docs/clusters.md names the ports)"
                 answers.append((node, text))
         # Ray finds out some fifteen seconds later that a node is gone: one that left is no node to be fit.
         there = {n["NodeID"] for n in alive_nodes()}

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from vmae.core.errors import InputError, VmaeError
-from vmae.experiments.cluster import NodeReport, is_uri, parse_address, probe_address
+from vmae.experiments.cluster import NodeReport, is_uri, parse_address, probe_address, shipped_code
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTH = {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180"}
@@ -118,6 +118,30 @@ def test_the_table_says_what_fails_where() -> None:
     assert "all 1 nodes are fit" in nodes_table([good])
 
 
+def test_workers_record_the_drivers_command_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shipped code has no git beside it, and a worker's command line is Ray's."""
+    from vmae.experiments import tracking
+
+    monkeypatch.setenv("VMAE_COMMAND", "vmae sweep x")
+    monkeypatch.setenv("VMAE_COMMIT", "c0ffee")
+    tracking.own_commit.cache_clear()
+    handed = shipped_code()["env_vars"]
+    tags = tracking.environment_tags()
+    tracking.own_commit.cache_clear()
+    assert handed == {"VMAE_COMMAND": "vmae sweep x", "VMAE_COMMIT": "c0ffee"}
+    assert (tags["vmae.command"], tags["mlflow.source.git.commit"]) == ("vmae sweep x", "c0ffee")
+
+
+def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vmae.experiments import tracking
+
+    monkeypatch.delenv("VMAE_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tracking.own_commit.cache_clear()
+    assert tracking.own_commit() is None
+    tracking.own_commit.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("offered", "seen", "bad"),
     [([0, 2], [0, 2], []), ([0, 2], [0, 0], [1]), ([0, 0], [0, 0], [0, 1]), ([2, 2], [2, 1], [1])],
@@ -170,6 +194,9 @@ def test_every_node_is_checked(cluster: Cluster, sweeps: Any, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all 3 nodes are fit" in done.stdout
     assert not list((tmp_path / "runs").glob(".check-*"))
+    done = check("--nodes", "4", "--wait", "1")
+    assert done.returncode == 1
+    assert "expected 4 nodes, got 3" in done.stderr
     done = check("--gpus", "64")
     assert done.returncode == 1
     assert done.stdout.count("GPUs: expected 64 per job") == 3

@@ -21,7 +21,7 @@ from vmae.core.video.dataset import DataConfig
 from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.distributed import WorkersConfig, _cause, train_on_workers
+from vmae.experiments.distributed import WorkersConfig, _cause, interface_of, train_on_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +59,12 @@ def worker_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers import the tree under test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    name = interface_of("127.0.0.1")
+    assert any(a.address == "127.0.0.1" for a in psutil.net_if_addrs()[str(name)])
+    assert interface_of("192.0.2.7") is None  # an address that is kept for examples
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from vmae.core.errors import VmaeError
 from vmae.experiments import results
 from vmae.experiments.results import Filter
 from vmae.experiments.tracking import Store, Tracker, TrackingConfig, create_store, store_at
@@ -232,3 +233,31 @@ def test_a_server_that_is_away_is_one_line(
     assert stopped.value.code == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "vmae: error" in x]
     assert f"expected the tracking server http://127.0.0.1:{port} to answer" in line
+    with pytest.raises(VmaeError, match=f"expected the tracking server http://127.0.0.1:{port} to answer"):
+        create_store(store_at(tmp_path / "runs"))
+
+
+class _OtherHost(http.server.BaseHTTPRequestHandler):
+    """What MLflow 3 says to who calls it by a name that is not among its --allowed-hosts."""
+
+    def do_GET(self) -> None:
+        body = b"Invalid Host header - possible DNS rebinding attack detected"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_does_not_know_its_name_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OtherHost) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}")
+        with pytest.raises(VmaeError, match=f"mlflow server --allowed-hosts {host}"):
+            create_store(store_at(tmp_path / "runs"))
+        server.shutdown()
