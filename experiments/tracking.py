@@ -209,7 +209,7 @@ def environment_tags() -> dict[str, str]:
 
 @functools.cache
 def own_commit() -> str | None:
-    """The commit of this code: what the environment says (of a worker, an image), or else git; None: unknown."""
+    """The commit of this code: the environment's word (of a worker, an image), or else git; None: unknown."""
     if said := os.environ.get(COMMIT_ENV):
         return said
     root = Path(__file__).resolve().parents[1]
