@@ -72,14 +72,18 @@ def spread_set(argv: list[str]) -> list[str]:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Entry point: errors a user can cause become one line and exit code 2 (130 for Ctrl-C)."""
+    """Entry point: errors a user can cause become one line and exit code 2 (130 for Ctrl-C).
+
+    Without `argv` it is the command of its own process; verbs see that in the context's `obj`.
+    """
+    own_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     os.environ["VMAE_COMMAND"] = " ".join(["vmae", *argv])  # runs record it, in Ray's workers too
     # --debug works wherever it stands on the line.
     debug = "--debug" in argv or os.environ.get("VMAE_DEBUG") == "1"
     argv = [a for a in argv if a != "--debug"]
     try:
-        code = main.main(args=spread_set(argv), prog_name="vmae", standalone_mode=False)
+        code = main.main(args=spread_set(argv), prog_name="vmae", standalone_mode=False, obj=own_process)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.exceptions.Abort:

@@ -12,9 +12,11 @@ from vmae.cli.options import runs_dir_option, set_option
 from vmae.cli.training import cache_progress, config_options, make_demo_data_if_used, resolve_config
 
 if TYPE_CHECKING:
+    from vmae.experiments.cluster import Ahead
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.sweeps.definitions import Definition
     from vmae.experiments.sweeps.space import Param
-    from vmae.experiments.sweeps.spec import Definition, Plan
+    from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.tracking import Store
 
 LATEST = "(latest)"
@@ -139,17 +141,25 @@ def sweep(
     Trials are ranked by their last stage (a probe) on held-out videos, never by their own training loss.
     Every trial is tracked in MLflow; an interrupted sweep goes on with --resume.
     """
-    from vmae.core.config import override
     from vmae.core.errors import InputError
-    from vmae.experiments.registry import check_model_name
-    from vmae.experiments.sweeps import definitions, driver
-    from vmae.experiments.sweeps.space import describe
-    from vmae.experiments.sweeps.spec import make_plan, parse_stage_resources
-    from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
+    from vmae.experiments.sweeps import definitions
 
     if list_them:
         _list()
         return
+    definition = definitions.get(name) if name is not None and resume is None else None
+    if resume is None and name is None and not param_texts:
+        raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
+    ahead = None if resume or stage_texts else _ray_ahead(address, (cpus or 1) * (workers_per_trial or 1))
+
+    # From here on torch is imported, while Ray's processes start.
+    from vmae.core.config import override
+    from vmae.experiments.registry import check_model_name
+    from vmae.experiments.sweeps import driver
+    from vmae.experiments.sweeps.space import describe
+    from vmae.experiments.sweeps.spec import make_plan, parse_stage_resources
+    from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
+
     if model_name is not None:
         check_model_name(model_name)
     store = driver.open_store(runs_dir)
@@ -168,9 +178,6 @@ def sweep(
         )
         plan = replace(plan, budget_s=budget_s)
     else:
-        if name is None and not param_texts:
-            raise InputError("expected the name of a sweep (see `vmae sweep --list`) or --param, got neither")
-        definition = definitions.get(name) if name is not None else None
         chosen = dict(definition.fixed) if definition is not None else {}
         if stages:
             chosen["pipeline.then"] = ",".join(stages)
@@ -224,14 +231,34 @@ def sweep(
         )
         plan = driver.with_resources(plan, None, None, None, address)
         make_demo_data_if_used(base)
-    run(plan, store, model_name)
+    run(plan, store, model_name, ahead)
 
 
-def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
+def _ray_ahead(address: str | None, cpus: float) -> Ahead | None:
+    """Ray, starting while the plan is made: only in a process that ends with this command.
+
+    A command that is refused then leaves with its half-started Ray instead of waiting for it.
+    """
+    context = click.get_current_context()
+    if not context.find_root().obj:
+        return None
+    from vmae.experiments.cluster import Ahead, probe_address
+
+    if address == "local":
+        address = None
+    if address is not None:
+        probe_address(address)
+    return context.with_resource(Ahead(address, cpus=cpus, leave=True))
+
+
+def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | None = None) -> None:
     """Prepare, run and report a plan; exit code 1 when a trial failed, 130 when interrupted.
 
-    With `model_name` the best trial's checkpoint becomes a version of that MLflow model.
+    With `model_name` the best trial's checkpoint becomes a version of that MLflow model. `ahead` is a Ray
+    that is being started already.
     """
+    from contextlib import nullcontext
+
     from vmae.cli.sweep_display import Display, report
     from vmae.experiments.cluster import ClusterUnfit
     from vmae.experiments.sweeps import driver
@@ -240,7 +267,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
 
     try:
         driver.check_place(plan)
-        with driver.ray_ahead(plan) as ahead:
+        with driver.ray_ahead(plan) if ahead is None else nullcontext(ahead) as ray_start:
             with cache_progress("decode") as progress:
                 driver.prepare(plan, store, progress)
             click.echo(
@@ -249,7 +276,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None) -> None:
                 err=True,
             )
             with Display(plan) as display:
-                states = driver.run_sweep(plan, store, display.show, ahead)
+                states = driver.run_sweep(plan, store, display.show, ray_start)
     except ClusterUnfit as e:
         from vmae.cli.cluster import nodes_table
 

@@ -6,6 +6,7 @@ official functions' values.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -159,7 +160,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         del group["names"]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=config.betas[0])
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    return _AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+class _AdamW(torch.optim.AdamW):
+    """torch's AdamW without the import of TorchDynamo, which its methods are wrapped in.
+
+    The wrappers matter to a compiled optimiser alone, and this one is not compiled. The import costs every
+    process that trains a second before its first step.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -158,7 +158,12 @@ _TINY = (
 
 
 def measure_start(store: Store, train_csv: Path) -> dict[str, float]:
-    """Seconds of a real `vmae sweep` (a process of its own, tiny trials on `train_csv`) until it trains."""
+    """Seconds of a real `vmae sweep` (a process of its own, tiny trials on `train_csv`) until it trains.
+
+    Ray's start is taken off twice: as long as it took in that command, beside the imports it overlaps with,
+    and as long as it takes a process that does nothing else, measured just before.
+    """
+    bare = _bare_ray_start()
     command = [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--values", "0.5,0.75"]
     command += ["--data", str(train_csv), "--runs-dir", str(store.runs_dir), "--epochs", "2"]
     name = driver.new_name(store, "masking_ratio")
@@ -171,9 +176,23 @@ def measure_start(store: Store, train_csv: Path) -> dict[str, float]:
         "command to first step, s": first - facts["command"],
         "of that Ray's own start, s": facts["ray_start_s"],
         "so beyond Ray's start, s": first - facts["command"] - facts["ray_start_s"],
+        "Ray's start in a process of its own, s": bare,
+        "beyond that, s": first - facts["command"] - bare,
         "command to Ray and data ready, s": facts["ray_there"] - facts["command"],
         "then to the first trial's loop, s": min(p["began"] for p in progress) - facts["ray_there"],
     }
+
+
+def _bare_ray_start() -> float:
+    """Seconds from a process's start until the same local Ray is there, with nothing else to do."""
+    code = (
+        "import psutil, time\n"
+        "from vmae.experiments.cluster import connected\n"
+        "with connected():\n"
+        "    print(time.time() - psutil.Process().create_time())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def main() -> None:

@@ -172,13 +172,15 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
 class Ahead:
     """Ray starting in a thread, while the caller reads lists and makes the store.
 
-    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended.
+    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended. With `leave`, a Ray that nobody
+    has waited for is left to end with this process: whoever refuses a command need not wait for its start.
     """
 
-    def __init__(self, address: str | None, *, cpus: float) -> None:
+    def __init__(self, address: str | None, *, cpus: float, leave: bool = False) -> None:
         self.seconds = 0.0
         """What Ray's start took, its import included."""
         self._address, self._cpus = address, cpus
+        self._leave = leave
         self._error: BaseException | None = None
         self._ready, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._hold, name="ray-start", daemon=True)
@@ -190,10 +192,12 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         with _ignoring_sigint():
             self._end.set()
-            self._thread.join()
+            if not self._leave:
+                self._thread.join()
 
     def wait(self) -> None:
         """Return when Ray is there; raises what `connected` raises."""
+        self._leave = False
         self._ready.wait()
         if self._error is not None:
             raise self._error

@@ -1,12 +1,38 @@
-"""The named sweeps. Each reproduces the shape of one of VideoMAE's ablation tables (arXiv 2203.12602)."""
+"""The named sweeps. Each reproduces the shape of one of VideoMAE's ablation tables (arXiv 2203.12602).
+
+Nothing here needs torch: a name that does not exist is refused before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from vmae.core.errors import InputError, nearest
-from vmae.experiments.sweeps.spec import Definition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """A named sweep: which field varies over which values.
+
+    `fixed` is what all its trials have, whatever the recipe says (`--set` still goes before it).
+    `published` is the paper's table as {value: {column: number}}, where there is one.
+    """
+
+    name: str
+    title: str
+    path: str
+    values: tuple[Any, ...]
+    doc: str = ""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The swept field's last word, as a column title: `mask.ratio` -> `ratio`."""
+        return self.path.rpartition(".")[2]
 
 
 def masking_ratio() -> Definition:

@@ -1,12 +1,12 @@
-"""What a sweep is: a definition (what varies) and a plan (the trials of one run of it)."""
+"""What one run of a sweep is: its plan, with every trial."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,28 +19,6 @@ from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
 
 BASELINE = "random weights"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition:
-    """A named sweep: which field varies over which values.
-
-    `fixed` is what all its trials have, whatever the recipe says (`--set` still goes before it).
-    `published` is the paper's table as {value: {column: number}}, where there is one.
-    """
-
-    name: str
-    title: str
-    path: str
-    values: tuple[Any, ...]
-    doc: str = ""
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    fixed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The swept field's last word, as a column title: `mask.ratio` -> `ratio`."""
-        return self.path.rpartition(".")[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_frozen_parameters_are_not_optimised() -> None:
     assert set(as_table(parameter_groups(model, weight_decay=0.05))) == {
         "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias",
     }  # fmt: skip
+
+
+def test_adamw_is_torchs_to_the_last_bit() -> None:
+    model = VideoClassifier(VideoClassifierConfig(**SHAPE), num_classes=3)  # type: ignore[arg-type]
+    config = OptimConfig(weight_decay=0.1, layer_decay=0.5, betas=(0.9, 0.95))
+    ours = build_optimizer(model, config)
+    twin = copy.deepcopy(model)
+    theirs = torch.optim.AdamW(
+        parameter_groups(twin, weight_decay=0.1, layer_decay=0.5),
+        lr=0.0, betas=(0.9, 0.95), eps=config.eps, fused=True,
+    )  # fmt: skip
+    for step in range(4):
+        if step == 2:
+            # What one saved the other goes on from.
+            kept = copy.deepcopy(ours.state_dict())
+            ours.load_state_dict(theirs.state_dict())
+            theirs.load_state_dict(kept)
+        for net, optimizer in ((model, ours), (twin, theirs)):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            set_lr(optimizer, 0.1 / (step + 1))
+            optimizer.step()
+            assert all(p.grad is not None for p in net.parameters())
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in net.parameters())
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_sgd_has_the_momentum_of_the_first_beta() -> None:
