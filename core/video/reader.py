@@ -580,7 +580,37 @@ def _classify(path: str, error: Exception, deadline: Deadline, *, opened: bool =
         return VideoError(path, "no_permission", _first_line(error))
     if isinstance(error, FileNotFoundError):
         return VideoError(path, "missing", "no such file")
+    cut = "" if opened else _cut_mp4(path)
+    if cut:
+        return VideoError(path, "truncated", cut)
     return VideoError(path, "corrupt" if opened else "unreadable", _first_line(error))
+
+
+def _cut_mp4(path: str) -> str:
+    """What an MP4 or MOV file lacks that ends inside a box (ISO/IEC 14496-12, 4.2); "" where none does.
+
+    A file cut before its index (`moov`, often the last box) cannot be opened at all: FFmpeg calls it invalid.
+    """
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        at = 0
+        while at < size:
+            f.seek(at)
+            head = f.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if at == 0 and kind != b"ftyp":
+                return ""
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length == 0:
+                return ""  # the last box, as long as the file is
+            if len(head) < 8 or at + length > size:
+                name = kind.decode("ascii", "replace") or "next"
+                return f"the file ends at {size} bytes, inside its {name} box"
+            if length < 8:
+                return ""
+            at += length
+    return ""
 
 
 def _first_line(error: Exception) -> str:
