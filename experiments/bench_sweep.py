@@ -3,6 +3,7 @@
 python -m vmae.experiments.bench_sweep --runs-dir DIR --trials 1000     # overhead of each trial
 python -m vmae.experiments.bench_sweep --runs-dir DIR --nodes 4         # the same on simulated nodes
 python -m vmae.experiments.bench_sweep --runs-dir DIR --start LIST.csv  # from the command to the first step
+python -m vmae.experiments.bench_sweep --runs-dir DIR --tracking LIST.csv  # what tracking takes from a trial
 python -m vmae.experiments.bench_sweep --runs-dir DIR --videos 100000   # what a long list costs the driver
 """
 
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vmae.core.config import override
 from vmae.experiments import recipes
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import data_digest
@@ -27,8 +29,8 @@ from vmae.experiments.sweeps import driver
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, trial_states
-from vmae.experiments.sweeps.trial import ProgressFile, trial_dir
-from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+from vmae.experiments.sweeps.trial import ProgressFile, run_trial, trial_dir
+from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, store_at
 
 
 def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
@@ -45,7 +47,7 @@ def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
         for epoch in range(1, 6):
             tracker.log_metrics({"pretrain/loss": 1 / epoch}, epoch)
             emit({"pretrain/loss": 1 / epoch})
-        spent = tracker.seconds
+        spent = tracker.cost.seconds
     metrics = {"probe/top1": 0.5, "bench/tracking_s": spent, "bench/total_s": time.perf_counter() - start}
     write_json(
         home / "result.json",
@@ -195,6 +197,40 @@ def _bare_ray_start() -> float:
     return float(done.stdout)
 
 
+def measure_tracking(store: Store, train_csv: Path, epochs: int) -> dict[str, float]:
+    """What tracking takes from one real trial (tiny, every step logged), trained in this process."""
+    shape = dict(text.split("=", 1) for text in _TINY)
+    lists = {"data.train_csv": str(train_csv), "data.val_csv": str(train_csv.with_name("val.csv"))}
+    base = override(recipes.get("demo_pretrain"), {**shape, **lists, "train.epochs": str(epochs)})
+    plan = make_plan(
+        name=driver.new_name(store, "tracking"),
+        sweep="bench",
+        title="one trial",
+        params=[Param(path="mask.ratio", choices=(0.75,))],
+        metric="probe/top1",
+        base=base,
+        baseline=False,
+    )
+    folder = driver.sweeps_dir(store) / plan.name
+    plan.save(folder)
+    driver.prepare(plan, store)
+    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep") as tracker:
+        tracker.flush()
+        start = time.monotonic()
+        result = run_trial(folder, plan.trials[0].id, store)
+        whole = time.monotonic() - start
+    metrics, seconds = result["metrics"], result["seconds"]
+    spool = trial_dir(folder, plan.trials[0].id) / SPOOL_NAME
+    return {
+        "the trial, s": seconds,
+        "events it reported": float(len(spool.read_text().splitlines())),
+        "its thread in tracking, %": 100 * metrics["perf/tracking_share"],
+        "processor time of tracking, both threads, s": metrics["perf/tracking_cpu_s"],
+        "of the trial's time, %": 100 * metrics["perf/tracking_cpu_s"] / seconds,
+        "the whole call, s": whole,
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -204,9 +240,15 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, help="simulated nodes of one core each")
     parser.add_argument("--videos", type=int, help="time a list of so many lines instead")
     parser.add_argument("--start", type=Path, metavar="CSV", help="time a real sweep's start on this list")
+    parser.add_argument(
+        "--tracking", type=Path, metavar="CSV", help="time the tracking of a trial on this list"
+    )
+    parser.add_argument("--epochs", type=int, default=30, help="of that trial")
     options = parser.parse_args()
     store = store_at(options.runs_dir)
-    if options.start is not None:
+    if options.tracking is not None:
+        found = measure_tracking(store, options.tracking, options.epochs)
+    elif options.start is not None:
         found = measure_start(store, options.start)
     elif options.videos is not None:
         found = measure_list(options.runs_dir / "videos", options.videos)

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from vmae.experiments import run
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import write_json
+from vmae.experiments.files import read_json, write_json
 from vmae.experiments.remote import EVERY_S, Mirror, StorageAway, scratch
 
-EVENTS, RESULT, STOP = "events.jsonl", "result.json", "STOP"
+EVENTS, RESULT, STOP, HEARD = "events.jsonl", "result.json", "STOP", "heard.json"
+_HEARING_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ def train_on_workers(
     picture: Callable[[Path, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     mirror: Mirror | None = None,
+    awaited: bool = False,
 ) -> TrainResult:
     """Train `config` (its job: pre-training or fine-tuning) in `home` on Ray workers; blocks until done.
 
@@ -77,8 +80,9 @@ def train_on_workers(
     cluster.
 
     `report` receives the events of rank 0, here; `picture(path, epoch)` its reconstruction pictures. When
-    `should_stop` says so, the workers save their state and stop. `home` is this process's copy of a folder on
-    an object store where there is a `mirror`; workers hear of a stop some seconds later then.
+    `should_stop` says so, the workers save their state and stop: some steps later, or with `awaited` as soon
+    as one process alone would, for each epoch then waits until `report` has heard of the one before. `home`
+    is this process's copy of a folder on an object store where there is a `mirror`.
     Raises VmaeError with the first line of a worker's error when the run failed.
     """
     wanted = workers.count * workers.cpus_per_worker
@@ -88,7 +92,7 @@ def train_on_workers(
 
         home.mkdir(parents=True, exist_ok=True)
         events, place, looked = home / EVENTS, 0, 0.0
-        for name in (STOP, RESULT, EVENTS):
+        for name in (STOP, RESULT, EVENTS, HEARD):
             (home / name).unlink(missing_ok=True)
             if mirror is not None:
                 mirror.delete(home / name)
@@ -105,6 +109,7 @@ def train_on_workers(
                 "cache_dir": str(cache_dir.resolve()),
                 **({} if mirror is None else _on_store(mirror, home, config.init)),
                 "threads": max(1, int(workers.cpus_per_worker)),
+                "awaited": awaited,
             },
             scaling_config=train.ScalingConfig(
                 num_workers=workers.count,
@@ -155,14 +160,23 @@ def train_on_workers(
                             picture(path, entry["data"]["epoch"])
                     else:
                         report(entry["event"], entry["data"])
+                    if awaited and entry["event"] == "epoch":
+                        pass_on_stop()
+                        tell(HEARD, entry["data"]["epoch"])
+
+        def tell(name: str, what: Any) -> None:
+            write_json(home / name, what)
+            if mirror is not None:
+                mirror.push_file(home / name)
+
+        def pass_on_stop() -> None:
+            if should_stop is not None and should_stop() and not (home / STOP).exists():
+                tell(STOP, True)
 
         while thread.is_alive():
             thread.join(0.2)
             deliver()
-            if should_stop is not None and should_stop() and not (home / STOP).exists():
-                (home / STOP).touch()
-                if mirror is not None:
-                    mirror.push_file(home / STOP)
+            pass_on_stop()
         if mirror is not None:
             mirror.pull(home, fresh=True)
         deliver()
@@ -235,8 +249,11 @@ def _worker(payload: dict[str, Any]) -> None:
     torch.set_num_threads(payload["threads"])
     config = from_dict(ExperimentConfig, payload["config"])
     rank = ray_train.get_context().get_world_rank()
+    awaited = payload["awaited"] and rank == 0
     if "uri" not in payload:
-        _train(config, Path(payload["home"]), Path(payload["cache_dir"]), rank)
+        home = Path(payload["home"])
+        after_epoch = partial(_until_heard, home) if awaited else None
+        _train(config, home, Path(payload["cache_dir"]), rank, after_epoch=after_epoch)
         return
     # A copy of its own; rank 0's is the one that counts.
     local = scratch(payload["uri"], f"{payload['key'].replace('/', '-')}-worker{rank}")
@@ -248,16 +265,33 @@ def _worker(payload: dict[str, Any]) -> None:
 
     def exchange() -> None:
         with contextlib.suppress(StorageAway):
-            mirror.pull_file(home / STOP)
             mirror.push_file(home / EVENTS)
+            for name in (STOP, HEARD):
+                mirror.pull_file(home / name)
 
+    after_epoch = partial(_until_heard, home, exchange=exchange) if awaited else None
     with repeated(exchange, EVERY_S, "mirror") if rank == 0 else contextlib.nullcontext():
-        _train(config, home, local / "cache", rank, mirror if rank == 0 else None)
+        _train(config, home, local / "cache", rank, mirror if rank == 0 else None, after_epoch)
     shutil.rmtree(local)
 
 
+def _until_heard(home: Path, epoch: float, exchange: Callable[[], None] = lambda: None) -> None:
+    """Wait until the process that started the run has heard of an epoch, or wants no more."""
+    end = time.monotonic() + _HEARING_S
+    while not (home / STOP).exists() and (read_json(home / HEARD) or 0) < epoch:
+        if time.monotonic() > end:
+            return
+        time.sleep(0.1)
+        exchange()
+
+
 def _train(
-    config: ExperimentConfig, home: Path, cache_dir: Path, rank: int, mirror: Mirror | None = None
+    config: ExperimentConfig,
+    home: Path,
+    cache_dir: Path,
+    rank: int,
+    mirror: Mirror | None = None,
+    after_epoch: Callable[[float], None] | None = None,
 ) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
@@ -273,6 +307,8 @@ def _train(
             if mirror is not None and event == "checkpoint":
                 with contextlib.suppress(StorageAway):
                     mirror.push(home)
+            if after_epoch is not None and event == "epoch":
+                after_epoch(values["epoch"])
 
         def should_stop() -> bool:
             return (home / STOP).exists()

@@ -182,6 +182,7 @@ def on_workers(
     report: Report | None,
     should_stop: Callable[[], bool] | None,
     mirror: Mirror | None = None,
+    awaited: bool = False,
 ) -> TrainResult:
     """Train on Ray workers; what they report is shown and tracked here."""
 
@@ -200,6 +201,7 @@ def on_workers(
         picture=picture,
         should_stop=should_stop,
         mirror=mirror,
+        awaited=awaited,
     )
 
 

@@ -53,6 +53,8 @@ _BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one request."""
 SYSTEM_EVERY_S = 10.0
 """Seconds between two measurements of the machine by a tracker."""
+GATHER_S = 5.0
+"""Seconds between two visits to the store: each costs tens of milliseconds of processor time."""
 UPLOAD_BYTES_S = 2e6
 """What a connection is trusted to carry; how long a run's end waits for large artifacts follows from it."""
 log = logging.getLogger("vmae.tracking")
@@ -222,6 +224,14 @@ def own_commit() -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds in which the run's own thread did not go on, and processor seconds of all threads."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+
 class Tracker:
     """One run in the store.
 
@@ -263,23 +273,26 @@ class Tracker:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self._deadline = float("inf")
         self._upload_s = 0.0
         self._finished: bool | None = None
-        self.seconds = 0.0  # what the caller's thread spent here, for perf/tracking_share
-        _end_with_newline(self.spool)
-        self._append(
-            {
-                "event": "start",
-                "store": store.uri,
-                "name": name,
-                "key": key,
-                "kind": kind,
-                "parent_key": parent_key,
-                "params": {k: _param(v) for k, v in (params or {}).items()},
-                "tags": {**environment_tags(), **(tags or {})},
-            }
-        )
+        self._cost = Cost()
+        self._background_cpu_s = 0.0
+        with self._counted():
+            _end_with_newline(self.spool)
+            self._write(
+                {
+                    "event": "start",
+                    "store": store.uri,
+                    "name": name,
+                    "key": key,
+                    "kind": kind,
+                    "parent_key": parent_key,
+                    "params": {k: _param(v) for k, v in (params or {}).items()},
+                    "tags": {**environment_tags(), **(tags or {})},
+                }
+            )
         self._sender = _Sender(store, self.spool)
         self._system = _System(self.spool)
         self._thread = threading.Thread(target=self._loop, name=f"tracker-{name}", daemon=True)
@@ -287,24 +300,27 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step (an integer that grows; steps the store already has are passed over)."""
-        values = {k: float(v) for k, v in metrics.items()}
-        self._append({"event": "metrics", "values": values, "step": int(step)})
+        with self._counted():
+            values = {k: float(v) for k, v in metrics.items()}
+            self._write({"event": "metrics", "values": values, "step": int(step)})
 
     def log_image(self, image: np.ndarray, key: str, step: int) -> None:
         """Record a picture, uint8 `[H, W, 3]`, shown by MLflow with a step slider under `key`."""
         from PIL import Image
 
-        folder = self.run_dir / "pictures"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
-        Image.fromarray(image).save(path)
-        self._append({"event": "image", "path": self._place(path), "key": key, "step": int(step)})
+        with self._counted():
+            folder = self.run_dir / "pictures"
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
+            Image.fromarray(image).save(path)
+            self._write({"event": "image", "path": self._place(path), "key": key, "step": int(step)})
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
         """Copy a file into the run's artifacts, under `folder`."""
-        with contextlib.suppress(OSError):
-            self._upload_s += Path(path).stat().st_size / UPLOAD_BYTES_S
-        self._append({"event": "artifact", "path": self._place(Path(path)), "folder": folder})
+        with self._counted():
+            with contextlib.suppress(OSError):
+                self._upload_s += Path(path).stat().st_size / UPLOAD_BYTES_S
+            self._write({"event": "artifact", "path": self._place(Path(path)), "folder": folder})
 
     def _place(self, path: Path) -> str:
         """The path as the spool has it: from the run's directory on where it is in there, for it may move."""
@@ -313,13 +329,15 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a later value replaces an earlier one."""
-        self._append({"event": "tags", "tags": {k: str(v) for k, v in tags.items()}})
+        with self._counted():
+            self._write({"event": "tags", "tags": {k: str(v) for k, v in tags.items()}})
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the store has everything reported so far; False where it does not come in time."""
         deadline = time.monotonic() + timeout_s
         while self._sender.pending() and time.monotonic() < deadline:
             self._wake.set()
+            self._hurry.set()
             time.sleep(0.05)
         return not self._sender.pending()
 
@@ -337,10 +355,11 @@ class Tracker:
         if timeout_s is None:
             timeout_s = 30.0 + self._upload_s
         self._log_system()
-        self._append({"event": "finish", "status": status})
+        self._write({"event": "finish", "status": status})
         self._deadline = time.monotonic() + timeout_s
         self._stop.set()
         self._wake.set()
+        self._hurry.set()
         self._thread.join(timeout_s + 1)
         if self._thread.is_alive() or self._sender.pending():
             log.warning(
@@ -364,10 +383,17 @@ class Tracker:
         else:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
-    def _append(self, event: dict[str, Any]) -> None:
-        start = time.perf_counter()
-        self._write(event)
-        self.seconds += time.perf_counter() - start
+    @property
+    def cost(self) -> Cost:
+        """What tracking took from the run so far (the wait for the store in `flush` and `finish` apart)."""
+        return Cost(self._cost.seconds, self._cost.cpu_s + self._background_cpu_s)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        start, cpu = time.perf_counter(), time.thread_time()
+        yield
+        spent = time.perf_counter() - start, time.thread_time() - cpu
+        self._cost = Cost(self._cost.seconds + spent[0], self._cost.cpu_s + spent[1])
 
     def _write(self, event: dict[str, Any]) -> None:
         event["time_ms"] = int(time.time() * 1000)
@@ -395,6 +421,7 @@ class Tracker:
             stopping = self._stop.is_set()
             try:
                 self._sender.send()
+                self._background_cpu_s = time.thread_time()
             except Exception as e:
                 # Whatever the store's client raises, the run goes on and the spool keeps the events.
                 log.warning("tracking store %s is away (%s): trying again", self.store.uri, _first_line(e))
@@ -405,12 +432,14 @@ class Tracker:
                     if time.monotonic() + delay > self._deadline:
                         return
                     time.sleep(delay)
+                else:
+                    self._stop.wait(delay)
             else:
                 delay = 1.0
                 if stopping:
                     return
-            # Events are gathered for a moment, so that a chatty run costs few round trips.
-            self._stop.wait(delay)
+                self._hurry.wait(GATHER_S)
+                self._hurry.clear()
             if self._stop.is_set():
                 self._wake.set()
 

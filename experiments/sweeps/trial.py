@@ -57,8 +57,12 @@ class ProgressFile:
         self.state: dict[str, Any] = {"stage": "starting", "fraction": 0.0, "metrics": {}, "error": None}
 
     @property
+    def attempt_s(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
     def seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._start
+        return self._seconds_before + self.attempt_s
 
     def update(self, *, force: bool = False, metrics: dict[str, float] | None = None, **state: Any) -> None:
         """Change the state; written at most once a second unless forced."""
@@ -247,7 +251,8 @@ def _stages(
                 _sync(this)
             this.metrics.update(kept["metrics"])
             this.done_share += shares[stage]
-    this.metrics["perf/tracking_share"] = tracker.seconds / max(progress.seconds, 1e-9)
+    this.metrics["perf/tracking_share"] = tracker.cost.seconds / max(progress.attempt_s, 1e-9)
+    this.metrics["perf/tracking_cpu_s"] = tracker.cost.cpu_s
     return this.metrics, this.stopped
 
 
@@ -382,6 +387,7 @@ def _on_workers(
         report=report,
         should_stop=should_stop,
         mirror=this.mirror,
+        awaited=stage == "pretrain" and this.plan.stopping is not None,
     )
 
 
@@ -390,6 +396,8 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
     stopping = this.plan.stopping
     if stopping is None or stopping.metric not in numbers or epoch >= this.config.train.epochs:
         return
+    if this.stopped is not None or this.donor is not None:
+        return  # decided; the workers have not heard of it yet
     own = [(e, v) for e, v in history(this.folder, this.trial.id) if e < epoch]
     own.append((epoch, stopping.score(numbers[stopping.metric])))
     write_json(this.home / "history.json", own)

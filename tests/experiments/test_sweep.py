@@ -112,7 +112,8 @@ def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -
     assert [s for s, _ in results.pictures(trial)] == [2, 4, 6]
     assert trial.checkpoint is not None
     assert trial.checkpoint.exists()
-    assert trial.metrics["perf/tracking_share"] < 0.05
+    # Of a trial of a few seconds; test_tracking.py has the bound, in processor time.
+    assert 0 < trial.metrics["perf/tracking_share"] < 0.5
 
 
 def _wait_for(condition: object, seconds: float, what: str) -> None:

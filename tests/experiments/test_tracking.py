@@ -166,6 +166,19 @@ def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
     assert all(0 <= v <= 100 for _, v in _history(store, "k1", "system/cpu_percent"))
 
 
+def test_a_logged_step_costs_the_run_a_fraction_of_a_millisecond(store: Store) -> None:
+    """1% of a step of 100 ms, each logged; processor time, which a busy machine hardly changes."""
+    with _open(store) as tracker:
+        before, own = tracker.cost, time.thread_time()
+        for step in range(200):
+            tracker.log_metrics({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}, step)
+        own = time.thread_time() - own
+        spent = tracker.cost
+    assert own / 200 < 1e-3
+    assert spent.seconds - before.seconds > 0.5 * own, "not all of it is counted"
+    assert tracker.cost.cpu_s > own
+
+
 def test_the_first_status_is_the_runs(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with _open(store) as tracker:
         assert tracker.finish("KILLED")
