@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import require_writable, where_to_run
+from vmae.cli.options import counted, require_writable, where_to_run
 
 
 @click.command("check")
@@ -53,7 +53,7 @@ def check(
     address: str | None,
 ) -> None:
     """Decode every file of CSV: unreadable, cut, empty, without video, of variable rate or odd size, wrong
-    frame counts, seeking that shows wrong frames.
+    frame counts, seeking that shows wrong frames. Run again to go on with a check that was killed.
 
     Writes a report (csv, and its summary as text), a list of the good files, and what reading must know about
     each file (CSV.probes, used by training). Ends with code 1 when a file is bad.
@@ -70,7 +70,7 @@ def check(
     require_writable(report, clean, probes_path(csv))
     bad = 0
     with (
-        where_to_run(address) as (runner, default_workers),
+        where_to_run(address, (s.path for s in samples)) as (runner, default_workers),
         progress("check", total=len({s.path for s in samples}), unit="file") as bar,
     ):
         result = check_samples(
@@ -80,8 +80,9 @@ def check(
             timeout_s=timeout,
             try_decord=try_decord,
             time_origin_s=time_origin,
-            progress=lambda done, total: bar.update(1),
+            progress=counted(bar),
             runner=runner,
+            journal=report.with_name(f"{report.name}.journal"),
         )
         bad = len(result.bad)
     write_report(result, report)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import require_writable, where_to_run
+from vmae.cli.options import counted, require_writable, where_to_run
 
 
 @click.command("optimize")
@@ -63,23 +63,16 @@ def optimize(
     samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]
     require_writable(out / csv.name)
     with (
-        where_to_run(address) as (runner, default_workers),
+        where_to_run(address, (s.path for s in samples), out) as (runner, default_workers),
         progress("optimize", total=len({s.path for s in samples}), unit="file") as bar,
     ):
-        seen = 0
-
-        def count(done: int, total: int) -> None:
-            nonlocal seen
-            bar.update(done - seen)
-            seen = done
-
         listed, results = optimize_samples(
             samples,
             out,
             config,
             workers=workers or default_workers,
             timeout_s=timeout,
-            progress=count,
+            progress=counted(bar),
             runner=runner,
         )
     if listed:

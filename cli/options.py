@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from vmae.core.progress import Progress
     from vmae.core.video.isolate import Runner
 
 Command = Callable[..., Any]
@@ -88,9 +90,26 @@ def fitness_shown() -> Iterator[None]:
         raise
 
 
+def counted(bar: Progress) -> Callable[[int, int], None]:
+    """Shows (done, total) on a bar."""
+    seen = 0
+
+    def count(done: int, total: int) -> None:
+        nonlocal seen
+        bar.update(done - seen)
+        seen = done
+
+    return count
+
+
 @contextmanager
-def where_to_run(address: str | None) -> Iterator[tuple[Runner, int]]:
-    """The runner of `--address` and how many items it should have under way (0: as the cluster has cores)."""
+def where_to_run(
+    address: str | None, paths: Iterable[str] = (), out: Path | None = None
+) -> Iterator[tuple[Runner, int]]:
+    """The runner of `--address` and how many items it should have under way (0: as the cluster has cores).
+
+    A cluster is asked first: each node must read the first of `paths` that is readable here, and write `out`.
+    """
     import os
 
     if address is None:
@@ -98,8 +117,11 @@ def where_to_run(address: str | None) -> Iterator[tuple[Runner, int]]:
 
         yield run_isolated, os.cpu_count() or 1
         return
-    from vmae.experiments.cluster import connected
+    from vmae.experiments.cluster import connected, require_fit
     from vmae.experiments.ray_map import ray_map
 
-    with connected(address):
+    # A file that is missing everywhere is one of those to be reported.
+    seen = [os.path.abspath(p) for p in itertools.islice((p for p in paths if os.access(p, os.R_OK)), 1)]
+    with connected(address), fitness_shown():
+        require_fit(paths=seen, storage="" if out is None else str(out.absolute()))
         yield ray_map, 0

@@ -374,6 +374,16 @@ def check_cluster(
     return reports
 
 
+def require_fit(
+    *, paths: Sequence[str] = (), storage: str = "", gpus_wanted: float = 0.0
+) -> list[NodeReport]:
+    """`check_cluster`; raises ClusterUnfit where a node cannot do the work."""
+    reports = check_cluster(paths=paths, storage=storage, gpus_wanted=gpus_wanted)
+    if any(r.problems for r in reports):
+        raise ClusterUnfit(reports)
+    return reports
+
+
 def _offered(node: dict[str, Any]) -> float:
     return float(node["Resources"].get("GPU", 0.0))
 

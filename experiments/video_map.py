@@ -87,13 +87,11 @@ def place(address: str | None, paths: Sequence[str] = (), gpus: float = 0.0) -> 
         return
     import ray
 
-    from vmae.experiments.cluster import ClusterUnfit, check_cluster, connected
+    from vmae.experiments.cluster import connected, require_fit
     from vmae.experiments.ray_map import ray_map
 
     with connected(address):
-        reports = check_cluster(paths=paths, gpus_wanted=gpus)
-        if any(r.problems for r in reports):
-            raise ClusterUnfit(reports)
+        require_fit(paths=paths, gpus_wanted=gpus)
         slots = int(ray.cluster_resources().get("CPU", 1))
         yield Place(runner=functools.partial(ray_map, gpus=gpus), slots=slots)
 

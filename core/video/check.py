@@ -6,8 +6,11 @@ with which training also decides; `full` adds what only a whole decode can tell.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import dataclasses
+import json
 import os
 import time
 from collections import Counter
@@ -15,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from vmae.core.errors import VideoError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.isolate import Runner, run_isolated
+from vmae.core.video.probes import pack, unpack
 from vmae.core.video.reader import (
     DEFAULT_TIMEOUT_S,
     VideoInfo,
@@ -203,11 +207,14 @@ def check_samples(
     time_origin_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
     runner: Runner = run_isolated,
+    journal: Path | None = None,
 ) -> CheckResult:
     """Check every file of a list in parallel; a file that hangs or crashes its process is bad, no more.
 
     `runner` is where: processes of this machine, or another function of the same form (a cluster's).
     `progress(done, total)` counts files. The rest as in `check_file`; `time_origin_s` as in `DataConfig`.
+    With a `journal` (a file that is there until the whole list is checked) a call that was killed is gone on
+    with: files that it had found good with the same settings, and that are unchanged, are not read again.
     """
     # A file is decoded once however many lines name it (a film of AVA has hundreds of key frames).
     files = [Sample(path=path, label=-1) for path in dict.fromkeys(s.path for s in samples)]
@@ -216,15 +223,27 @@ def check_samples(
     # The reads inside are limited one by one; together they get a multiple before the process is killed, and
     # the longest file the time to be decoded at 1 MiB a second.
     limit_s = 4 * timeout_s + max((_size(f.path) for f in files), default=0) / 2**20
-    for done, outcome in enumerate(runner(check, files, workers=workers, limit_s=limit_s), start=1):
-        path = files[outcome.index].path
-        report = outcome.value
-        if outcome.failure:
-            reason = "unreadable" if outcome.failure == "error" else outcome.failure
-            report = FileReport(path=path, label=-1, status="bad", reason=reason, detail=outcome.detail)
-        found[path] = report
-        if progress is not None:
-            progress(done, len(files))
+    settings = {"full": full, "timeout_s": timeout_s, "try_decord": try_decord}
+    if journal is not None:
+        known = _read_journal(journal, settings)
+        found = {f.path: known[f.path] for f in files if f.path in known}
+        if found and progress is not None:
+            progress(len(found), len(files))
+    waiting = [f for f in files if f.path not in found]
+    with open(journal, "a", encoding="utf-8") if journal is not None else contextlib.nullcontext() as log:
+        for outcome in runner(check, waiting, workers=workers, limit_s=limit_s):
+            path = waiting[outcome.index].path
+            report = outcome.value
+            if outcome.failure:
+                reason = "unreadable" if outcome.failure == "error" else outcome.failure
+                report = FileReport(path=path, label=-1, status="bad", reason=reason, detail=outcome.detail)
+            elif log is not None and report.status == "ok":
+                _note(log, report, settings)
+            found[path] = report
+            if progress is not None:
+                progress(len(found), len(files))
+    if journal is not None:
+        journal.unlink()
     whole = [_of_line(s, found[s.path], time_origin_s) for s in samples]
     labels: dict[str, set[int]] = {}
     for r in whole:
@@ -239,6 +258,37 @@ def check_samples(
         if extra:
             whole[k] = dataclasses.replace(r, notes=(*r.notes, *extra))
     return CheckResult(reports=whole)
+
+
+def _note(journal: TextIO, report: FileReport, settings: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a cluster may see what this machine does not
+        stat = os.stat(report.path)
+        plain = {k: v for k, v in vars(report).items() if k != "info"}
+        info = None if report.info is None else base64.b64encode(pack(report.info)).decode()
+        entry = {
+            "settings": settings,
+            "file": [stat.st_size, stat.st_mtime_ns],
+            "report": plain,
+            "info": info,
+        }
+        journal.write(json.dumps(entry) + "\n")
+        journal.flush()
+
+
+def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, FileReport]:
+    found = {}
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        try:
+            entry = json.loads(line)
+            plain = entry["report"]
+            stat = os.stat(plain["path"])
+            if entry["settings"] == settings and entry["file"] == [stat.st_size, stat.st_mtime_ns]:
+                info = unpack(base64.b64decode(entry["info"])) if entry["info"] else None
+                report = FileReport(**{**plain, "notes": tuple(plain["notes"]), "info": info})
+                found[report.path] = report
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # the last line of a killed run, or a file that is gone
+    return found
 
 
 def _of_line(sample: Sample, file: FileReport, time_origin_s: float) -> FileReport:

@@ -36,7 +36,7 @@ def save_probes(path: str | Path, infos: Iterable[VideoInfo]) -> None:
     with sqlite3.connect(temporary) as db:
         db.execute("CREATE TABLE probes (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, info BLOB)")
         db.execute(f"PRAGMA user_version = {_VERSION}")
-        rows = ((os.path.abspath(i.path), i.size_bytes, i.mtime_ns, _pack(i)) for i in infos)
+        rows = ((os.path.abspath(i.path), i.size_bytes, i.mtime_ns, pack(i)) for i in infos)
         db.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?)", rows)
     db.close()
     os.replace(temporary, path)
@@ -73,10 +73,10 @@ class Probes:
             return None
         if row is None or (row[0], row[1]) != (st.st_size, st.st_mtime_ns):
             return None
-        return dataclasses.replace(_unpack(row[2]), path=path)
+        return dataclasses.replace(unpack(row[2]), path=path)
 
 
-def _pack(info: VideoInfo) -> bytes:
+def pack(info: VideoInfo) -> bytes:
     plain = {f.name: getattr(info, f.name) for f in dataclasses.fields(info) if f.name not in _ARRAYS}
     # Steps instead of stamps: a constant rate compresses to almost nothing.
     arrays = {n: np.diff(getattr(info, n), prepend=0) for n in _ARRAYS}
@@ -85,7 +85,7 @@ def _pack(info: VideoInfo) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> VideoInfo:
+def unpack(data: bytes) -> VideoInfo:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         fields: dict[str, Any] = json.loads(stored["info"].tobytes())
         return VideoInfo(**fields | {n: np.cumsum(stored[n]) for n in _ARRAYS})

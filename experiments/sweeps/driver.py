@@ -16,7 +16,7 @@ import psutil
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.experiments.background import repeated
-from vmae.experiments.cluster import Ahead, ClusterUnfit, check_cluster, files_to_see, probe_address
+from vmae.experiments.cluster import Ahead, files_to_see, probe_address, require_fit
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.remote import EVERY_S, Mirror, StorageAway, is_small
@@ -374,13 +374,11 @@ def _slots(plan: Plan) -> int:
 def _preflight(plan: Plan, store: Store) -> None:
     """Raise ClusterUnfit where a node could not run a trial of the plan."""
     data = plan.base.data
-    reports = check_cluster(
+    reports = require_fit(
         paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
         storage=store.remote or str(store.runs_dir),
         gpus_wanted=max(plan.resources_of(stage).gpus for stage in plan.stages()),
     )
-    if any(r.problems for r in reports):
-        raise ClusterUnfit(reports)
     hosts = {r.host for r in reports}
     if len(hosts) > 1 and store.sqlite_path is not None:
         raise InputError(

@@ -241,7 +241,8 @@ def _ranking_panel(ax: Axes, plan: Plan, param: str, ranked: list[Group], states
             (x[index], y[index] + spread[index]),
             textcoords="offset points",
             xytext=(0, 7),
-            ha="center",
+            # At the left edge it would lie on the axis' numbers.
+            ha="left" if x[index] == min(x) < max(x) else "center",
             fontsize=9,
             color=_BLUE,
         )

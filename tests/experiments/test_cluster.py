@@ -239,7 +239,7 @@ def test_data_check_on_a_cluster_that_loses_a_node(cluster: Cluster, sweeps: Any
         return process
 
     process = check("cluster.csv", "--address", cluster.address)
-    time.sleep(5)
+    sweeps.wait(lambda: _lines(tmp_path / "cluster.csv.journal"), process, "a checked file")
     cluster.remove_node()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
@@ -252,6 +252,42 @@ def test_data_check_on_a_cluster_that_loses_a_node(cluster: Cluster, sweeps: Any
 
     assert rows("cluster.csv") == rows("alone.csv")
     assert len(rows("alone.csv")) == 62
+
+
+@pytest.mark.slow
+def test_data_optimize_on_a_cluster_that_loses_a_node(cluster: Cluster, sweeps: Any, tmp_path: Path) -> None:
+    """The files of one machine, the bad one named in both; nothing half-written stays."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    listed = (sweeps.data / "train.csv").read_text().splitlines()
+    lines = [f"{sweeps.data / line}" for line in listed]
+    (tmp_path / "list.csv").write_text("\n".join([*lines[:20], f"{broken} 0", *lines[20:]]) + "\n")
+
+    def optimize(out: str, *extra: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vmae", "data", "optimize", "list.csv", out, *extra]
+        process: subprocess.Popen[str] = sweeps.start(command, tmp_path, **AUTH)
+        return process
+
+    process = optimize("there", "--address", cluster.address)
+    sweeps.wait(lambda: _lines(tmp_path / "there" / "optimize.jsonl"), process, "an encoded file")
+    cluster.remove_node()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert f"failed: {broken}" in output
+    process = optimize("here", "--workers", "1")
+    process.communicate(timeout=300)
+
+    def files(out: str) -> dict[str, bytes]:
+        return {str(p.relative_to(tmp_path / out)): p.read_bytes() for p in (tmp_path / out).rglob("*.mp4")}
+
+    assert files("there") == files("here")
+    assert len(files("there")) == len(lines)
+    one, two = ((tmp_path / out / "list.csv").read_text() for out in ("there", "here"))
+    assert one.replace("there", "here") == two
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 _MAP = """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from vmae.core.video.annotations import Sample
 from vmae.core.video.check import NOTES, check_file, check_samples, write_report
 from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.isolate import Outcome
 from vmae.core.video.probes import Probes, probes_path, save_probes
 from vmae.core.video.reader import probe_video
 
@@ -123,3 +126,44 @@ def test_decord_is_tried_on_request_and_the_answer_is_remembered(
     probes = Probes(tmp_path / "a.probes")
     found = [probes.get(str(video_kind(k))) for k in kinds]
     assert [info.decord_ok for info in found if info is not None] == list(kinds.values())
+
+
+def test_a_killed_check_is_gone_on_with(video_kind: Callable[[str], Path], tmp_path: Path) -> None:
+    names = ["one.mp4", "two.mp4", "text.mp4", "three.mp4"]
+    for name in names:
+        shutil.copyfile(video_kind("h264_bframes"), tmp_path / name)
+    (tmp_path / "text.mp4").write_bytes(b"no video" * 50)
+    samples = [Sample(path=str(tmp_path / name), label=0) for name in names]
+    journal = tmp_path / "journal"
+    read: list[str] = []
+
+    def runner(last: int) -> Any:
+        def here(function: Any, items: Any, **_: object) -> Iterator[Outcome]:
+            for index, item in enumerate(items):
+                read.append(Path(item.path).name)
+                yield Outcome(index=index, value=function(item))
+                if index == last:
+                    raise KeyboardInterrupt
+
+        return here
+
+    with pytest.raises(KeyboardInterrupt):
+        check_samples(samples, runner=runner(2), journal=journal)
+    assert read == names[:3]
+    with open(journal, "a") as f:
+        f.write('{"settings": {"fu')  # killed while writing
+    (tmp_path / "two.mp4").touch()  # changed since
+    read.clear()
+    seen: list[tuple[int, int]] = []
+    result = check_samples(
+        samples, runner=runner(9), journal=journal, progress=lambda done, total: seen.append((done, total))
+    )
+    # What was bad is tried again: a disk that was away comes back.
+    assert read == ["two.mp4", "text.mp4", "three.mp4"]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [r.status for r in result.reports] == ["ok", "ok", "bad", "ok"]
+    assert not journal.exists()
+    fresh = check_samples(samples, runner=runner(9))
+    for kept, new in zip(result.reports, fresh.reports, strict=True):
+        assert dataclasses.replace(kept, seconds=0) == dataclasses.replace(new, seconds=0)
+    assert kept.info is not None and (result.reports[0].info.pts == fresh.reports[0].info.pts).all()
