@@ -179,7 +179,8 @@ def _run(
             patience_s=2.0,
         ) as tracker:
             metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit, mirror)
-            tracker.log_metrics(metrics, config.train.epochs)
+            judged = history(folder, trial.id)
+            tracker.log_metrics(metrics, judged[-1][0] if stopped and judged else config.train.epochs)
             if stopped:
                 tracker.set_tags({"vmae.stopped": stopped})
     except Exception as e:
