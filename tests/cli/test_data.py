@@ -49,7 +49,7 @@ def test_index_check_optimize(folder: Path) -> None:
     result = run("data", "check", folder / "train.csv", "--workers", 1)
     assert result.exit_code == 1
     assert "3 files: 2 ok, 1 bad (33.33%)" in result.output
-    assert "2.mp4: unreadable" in result.output
+    assert "2.mp4: truncated" in result.output
     assert (folder / "train.report.csv").read_text().count("\n") == 4
     assert "3 files: 2 ok, 1 bad" in (folder / "train.report.txt").read_text()
     assert (folder / "train.csv.probes").is_file()
