@@ -83,6 +83,8 @@ def _set_environment(address: str | None) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # On a machine that is busy with other work Ray needs longer than its own limit of half a minute.
         "RAY_raylet_start_wait_time_s": "180",
+        # Printed to the standard output, where a command's JSON goes; work goes on in spite of either.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started|has been marked dead because",
         # Epochs of less than two seconds would otherwise wait to report.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     }
