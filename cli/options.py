@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from vmae.core.progress import Progress
     from vmae.core.video.isolate import Runner
+    from vmae.experiments.tracking import Store
 
 Command = Callable[..., Any]
 
@@ -46,6 +47,20 @@ def set_option(command: Command) -> Command:
         metavar="KEY=VALUE...",
         help="Override fields, for example --set optim.base_lr=3e-4 mask.ratio=0.75 (repeatable).",
     )(command)
+
+
+def in_runs_dir(store: Store) -> str:
+    """` --runs-dir PLACE`, for a command to be typed, where the store is not where it would be looked for."""
+    import os
+    import shlex
+
+    from vmae.experiments.tracking import default_runs_dir
+
+    if store.remote:
+        usual = store.remote == os.environ.get("VMAE_RUNS", "").rstrip("/")
+    else:
+        usual = store.runs_dir == default_runs_dir()
+    return "" if usual else f" --runs-dir {shlex.quote(store.remote or str(store.runs_dir))}"
 
 
 def address_options(command: Command) -> Command:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.lazy import LazyGroup, Verbs
-from vmae.cli.options import Command, runs_dir_option
+from vmae.cli.options import Command, in_runs_dir, runs_dir_option
 
 if TYPE_CHECKING:
     from vmae.experiments.results import Filter, Run
@@ -219,7 +219,7 @@ def best(
     click.echo(f"{found.name}  {metric} = {found.metrics[metric]:.6g}  {found.run_id}")
     if results.CHECKPOINT_TAG in found.tags:
         click.echo(f"checkpoint: {found.tags[results.CHECKPOINT_TAG]}")
-    click.echo(f"all of it: vmae runs show {found.run_id[:8]}")
+    click.echo(f"all of it: vmae runs show {found.run_id[:8]}{in_runs_dir(store)}")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import runs_dir_option
+from vmae.cli.options import in_runs_dir, runs_dir_option
 from vmae.cli.runs import cell, filter_options, filters_of, open_store
 
 
@@ -49,7 +49,7 @@ def delete(
     click.echo(format_table(names, [[cell(r, c) for c in names] for r in chosen], left=5))
     _confirm(f"delete {_count(len(chosen), 'run')} from {store.uri}?", yes)
     housekeeping.delete_runs(store, chosen)
-    click.echo(f"deleted {_count(len(chosen), 'run')}; their files: vmae runs gc")
+    click.echo(f"deleted {_count(len(chosen), 'run')}; their files: vmae runs gc{in_runs_dir(store)}")
 
 
 @click.command()
@@ -76,7 +76,7 @@ def gc(ctx: click.Context, really: bool, yes: bool, runs_dir: Path | None) -> No
         click.echo(f"nothing to remove in {store.remote or store.runs_dir}")
         return
     if not really:
-        click.echo(f"{_bytes(total)} could be freed: vmae runs gc --delete")
+        click.echo(f"{_bytes(total)} could be freed: vmae runs gc --delete{in_runs_dir(store)}")
         return
     what = f"{_count(len(orphans), 'entry', 'entries')} ({_bytes(total)})"
     _confirm(f"remove {what} from {store.remote or store.runs_dir}?", yes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import runs_dir_option, set_option
+from vmae.cli.options import in_runs_dir, runs_dir_option, set_option
 from vmae.cli.training import cache_progress, config_options, make_demo_data_if_used, resolve_config
 
 if TYPE_CHECKING:
@@ -286,7 +286,9 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
         if not (driver.sweeps_dir(store) / plan.name / "plan.json").exists():
             raise
         click.echo(
-            f"\ninterrupted: finished trials are kept. Go on with: vmae sweep --resume {plan.name}", err=True
+            f"\ninterrupted: finished trials are kept. Go on with: vmae sweep --resume {plan.name}"
+            + in_runs_dir(store),
+            err=True,
         )
         raise SystemExit(130) from None
     plan = Plan.load(driver.sweeps_dir(store) / plan.name)
@@ -301,7 +303,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
     if left:
         click.echo(
             f"\nthe budget is spent; {left} of {plan.expected_trials} trials are not finished. "
-            f"Go on with: vmae sweep --resume {plan.name}",
+            f"Go on with: vmae sweep --resume {plan.name}{in_runs_dir(store)}",
             err=True,
         )
     failed = [s for s in states if s.status == FAILED]

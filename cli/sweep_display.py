@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmae.cli.options import in_runs_dir
 from vmae.cli.tables import format_table, number, percent
 from vmae.core.progress import format_duration
 from vmae.experiments.sweeps.spec import Plan
@@ -80,8 +81,9 @@ class Display:
     def _headline(self, states: list[TrialState]) -> str:
         done = sum(s.status == DONE for s in states)
         left = time_left_s(states, max(1, sum(s.status == RUNNING for s in states)))
+        since = format_duration(time.monotonic() - self.start)
         parts = [
-            f"[{format_duration(time.monotonic() - self.start)}] {done} of {len(states)} trials done",
+            f"[{since}] {done} of {self._expected(states)} trials done",
             f"about {format_duration(left)} left" if left is not None else "time left: not known yet",
         ]
         parts += [
@@ -90,6 +92,9 @@ class Display:
             if s.status == RUNNING
         ]
         return "; ".join(parts)
+
+    def _expected(self, states: list[TrialState]) -> int:
+        return max(len(states), self.plan.expected_trials)  # a search makes trials as it goes
 
     def _table(self, states: list[TrialState]) -> RenderableType:
         from rich.console import Group as Lines
@@ -217,8 +222,8 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     if baseline is not None:
         facts.append(f"the same network with random weights has {percent(baseline.mean[plan.metric])}")
     click.echo("; ".join([line, *facts]))
-    folder = sweeps_dir(store) / plan.name
-    click.echo(f"figure: {folder / f'{plan.sweep}.png'}")
+    folder = f"{store.remote}/sweeps" if store.remote else sweeps_dir(store)
+    click.echo(f"figure: {folder}/{plan.name}/{plan.sweep}.png")
     click.echo("\nnext:")
-    click.echo(f"  vmae runs list --sweep {plan.name}")
-    click.echo("  vmae dashboard")
+    click.echo(f"  vmae runs list --sweep {plan.name}{in_runs_dir(store)}")
+    click.echo(f"  vmae dashboard{'' if store.remote else in_runs_dir(store)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.lazy import LazyGroup, Verbs
-from vmae.cli.options import runs_dir_option
+from vmae.cli.options import in_runs_dir, runs_dir_option
 
 if TYPE_CHECKING:
     from vmae.experiments.sweeps.spec import Plan
@@ -83,7 +83,8 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import trial_states
 
-    folder = driver.find_sweep(driver.open_store(runs_dir, "reader"), name)
+    store = driver.open_store(runs_dir, "reader")
+    folder = driver.find_sweep(store, name)
     plan = Plan.load(folder)
     if as_json:
         click.echo(json.dumps(_as_json(plan, trial_states(plan, folder), folder), indent=1))
@@ -94,7 +95,7 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
         state = _state(states, folder)
         if watch:
             click.clear()
-        click.echo(_text(plan, states, state))
+        click.echo(_text(plan, states, state, in_runs_dir(store)))
         if not watch or state != "running":
             return
         time.sleep(2.0)
@@ -118,7 +119,7 @@ def _state(states: list[TrialState], folder: Path) -> str:
     return "failed" if counts["done"] + counts["failed"] == len(states) else "stopped"
 
 
-def _text(plan: Plan, states: list[TrialState], state: str) -> str:
+def _text(plan: Plan, states: list[TrialState], state: str, where: str) -> str:
     from vmae.cli.tables import format_table, number, percent
     from vmae.core.progress import format_duration
     from vmae.experiments.sweeps.status import label_of, time_left_s
@@ -145,7 +146,7 @@ def _text(plan: Plan, states: list[TrialState], state: str) -> str:
     lines = [line, "", format_table(header, rows)]
     lines += [f"failed: {s.trial.id}: {s.error}" for s in states if s.error]
     if state in ("stopped", "failed"):
-        lines.append(f"go on with: vmae sweep --resume {plan.name}")
+        lines.append(f"go on with: vmae sweep --resume {plan.name}{where}")
     return "\n".join(lines)
 
 
