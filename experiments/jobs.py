@@ -24,7 +24,7 @@ from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.remote import Mirror
 from vmae.experiments.tracking import Store, Tracker, create_store
-from vmae.experiments.weights import Model, with_init
+from vmae.experiments.weights import Model, model_source, with_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +229,11 @@ def model_to_probe(
         found = newest[0]
     else:
         found = results.find(store, run_name)
-    if found.checkpoint is None or not found.checkpoint.exists():
-        raise InputError(f"expected run '{found.name}' to have a model, got none at {found.checkpoint}")
-    return found.checkpoint, _config_of(found)
+    place = found.tags.get(results.CHECKPOINT_TAG, "")
+    folder = Path(model_source(store, place))
+    if not place or not folder.exists():
+        raise InputError(f"expected run '{found.name}' to have a model, got none at {place or 'any place'}")
+    return folder, _config_of(found)
 
 
 def _config_of(found: results.Run) -> ExperimentConfig:

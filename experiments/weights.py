@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from vmae.core.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json
+from vmae.experiments.remote import fetched
 from vmae.experiments.tracking import Store
 
 Model = VideoMAE | VideoClassifier
 
 
 def model_source(store: Store, text: str) -> str:
-    """A run of this store by its name becomes its model's folder.
+    """A run of this store by its name becomes its model's folder, a URI (`s3://...`) a copy of that folder.
 
     A classifier's is its best epoch's (it was chosen on the held-out list), where one is kept. A pre-trained
     model's is the last epoch's, as in the papers: its lowest loss chooses nothing worth having. Its best one
     is found by path, RUN/best.
     """
+    if "://" in text and not text.startswith(("hf:", "http:", "https:")):
+        copy = store.runs_dir / "cache" / "models" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return str(fetched(text, copy))
     folder = store.runs_dir / text
     if text and Path(text).name == text and (folder / "config.yaml").exists():
         best = folder / "best"

@@ -105,6 +105,21 @@ def test_orphans_on_a_store_are_found_and_deleted_from_another_machine(tmp_path:
     assert housekeeping.find_orphans(two) == ([], [])
 
 
+def test_a_checkpoint_is_found_by_its_uri(tmp_path: Path) -> None:
+    from vmae.core.checkpoint import save_model
+    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.experiments.weights import load_model_at
+
+    model = VideoMAE(VideoMAEConfig.from_size("tiny"))
+    save_model(tmp_path / "bucket" / "model", model, {"epochs": 3})
+    store = Store(uri="http://tracker", runs_dir=tmp_path / "here")
+    found, meta, _ = load_model_at(store, (tmp_path / "bucket" / "model").as_uri())
+    assert meta["epochs"] == 3
+    assert all(a.equal(b) for a, b in zip(model.parameters(), found.parameters(), strict=True))
+    with pytest.raises(InputError, match="expected a folder at file://"):
+        load_model_at(store, (tmp_path / "nothing").as_uri())
+
+
 @pytest.mark.slow
 def test_runs_on_s3_are_synced_deleted_and_their_files_collected(
     server: Any,
