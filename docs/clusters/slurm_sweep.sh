@@ -9,6 +9,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:INT@300
 #SBATCH --no-kill
+#SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
 
@@ -36,15 +37,20 @@ on() { srun --export=ALL --nodes=1 --ntasks=1 --overlap --no-kill --quiet -w "$@
 RAY=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
     --object-store-memory=1000000000 --temp-dir="$TEMP" --min-worker-port=0 --max-worker-port=0
     --disable-usage-stats --block)
+# When a node is lost the job goes on (--no-kill), even the first, on which nothing is left that could end it:
+# a worker whose Ray has ended waits for that, and has Slurm queue the job again.
+WORKER='"$@"
+    until sinfo --noheader --nodes="$0" --format=%T | grep -q ^down; do sleep 20; done
+    scontrol requeue "$SLURM_JOB_ID"'
 HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 for HOST in $HOSTS; do
     if [ "$HOST" = "$SLURMD_NODENAME" ]; then
-        ROLE=(--head --node-ip-address="$HEAD_IP" --port="$PORT" --ray-client-server-port=$((PORT + 10000))
-            --include-dashboard=false)
+        START=("${RAY[@]}" --head --node-ip-address="$HEAD_IP" --port="$PORT"
+            --ray-client-server-port=$((PORT + 10000)) --include-dashboard=false)
     else
-        ROLE=(--address="$HEAD_IP:$PORT")
+        START=(bash -c "$WORKER" "$SLURMD_NODENAME" "${RAY[@]}" --address="$HEAD_IP:$PORT")
     fi
-    on "$HOST" "${RAY[@]}" "${ROLE[@]}" &> "$RUNS/ray-$SLURM_JOB_ID-$HOST.log" &
+    on "$HOST" "${START[@]}" &>> "$RUNS/ray-$SLURM_JOB_ID-$HOST.log" &
 done
 vmae cluster check --address "$HEAD_IP:$PORT" --nodes "$SLURM_NNODES" --wait 300 ||
     { tail -n 5 "$RUNS/ray-$SLURM_JOB_ID"-*.log; exit 1; }
