@@ -40,7 +40,7 @@ def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> Non
         def say(line: str) -> None:
             click.echo(line, err=as_json)
 
-        rows, _ = run_ops("cuda", dry_run=False, deadline=time.monotonic() + 240, say=say)
+        rows, _ = run_ops("cuda", deadline=time.monotonic() + 240, say=say)
     if as_json:
         click.echo(json.dumps({"status": [vars(s) for s in status], "ops": rows}, indent=1))
         return

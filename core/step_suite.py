@@ -1,16 +1,18 @@
 """The whole pre-training step, timed: ours in every form against transformers' VideoMAE on the same GPU.
 
 `vmae.kernels.gpu_suite` finds this module by name (its `--step-module`, default `vmae.core.step_suite`) and
-calls `run_steps` and `profile_step`; kernels never import core. Forward, loss, backward, clipping and AdamW;
-random resident clips, so no loading is timed. Ours reads uint8 clips; transformers' receives clips that are
-already normalised floats, which spares it work. Variants of a case take turns; medians and quartiles stay.
+calls `cases`, `warm_case`, `run_case` and `profile_step`; kernels never import core. Forward, loss, backward,
+clipping and AdamW; random resident clips, so no loading is timed. Ours reads uint8 clips; transformers'
+receives clips that are already normalised floats, which spares it work. Variants of a case take turns;
+medians and quartiles stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,10 @@ class StepCase:
     size: str
     ratio: float
     batch: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.size} at {self.ratio}, batch {self.batch}"
 
     def config(self) -> VideoMAEConfig:
         return VideoMAEConfig.from_size(self.size)
@@ -62,14 +68,9 @@ CASES = (
 TINY = (StepCase(size="tiny", ratio=0.75, batch=2),)
 
 
-@dataclass(kw_only=True)
-class StepVariant:
-    """A ready step: `run()` does one whole step and returns the loss."""
-
-    name: str
-    graph: bool
-    run: Callable[[], Tensor]
-    peak_mem_gib: float | None = None
+def cases(*, dry_run: bool) -> tuple[StepCase, ...]:
+    """Return the cases, most telling first."""
+    return TINY if dry_run else CASES
 
 
 def _autocast(device: str) -> torch.autocast:
@@ -172,8 +173,10 @@ def transformers_step(case: StepCase, device: str, *, compile_backend: str | Non
     return step
 
 
-def _variants(case: StepCase, device: str, backend: str) -> Iterator[tuple[str, bool, Callable[..., Any]]]:
-    """(name, CUDA graph, builder). Graphs exist on a GPU only."""
+def _variants(
+    case: StepCase, device: str, backend: str, *, every: bool
+) -> Iterator[tuple[str, bool, Callable[..., Any]]]:
+    """(name, CUDA graph, builder). Graphs exist on a GPU only; not `every`: those that a bar is about."""
 
     def ours(**kwargs: Any) -> Callable[[], Callable[[], Tensor]]:
         return lambda: our_step(case, device, **kwargs)
@@ -182,23 +185,52 @@ def _variants(case: StepCase, device: str, backend: str) -> Iterator[tuple[str, 
         return lambda: transformers_step(case, device, **kwargs)
 
     yield "ours, torch path", False, ours(mode="torch", compile_backend=None, graph=False)
-    yield "ours, kernels", False, ours(mode="triton", compile_backend=None, graph=False)
-    yield "ours, kernels + compile", False, ours(mode="triton", compile_backend=backend, graph=False)
-    yield "ours, torch path + compile", False, ours(mode="torch", compile_backend=backend, graph=False)
     if device == "cuda":
-        yield "ours, kernels", True, ours(mode="triton", compile_backend=None, graph=True)
         yield "ours, kernels + compile", True, ours(mode="triton", compile_backend=backend, graph=True)
         yield "ours, torch path + compile", True, ours(mode="torch", compile_backend=backend, graph=True)
+        yield "ours, best paths + compile", True, ours(mode="auto", compile_backend=backend, graph=True)
     yield "transformers sdpa", False, theirs(compile_backend=None)
     yield "transformers sdpa + compile", False, theirs(compile_backend=backend)
+    if device == "cuda":
+        yield "ours, kernels", True, ours(mode="triton", compile_backend=None, graph=True)
+    if every:
+        yield "ours, kernels", False, ours(mode="triton", compile_backend=None, graph=False)
+        yield "ours, kernels + compile", False, ours(mode="triton", compile_backend=backend, graph=False)
+        yield "ours, torch path + compile", False, ours(mode="torch", compile_backend=backend, graph=False)
 
 
-def run_case(case: StepCase, device: str, *, backend: str, rounds: int) -> list[dict[str, Any]]:
-    """Build, check and time every variant of one case; one row each."""
+def warm_case(case: StepCase, device: str) -> None:
+    """Compile what `run_case` compiles, into the compilers' caches; failures show there."""
+    for build in (
+        lambda: our_step(case, device, mode="triton", compile_backend="inductor", graph=False),
+        lambda: our_step(case, device, mode="torch", compile_backend="inductor", graph=False),
+        lambda: transformers_step(case, device, compile_backend="inductor"),
+    ):
+        with contextlib.suppress(Exception):
+            build()()
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+def run_case(
+    case: StepCase,
+    device: str,
+    *,
+    dry_run: bool = False,
+    every_variant: bool = True,
+    skip: Mapping[str, str] | None = None,
+    announce: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Build, check and time every variant of one case; one row each.
+
+    skip: variants ("name" or "name + graph") that are not run, and why. announce is told a variant's name
+    before anything of it runs. dry_run: without inductor, two rounds.
+    """
     rows: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Callable[[], Tensor]]] = []
     expected: float | None = None
-    for name, graph, build in _variants(case, device, backend):
+    backend = "aot_eager" if dry_run else "inductor"
+    for name, graph, build in _variants(case, device, backend, every=every_variant):
         row: dict[str, Any] = {
             "size": case.size,
             "ratio": case.ratio,
@@ -208,6 +240,10 @@ def run_case(case: StepCase, device: str, *, backend: str, rounds: int) -> list[
             "flops_per_clip": case.flops_per_clip(),
         }
         rows.append(row)
+        if skip and _full_name(row) in skip:
+            row["refused"] = skip[_full_name(row)]
+            continue
+        announce(_full_name(row))
         begin = time.perf_counter()
         try:
             base = _memory_start(device)
@@ -219,6 +255,8 @@ def run_case(case: StepCase, device: str, *, backend: str, rounds: int) -> list[
             row["prepare_s"] = round(time.perf_counter() - begin, 1)
         except Exception as e:  # a variant that cannot run is a row that says so
             row["refused"] = f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
+            if device == "cuda":
+                torch.cuda.synchronize()  # raises where the GPU is lost to this process: the worker ends
             continue
         if name.startswith("ours"):
             expected = row["loss"] if expected is None else expected
@@ -231,15 +269,21 @@ def run_case(case: StepCase, device: str, *, backend: str, rounds: int) -> list[
             continue
         ready.append((row, run))
     samples: list[list[float]] = [[] for _ in ready]
-    for _ in range(rounds):
-        for values, (_, run) in zip(samples, ready, strict=True):
+    for _ in range(2 if dry_run else 9):
+        for values, (row, run) in zip(samples, ready, strict=True):
+            announce(_full_name(row))
             values.append(_time_ms(run, device, 2))
     for values, (row, _) in zip(samples, ready, strict=True):
         row["ms"] = statistics.median(values)
         row["ms_q1"], _, row["ms_q3"] = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         row["clips_per_s"] = case.batch / (row["ms"] * 1e-3)
         row["flop_per_s"] = row["clips_per_s"] * row["flops_per_clip"]
+    torch.compiler.reset()
     return rows
+
+
+def _full_name(row: Mapping[str, Any]) -> str:
+    return str(row["variant"]) + (" + graph" if row["graph"] else "")
 
 
 def _memory_start(device: str) -> int:
@@ -271,30 +315,6 @@ def _time_ms(run: Callable[[], Tensor], device: str, steps: int) -> float:
     for _ in range(steps):
         run()
     return (time.perf_counter() - begin) * 1e3 / steps
-
-
-def run_steps(
-    device: str, *, dry_run: bool, deadline: float, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Time the cases in order until `deadline` (time.monotonic); return the rows and the cases left out."""
-    rows: list[dict[str, Any]] = []
-    left_out: list[str] = []
-    slowest = 0.0
-    for case in TINY if dry_run else CASES:
-        label = f"{case.size} at {case.ratio}, batch {case.batch}"
-        # The next case takes about as long as the slowest so far: compilation dominates.
-        if time.monotonic() + slowest > deadline:
-            left_out.append(label)
-            continue
-        begin = time.monotonic()
-        say(f"step: {label}")
-        backend = "aot_eager" if dry_run else "inductor"
-        rows += run_case(case, device, backend=backend, rounds=2 if dry_run else 9)
-        torch.compiler.reset()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-        slowest = max(slowest, time.monotonic() - begin)
-    return rows, left_out
 
 
 def profile_step(device: str, *, dry_run: bool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def show(result: dict[str, Any]) -> None:
         f" bf16 products **{ceilings['bf16_flop_per_s'] / 1e12:.0f} TFLOP/s** · `{result.get('file', '')}`"
     )
     if result.get("left_out"):
-        st.caption("Out of time there: " + "; ".join(result["left_out"]))
+        st.caption("Left out there: " + "; ".join(result["left_out"]))
     rows = op_rows(result)
     if rows:
         left, right = st.columns(2, gap="large")

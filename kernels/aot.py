@@ -17,18 +17,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vmae.kernels.add_norm.configs import PROGRAMS, norm_block
-from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
+from vmae.kernels.attention.configs import (
+    CANDIDATES,
+    SWEEP_HEAD_DIM,
+    AttentionPlan,
+    Tile,
+    default_plan,
+    head_block,
+    key_tiles,
+)
 from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
 from vmae.kernels.dispatch import FAMILIES
 from vmae.kernels.gelu_mlp.configs import mlp_tiles
-from vmae.kernels.patch_gather.configs import gather_block, loss_block
+from vmae.kernels.patch_gather.configs import WARPS, gather_block, loss_block
 
 TABLE_FILE = Path(__file__).parent / "results" / "aot.json"
 # Bytes of shared memory that one program may use; compilation succeeds above it, the launch does not.
@@ -62,7 +70,11 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the compiler reports. Bytes per thread for spills and stack, per program for shared memory."""
+    """What the compiler reports. Bytes per thread for spills and stack, per program for shared memory.
+
+    matrix_unit: the matrix instructions in the machine code, HGMMA being Hopper's own. load_bits, store_bits:
+    the width that most bytes are read from and written to global memory with; 128 is the widest.
+    """
 
     registers: int
     spill_bytes: int
@@ -70,6 +82,8 @@ class Resources:
     shared_bytes: int
     num_warps: int
     matrix_unit: str
+    load_bits: int
+    store_bits: int
 
     def faults(self, family: int) -> list[str]:
         """Return what makes this configuration unfit to ship."""
@@ -86,29 +100,49 @@ class Resources:
 def _attention_cases(
     n: int, d: int, dtype: torch.dtype, family: int, lengths: bool = False
 ) -> Iterator[Case]:
-    plan = attention_plan(n, d, dtype, family)
+    for kernel, tile in _kernels_of(default_plan(n, d, dtype, family)):
+        yield _attention_case(kernel, tile, n, d, dtype, family, lengths)
+
+
+def _candidate_tiles(family: int) -> Iterator[Case]:
+    """What the GPU suite's sweep may choose; the first of a kernel is its default and listed already."""
+    for kernel, tiles in CANDIDATES.get(family, {}).items():
+        n = 160 if kernel.startswith("short") else 1568
+        for tile in tiles[1:]:
+            kernels = ("long_dq", "long_dkdv") if tile.form == "long" else (kernel,)
+            for name in kernels:
+                case = _attention_case(name, tile, n, SWEEP_HEAD_DIM, torch.bfloat16, family, False)
+                yield replace(case, name=f"{case.name} as {tile}")
+
+
+def _attention_case(
+    kernel: str, tile: Tile, n: int, d: int, dtype: torch.dtype, family: int, lengths: bool
+) -> Case:
     t = "*" + _DTYPE[dtype]
     types = dict.fromkeys(("qkv_ptr", "out_ptr", "dout_ptr", "dqkv_ptr"), t)
     types |= {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "len_ptr": "*i64"}
     label = f"N={n} D={d} {_DTYPE[dtype]}" + (" lengths" if lengths else "")
-    base: dict[str, Any] = {"D": d, "BLOCK_D": head_block(d), "HAS_LENGTHS": lengths}
-    for kernel, tile in _kernels_of(plan):
-        constants = base | {"BLOCK_M": tile.block_m}
-        if kernel.startswith("short"):
-            keys_a, keys_b = key_tiles(n)
-            constants |= {"N": n, "KEYS_A": keys_a, "KEYS_B": keys_b}
-        else:
-            constants |= {"BLOCK_N": tile.block_n}
-        yield Case(
-            name=f"attention/{kernel} {label}",
-            family=family,
-            module="attention",
-            kernel=f"_{kernel}_kernel",
-            types=types,
-            constants=constants,
-            aligned=("stride_b", "stride_n", "stride_part", "stride_h") + (("N",) if n % 16 == 0 else ()),
-            options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-        )
+    constants: dict[str, Any] = {"D": d, "BLOCK_D": head_block(d), "HAS_LENGTHS": lengths}
+    constants["BLOCK_M"] = tile.block_m
+    if kernel.startswith("short"):
+        constants["N"] = n
+    if kernel.startswith("short") and tile.form != "two_pass":
+        constants["KEYS_A"], constants["KEYS_B"] = key_tiles(n, tile.form)
+    else:
+        constants["BLOCK_N"] = tile.block_n
+    if kernel.startswith("long"):
+        constants["PEELED"] = tile.peeled
+    return Case(
+        name=f"attention/{kernel} {label}",
+        family=family,
+        module="attention",
+        kernel=f"_{kernel}_two_pass_kernel" if tile.form == "two_pass" else f"_{kernel}_kernel",
+        types=types,
+        constants=constants,
+        aligned=("stride_b", "stride_n", "stride_part", "stride_h", "first")
+        + (("N",) if n % 16 == 0 else ()),
+        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+    )
 
 
 def _kernels_of(plan: AttentionPlan) -> Iterator[tuple[str, Tile]]:
@@ -135,7 +169,8 @@ def _patch_cases(family: int) -> Iterator[Case]:
         p = constants["P"]
         label = f"P={p} {'channels last' if runs else 'channels first'}"
         aligned = ("stride_b", "stride_t", "stride_h", "K") + (() if runs else ("stride_c",))
-        block, warps = gather_block(p)
+        rows, run = constants["TUBELET"] * constants["PATCH"], constants["PATCH"] * constants["C"]
+        block_r, block_w, warps = gather_block(rows, run)
         for out in ("bf16", "fp32"):
             yield Case(
                 name=f"gather/fwd {label} uint8 to {out}",
@@ -143,7 +178,7 @@ def _patch_cases(family: int) -> Iterator[Case]:
                 module="patch_gather",
                 kernel="_gather_fwd_kernel",
                 types={"video_ptr": "*u8", "index_ptr": "*i64", "table_ptr": "*fp32", "out_ptr": f"*{out}"},
-                constants=constants | {"BLOCK_P": block, "RUNS": runs},
+                constants=constants | {"BLOCK_R": block_r, "BLOCK_W": block_w, "RUNS": runs},
                 aligned=aligned,
                 options={"num_warps": warps},
             )
@@ -153,11 +188,11 @@ def _patch_cases(family: int) -> Iterator[Case]:
             module="patch_gather",
             kernel="_gather_bwd_kernel",
             types={"dout_ptr": "*bf16", "index_ptr": "*i64", "table_ptr": "*fp32", "dvideo_ptr": "*fp32"},
-            constants=constants | {"BLOCK_P": block},
+            constants=constants | {"BLOCK_R": block_r, "BLOCK_W": block_w},
             aligned=aligned,
             options={"num_warps": warps},
         )
-        block, warps = loss_block(p)
+        block_r, block_w, warps = loss_block(rows, run)
         forms = [("mse", True, False)]
         if (patch, runs) == (16, True):
             forms += [
@@ -178,7 +213,13 @@ def _patch_cases(family: int) -> Iterator[Case]:
                     | dict.fromkeys(("weight_ptr", "norm_ptr", "dloss_ptr", "part_ptr"), "*fp32")
                     | {"video_ptr": "*u8", "index_ptr": "*i64"},
                     constants=constants
-                    | {"BLOCK_P": block, "RUNS": runs, "LOSS": loss, "NORMALISED": normalised}
+                    | {
+                        "BLOCK_R": block_r,
+                        "BLOCK_W": block_w,
+                        "RUNS": runs,
+                        "LOSS": loss,
+                        "NORMALISED": normalised,
+                    }
                     | {"HAS_WEIGHTS": weighted, "HAS_DLOSS": write == ("grad",)}
                     | {"WRITE_LOSS": "loss" in write, "WRITE_GRAD": "grad" in write},
                     aligned=aligned,
@@ -193,6 +234,17 @@ def _patch_cases(family: int) -> Iterator[Case]:
         constants={"BLOCK": 4096},
         aligned=("total",),
     )
+
+
+def _candidate_warps(family: int, patches: list[Case]) -> Iterator[Case]:
+    """The gather and the loss with the other warps that the GPU suite's sweep may choose."""
+    if family not in CANDIDATES:
+        return
+    swept = re.compile(r"(gather/fwd .* to bf16|loss/.* mse normalised)$")
+    for case in patches:
+        if swept.match(case.name) and "P=1536 channels last" in case.name:
+            for warps in WARPS[case.name.split("/")[0]][1:]:
+                yield replace(case, name=f"{case.name} as {warps} warps", options={"num_warps": warps})
 
 
 def _token_cases(family: int) -> Iterator[Case]:
@@ -285,12 +337,15 @@ def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
             yield from _attention_cases(256, d, bf16, family)
         for d in (16, 32, 128):
             yield from _attention_cases(1568, d, torch.float32, family)
-        yield from _patch_cases(family)
+        yield from _candidate_tiles(family)
+        patches = list(_patch_cases(family))
+        yield from patches
+        yield from _candidate_warps(family, patches)
         yield from _token_cases(family)
         yield from _candidate_cases(family)
 
 
-_INTEGERS = ("H", "N", "K", "nh", "nw", "V", "M", "R", "total")
+_INTEGERS = ("H", "N", "first", "K", "nh", "nw", "V", "M", "R", "total")
 
 
 def compile_case(case: Case) -> Resources:
@@ -335,7 +390,19 @@ def compile_case(case: Case) -> Resources:
         shared_bytes=int(compiled.metadata.shared),
         num_warps=options["num_warps"],
         matrix_unit="+".join(sorted(set(re.findall(r"\b[A-Z]+MMA\b", sass)))),
+        load_bits=_usual_width(re.findall(r"\bLDG(?:STS)?\.(\S+)", sass)),
+        store_bits=_usual_width(re.findall(r"\bSTG\.(\S+)", sass)),
     )
+
+
+def _usual_width(instructions: list[str]) -> int:
+    """Bits per thread that most bytes move with, from the suffixes of loads or stores (`E.128.CONSTANT`)."""
+    moved: dict[int, int] = {}
+    for suffix in instructions:
+        match = re.search(r"(?:^|\.)[US]?(8|16|64|128)(?:\.|$)", suffix)
+        bits = int(match[1]) if match else 32
+        moved[bits] = moved.get(bits, 0) + bits
+    return max(moved, key=lambda bits: moved[bits], default=0)
 
 
 def _run(tool: Path, *arguments: str) -> str:
@@ -351,7 +418,7 @@ def compare(key: str, new: Resources, family: int, table: dict[str, Any]) -> lis
         return [*faults, "not in the table: run with --write"]
     if abs(old["registers"] - new.registers) > REGISTER_DRIFT:
         faults.append(f"{new.registers} registers, the table says {old['registers']}")
-    for name in ("shared_bytes", "num_warps", "matrix_unit"):
+    for name in ("shared_bytes", "num_warps", "matrix_unit", "load_bits", "store_bits"):
         if old[name] != getattr(new, name):
             faults.append(f"{name} {getattr(new, name)!r}, the table says {old[name]!r}")
     return faults
@@ -360,7 +427,8 @@ def compare(key: str, new: Resources, family: int, table: dict[str, Any]) -> lis
 def format_row(key: str, r: Resources) -> str:
     return (
         f"{key:74s} {r.registers:4d} regs {r.spill_bytes:5d} spill {r.stack_bytes:5d} stack "
-        f"{r.shared_bytes / 1024:6.1f} KiB shared {r.num_warps:2d} warps  {r.matrix_unit}"
+        f"{r.shared_bytes / 1024:6.1f} KiB shared {r.num_warps:2d} warps "
+        f"{r.load_bits:4d}/{r.store_bits} bit  {r.matrix_unit}"
     )
 
 

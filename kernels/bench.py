@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -145,15 +145,30 @@ class Clock:
 
 
 def run_bench(
-    bench: OpBench, device: str, *, sets: int = 3, rounds: int = 7, min_ms: float = 20.0
+    bench: OpBench,
+    device: str,
+    *,
+    sets: int = 3,
+    rounds: int = 7,
+    min_ms: float = 20.0,
+    skip: Mapping[str, str] | None = None,
+    announce: Callable[[str], None] = lambda name: None,
 ) -> OpResult:
-    """Check, then time all variants in turns; return medians and quartiles in milliseconds per call."""
+    """Check, then time all variants in turns; return medians and quartiles in milliseconds per call.
+
+    rounds: 0 only checks (and compiles). skip: variants that are not run, and why. announce is told the
+    variant's name before anything of it runs, so that whoever watches knows what hung.
+    """
     inputs = [bench.make(seed) for seed in range(sets)]
     result = OpResult(op=bench.op, shape=bench.shape, what=bench.what, flops=bench.flops, bytes=bench.bytes)
     clocks: list[tuple[Timing, Clock]] = []
     for variant in bench.variants:
         timing = Timing(name=variant.name)
         result.timings.append(timing)
+        if skip and variant.name in skip:
+            timing.refused = skip[variant.name]
+            continue
+        announce(variant.name)
         try:
             timing.error = check(bench, variant, inputs[0])
             if timing.error > TOLERANCE:
@@ -164,14 +179,17 @@ def run_bench(
                 for item in inputs:
                     variant.run(item)
 
-            clocks.append((timing, Clock(once, sets, device)))
+            if rounds:
+                clocks.append((timing, Clock(once, sets, device)))
         except Exception as e:  # a backend that does not take this shape; said in the table, not hidden
-            timing.refused = f"{type(e).__name__}: {str(e).splitlines()[0][:160]}"
+            timing.refused = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:160]}"
             if device == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize()  # raises where the GPU is lost to this process: the worker ends
+                torch.cuda.empty_cache()
     samples: dict[str, list[float]] = {t.name: [] for t, _ in clocks}
     for _ in range(rounds):
         for timing, clock in clocks:
+            announce(timing.name)
             samples[timing.name].append(clock.measure(min_ms / rounds))
     for timing, clock in clocks:
         values = samples[timing.name]

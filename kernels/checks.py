@@ -7,6 +7,7 @@ environment sets `VMAE_KERNELS_DEBUG=1`. Elsewhere an index out of range is unde
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -43,8 +44,10 @@ def check_video(video: Tensor, layout: str, patch_size: int, tubelet_size: int) 
         "video of dtype uint8, float32, bfloat16, float16 or float64",
         describe(video),
     )
-    require(patch_size >= 1 and tubelet_size >= 1, "patch_size and tubelet_size of at least 1",
-            f"patch_size={patch_size}, tubelet_size={tubelet_size}")  # fmt: skip
+    whole = isinstance(patch_size, (int, torch.SymInt)) and isinstance(tubelet_size, (int, torch.SymInt))
+    require(whole and patch_size >= 1 and tubelet_size >= 1,
+            "whole numbers patch_size and tubelet_size of at least 1",
+            f"patch_size={patch_size!r}, tubelet_size={tubelet_size!r}")  # fmt: skip
     if layout == "BCTHW":
         b, c, t, h, w = video.shape
     else:
@@ -98,4 +101,5 @@ def check_stats(mean: Sequence[float] | None, std: Sequence[float] | None, chann
             f"mean and std with one number per channel ({channels})",
             f"mean={tuple(mean)}, std={tuple(std)}",
         )
-        require(all(s > 0 for s in std), "std > 0", tuple(std))
+        require(all(math.isfinite(m) for m in mean), "finite means", tuple(mean))
+        require(all(0 < s < math.inf for s in std), "finite std > 0", tuple(std))

@@ -133,7 +133,10 @@ def _unusable(device_type: str, device_index: int) -> str | None:
 
 @functools.cache
 def load_evidence() -> dict[str, Any]:
-    """Return the checked-in measurements: `{family: {op: [{"min": ..., "max": ..., "path", "why"}]}}`."""
+    """Return the checked-in measurements, empty where there are none (`vmae.kernels.evidence` writes them).
+
+    `{family: {op: [{"min_size", "max_size", "path", "why"}], "tiles": {kernel: {"tile", "why"}}}}`.
+    """
     if not EVIDENCE_FILE.is_file():
         return {}
     table: dict[str, Any] = json.loads(EVIDENCE_FILE.read_text())

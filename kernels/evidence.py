@@ -66,6 +66,19 @@ def rows_of(result: dict[str, Any], source: str) -> dict[str, list[dict[str, Any
     return table
 
 
+def tiles_of(result: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """Return, per kernel whose candidates were timed, the winner and how far it is from the default."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in result.get("tiles", []):
+        times = {c["tile"]: c["ms"] for c in row["candidates"] if c["ms"] is not None}
+        if row["best"] is None:
+            continue
+        default = times.get(row["candidates"][0]["tile"])
+        gain = f"{default / times[row['best']]:.2f}x the default's speed" if default else "the default failed"
+        table[row["kernel"]] = {"tile": row["best"], "why": f"{gain} at {row['shape']} ({source})"}
+    return table
+
+
 def main(argv: list[str] | None = None) -> int:
     """Merge the given results into the evidence table; a family given again is replaced."""
     parser = argparse.ArgumentParser(prog="python -m vmae.kernels.evidence", description=__doc__)
@@ -77,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         result = json.loads(path.read_text())
         if result["dry_run"]:
             parser.error(f"{path} is a dry run: it measured nothing")
-        table[family_of(result)] = rows_of(result, path.name)
+        rows: dict[str, Any] = dict(rows_of(result, path.name))
+        rows["tiles"] = tiles_of(result, path.name)
+        table[family_of(result)] = rows
     args.out.write_text(json.dumps(table, indent=1) + "\n")
     print(f"wrote {args.out}")
     return 0

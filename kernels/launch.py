@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.checks import require
-from vmae.kernels.dispatch import interpreting
+from vmae.kernels.dispatch import family, interpreting
 from vmae.kernels.layout import channels_last
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Make the tensor's GPU current: Triton launches on the current device, whatever its arguments'."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def family_of(x: Tensor) -> int:
+    """Return the configuration family of the tensor's GPU (90 without one)."""
+    return family(x.device.index if x.device.index is not None else -1)
 
 
 def next_power_of_2(n: int) -> int:

@@ -91,6 +91,74 @@ def steps_table(result: dict[str, Any]) -> str:
     return _table(["size", "mask", "batch", "variant", "ms (quartiles)", "clips/s", "MFU", "GiB"], rows)
 
 
+def _best(row: dict[str, Any], names: tuple[str, ...]) -> float | None:
+    times = [t["ms"] for t in row["timings"] if t["name"] in names and t["ms"] is not None]
+    return min(times) if times else None
+
+
+# (what, op, tokens or None, what is timed, baselines, bar): ratios of the baseline's time to ours.
+_OP_BARS = (
+    ("encoder attention", "fused_attention", 160, "fwd", BASELINES["fused_attention"], 1.5),
+    ("encoder attention", "fused_attention", 160, "fwd+bwd", BASELINES["fused_attention"], 1.8),
+    ("decoder attention", "fused_attention", 1568, "fwd+bwd", BASELINES["fused_attention"], 1.0),
+    ("gather + linear", "patch_embedding", None, "fwd", ("official: normalise, conv3d, index",), 10.0),
+    ("loss", "masked_patch_loss", None, "fwd+bwd", ("official: labels, mse",), 6.0),
+    ("loss", "masked_patch_loss", None, "fwd+bwd", ("compiled torch path", "compiled official"), 1.5),
+)
+_STEP_BARS = (
+    ("transformers sdpa", 2.0),
+    ("transformers sdpa + compile", 1.4),
+    ("ours, torch path + compile", 1.10),
+)
+
+
+def bars_table(result: dict[str, Any]) -> str:
+    """The issue's targets beside what was measured; "-" where a side of the ratio is missing."""
+    rows = []
+
+    def add(what: str, against: str, ratio: float | None, bar: float, *, at_most: bool = False) -> None:
+        met = ratio is not None and (ratio <= bar if at_most else ratio >= bar)
+        sign = "<=" if at_most else ">="
+        shown = "-" if ratio is None else f"{ratio:.2f}x"
+        rows.append([what, against, shown, f"{sign} {bar:g}x", "yes" if met else "no"])
+
+    for what, op, tokens, timed, baselines, bar in _OP_BARS:
+        row = next(
+            (
+                r
+                for r in result.get("ops", [])
+                if r["op"] == op and r["what"] == timed and tokens in (None, r["shape"].get("N"))
+            ),
+            None,
+        )
+        ours, other = (None, None) if row is None else (_ours(row), _best(row, baselines))
+        label = f"{what} N={tokens} {timed}" if tokens else f"{what} {timed}"
+        add(label, "best of " + ", ".join(baselines), other / ours if ours and other else None, bar)
+    steps = [r for r in result.get("steps", []) if (r["size"], r["ratio"]) == ("base", 0.9) and "ms" in r]
+    # What the torch path needs no kernel for is no kernel's merit.
+    ours_rows = [r for r in steps if r["variant"].startswith(("ours, kernels", "ours, best"))]
+    best = min((r["ms"] for r in ours_rows), default=None)
+    for variant, bar in _STEP_BARS:
+        other = min((r["ms"] for r in steps if r["variant"] == variant), default=None)
+        add("ViT-B step at 0.9", variant, other / best if best and other else None, bar)
+    memory = min((r["peak_mem_gib"] for r in ours_rows if r.get("peak_mem_gib")), default=None)
+    theirs = [r["peak_mem_gib"] for r in steps if r["variant"] == "transformers sdpa"]
+    share = memory / theirs[0] if memory and theirs and theirs[0] else None
+    add("ViT-B step at 0.9, peak memory", "transformers sdpa", share, 0.7, at_most=True)
+    return _table(["what", "against", "measured", "bar", "met"], rows)
+
+
+def tiles_table(result: dict[str, Any]) -> str:
+    """Every candidate tile and its time."""
+    rows = []
+    for row in result["tiles"]:
+        for c in row["candidates"]:
+            took = str(c["refused"]) if c["ms"] is None else f"{c['ms'] * 1e3:.1f}"
+            mark = "yes" if c["tile"] == row["best"] else ""
+            rows.append([row["kernel"], _shape(row), c["tile"], took, mark])
+    return _table(["kernel", "shape", "tile", "us", "chosen"], rows)
+
+
 def profile_table(result: dict[str, Any], top: int = 20) -> str:
     """The step's kernels, largest first."""
     kernels = result["profile"]["kernels"]
@@ -114,7 +182,10 @@ def markdown(result: dict[str, Any]) -> str:
     if "tests" in result:
         tail = result["tests"]["pytest"].get("tail", [result["tests"]["pytest"].get("skipped", "")])
         parts.append(f"Kernel tests on this GPU: {tail[-1] if tail else 'no output'}")
+    if result.get("ops") or result.get("steps"):
+        parts += ["### Bars", bars_table(result)]
     for title, key, make in (
+        ("Tiles", "tiles", tiles_table),
         ("Ops", "ops", ops_table),
         ("Whole step", "steps", steps_table),
         ("Step by kernel", "profile", profile_table),
@@ -122,7 +193,7 @@ def markdown(result: dict[str, Any]) -> str:
         if result.get(key):
             parts += [f"### {title}", make(result)]
     if result.get("left_out"):
-        parts.append("Out of time: " + "; ".join(result["left_out"]) + ".")
+        parts.append("Left out: " + "; ".join(result["left_out"]) + ".")
     return "\n\n".join(parts) + "\n"
 
 

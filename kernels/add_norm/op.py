@@ -27,6 +27,8 @@ def add_layer_norm(
     """
     require(isinstance(x, Tensor) and x.ndim >= 1 and x.numel() > 0, "x [..., D], not empty", describe(x))
     d = x.shape[-1]
+    for name, v in (("residual", residual), ("weight", weight), ("bias", bias)):
+        require(isinstance(v, Tensor), f"{name} a tensor", describe(v))
     require(residual.shape == x.shape, f"residual {list(x.shape)}", describe(residual))
     for name, v in (("weight", weight), ("bias", bias)):
         require(v.shape == (d,), f"{name} [{d}]", describe(v))

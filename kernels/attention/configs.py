@@ -1,15 +1,19 @@
 """Tile sizes of the attention kernels per GPU family, dtype and head dim. Pure Python; no Triton import.
 
 Every configuration listed here is compiled ahead of time for its family by `vmae bench kernels --aot` and
-must not spill. None is tuned yet: they are the ones with no spill and the most matrix work per tile, chosen
-without a GPU.
+must not spill. The defaults are chosen without a GPU: no spill, the most matrix work per tile. CANDIDATES are
+what the GPU suite times against each other (`kernels/sweep.py`); a winner that is checked in with the
+evidence takes the default's place on that family.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+
+from vmae.kernels.dispatch import load_evidence
 
 SHORT_MAX_TOKENS = 256
 MAX_HEAD_DIM = 128
@@ -17,12 +21,26 @@ MAX_HEAD_DIM = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One kernel's tile: BLOCK_M query rows, BLOCK_N keys (unused by the short kernels), warps, stages."""
+    """One kernel's tile: BLOCK_M query rows, BLOCK_N keys (0 where all keys are resident), warps, stages.
+
+    form: of the short kernels. "pair": keys as two power-of-two tiles where that fits closer (160 is
+    128 + 32). "single": one tile, padded. Of the backward pass also "two_pass", and "long": the long
+    kernels do it. peeled: the long kernels' last tile has code of its own, which spares the others their
+    masks; where the registers do not suffice for both, it has not.
+    """
 
     block_m: int
     block_n: int = 0
     num_warps: int
     num_stages: int = 1
+    form: str = "pair"
+    peeled: bool = True
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block_m}x{self.block_n} {self.num_warps} warps {self.num_stages} stages"
+            + (f" {self.form}" if self.form != "pair" else "")
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +59,11 @@ def head_block(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def key_tiles(n: int) -> tuple[int, int]:
-    """Return the one or two power-of-two key tiles that hold n <= 256 keys: 160 is 128 + 32."""
+def key_tiles(n: int, form: str = "pair") -> tuple[int, int]:
+    """Return the one or two power-of-two key tiles that hold n <= 256 keys: 160 is 128 + 32, or 256."""
     if n <= 128:
         return max(16, 1 << (n - 1).bit_length()), 0
-    if n <= 160:
+    if n <= 160 and form == "pair":
         return 128, 32
     return 256, 0
 
@@ -70,27 +88,116 @@ for _family in (80, 90, 100):
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
     )
+_fwd, _dq, _dkdv = (replace(tile, peeled=False) for tile in _LONG[80, 128])
+_LONG[80, 128] = (_fwd, _dq, _dkdv)
+_LONG[100, 128] = (_LONG[100, 128][0], _dq, _LONG[100, 128][2])
 # With a head dim of 16 or less these two spill in the tiles above.
 _LONG[80, 16] = (replace(_LONG[80, 16][0], num_stages=2), *_LONG[80, 16][1:])
 _LONG[100, 16] = (_LONG[100, 16][0], replace(_LONG[100, 16][1], num_warps=4), _LONG[100, 16][2])
 
 # float32 products run as exact float32 on the plain units: small tiles, correctness before speed. By head
 # block, forward, dq and dkdv: the largest of these tiles that do not spill on any family.
-_SQUARE = Tile(block_m=32, block_n=32, num_warps=4)
+_SQUARE = Tile(block_m=32, block_n=32, num_warps=4, peeled=False)
 _LONG_FP32 = {
     16: (_SQUARE, _SQUARE, _SQUARE),
     32: (_SQUARE, _SQUARE, _SQUARE),
     64: (_SQUARE, replace(_SQUARE, block_n=16), replace(_SQUARE, block_m=16)),
     128: (
         replace(_SQUARE, block_n=16),
-        Tile(block_m=16, block_n=16, num_warps=8),
-        Tile(block_m=16, block_n=16, num_warps=4),
+        Tile(block_m=16, block_n=16, num_warps=8, peeled=False),
+        Tile(block_m=16, block_n=16, num_warps=4, peeled=False),
     ),
 }
 
 
+# What the GPU suite times at N = 160 and N = 1568 with a head dim of 64, by kernel: the default first.
+CANDIDATES: dict[int, dict[str, list[Tile]]] = {
+    90: {
+        "short_fwd": [
+            Tile(block_m=64, num_warps=4, num_stages=2),
+            Tile(block_m=64, num_warps=4),
+            Tile(block_m=128, num_warps=8),
+            Tile(block_m=128, num_warps=8, num_stages=2),
+            Tile(block_m=64, num_warps=4, num_stages=2, form="single"),
+        ],
+        "short_bwd": [
+            Tile(block_m=32, num_warps=8),
+            Tile(block_m=32, num_warps=8, num_stages=2, form="single"),
+            Tile(block_m=16, num_warps=8, num_stages=2, form="single"),
+            Tile(block_m=64, block_n=64, num_warps=4, form="two_pass"),
+            Tile(block_m=32, block_n=64, num_warps=4, num_stages=2, form="two_pass"),
+            Tile(block_m=64, block_n=64, num_warps=8, num_stages=2, form="two_pass"),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=2, form="long"),
+        ],
+        "long_fwd": [
+            Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
+            Tile(block_m=128, block_n=64, num_warps=8, num_stages=3),
+            Tile(block_m=128, block_n=128, num_warps=8, num_stages=2),
+            Tile(block_m=128, block_n=128, num_warps=4, num_stages=2),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=3),
+            Tile(block_m=64, block_n=128, num_warps=4, num_stages=2),
+        ],
+        "long_dq": [
+            Tile(block_m=128, block_n=64, num_warps=8, num_stages=2),
+            Tile(block_m=128, block_n=64, num_warps=8, num_stages=3),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+            Tile(block_m=128, block_n=128, num_warps=8, num_stages=2),
+            Tile(block_m=64, block_n=128, num_warps=4, num_stages=2),
+        ],
+        "long_dkdv": [
+            Tile(block_m=64, block_n=128, num_warps=8, num_stages=2),
+            Tile(block_m=64, block_n=128, num_warps=8, num_stages=3),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+            Tile(block_m=32, block_n=128, num_warps=8, num_stages=2),
+            Tile(block_m=32, block_n=64, num_warps=4, num_stages=3),
+        ],
+    }
+}
+SWEEP_HEAD_DIM = 64
+# Winners of a sweep in this process, before they are checked in: {kernel: tile}.
+measured_here: dict[str, Tile] = {}
+
+
+def chosen_tile(family: int, kernel: str) -> Tile | None:
+    """Return the measured winner among CANDIDATES, of this process or checked in; None where none is."""
+    known = CANDIDATES.get(family, {}).get(kernel, [])
+    if kernel in measured_here:
+        return measured_here[kernel]
+    row: dict[str, Any] | None = load_evidence().get(f"sm_{family}", {}).get("tiles", {}).get(kernel)
+    return next((t for t in known if row is not None and str(t) == row["tile"]), None)
+
+
 def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> AttentionPlan:
-    """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100)."""
+    """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100).
+
+    Measured winners serve the sequence and head dims they were measured for: 129 to 160 tokens and more than
+    256, head dims 33 to 64, 16-bit.
+    """
+    plan = default_plan(n, head_dim, dtype, family)
+    if dtype == torch.float32 or head_block(head_dim) != SWEEP_HEAD_DIM:
+        return plan
+    if n > SHORT_MAX_TOKENS:
+        return with_tiles(plan, {k: chosen_tile(family, k) for k in ("long_fwd", "long_dq", "long_dkdv")})
+    if 128 < n <= 160:
+        return with_tiles(plan, {k: chosen_tile(family, k) for k in ("short_fwd", "short_bwd")})
+    return plan
+
+
+def with_tiles(plan: AttentionPlan, tiles: dict[str, Tile | None]) -> AttentionPlan:
+    """Return the plan with some kernels' tiles replaced (None: left as they are)."""
+    fields = {"long_fwd": "fwd", "long_dq": "dq", "long_dkdv": "dkdv"}
+    for kernel, tile in tiles.items():
+        if tile is None:
+            continue
+        if tile.form == "long":
+            plan = replace(plan, short_bwd=None, dq=tile, dkdv=tile)
+        else:
+            plan = replace(plan, **{fields.get(kernel, kernel): tile})
+    return plan
+
+
+def default_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> AttentionPlan:
+    """Return what is used without a measurement."""
     block = head_block(head_dim)
     if dtype == torch.float32:
         fwd, dq, dkdv = _LONG_FP32[block]
@@ -98,7 +205,7 @@ def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> At
     fwd, dq, dkdv = _LONG[family, block]
     short_fwd = short_bwd = None
     if n <= SHORT_MAX_TOKENS and (block <= 64 or n <= 160):
-        short_fwd = Tile(block_m=64, num_warps=4)
+        short_fwd = Tile(block_m=64, num_warps=4, num_stages=2 if family >= 90 and block <= 64 else 1)
         if n > 160:
             short_fwd = replace(short_fwd, num_warps=8) if family >= 90 else replace(short_fwd, block_m=32)
     if n <= SHORT_MAX_TOKENS and block <= 64 and family >= 90:

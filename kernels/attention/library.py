@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
-from vmae.kernels.dispatch import family
-from vmae.kernels.launch import check_offsets, on_device, runs_kernel
+from vmae.kernels.launch import check_offsets, family_of, on_device, runs_kernel
 
 LOG2E = math.log2(math.e)
 
-torch.library.define("vmae::attention_fwd", "(Tensor qkv, float scale, Tensor? lengths) -> (Tensor, Tensor)")
+torch.library.define(
+    "vmae::attention_fwd", "(Tensor qkv, float scale, Tensor? lengths, SymInt first) -> (Tensor, Tensor)"
+)
 torch.library.define(
     "vmae::attention_bwd",
-    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, Tensor? lengths) -> Tensor",
+    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, Tensor? lengths, SymInt first) -> Tensor",
 )
 
 
-def _plan(qkv: Tensor) -> AttentionPlan:
-    index = qkv.device.index if qkv.device.index is not None else -1
-    return attention_plan(qkv.shape[1], qkv.shape[4], qkv.dtype, family(index))
+def _plan(qkv: Tensor, first: int = 0) -> AttentionPlan:
+    plan = attention_plan(qkv.shape[1], qkv.shape[4], qkv.dtype, family_of(qkv))
+    # Only the long kernels leave out the rows before `first`.
+    return replace(plan, short_fwd=None, short_bwd=None) if first else plan
 
 
 def _common(qkv: Tensor, lengths: Tensor | None) -> dict[str, Any]:
@@ -44,12 +47,12 @@ def _common(qkv: Tensor, lengths: Tensor | None) -> dict[str, Any]:
 
 
 def _short(n: int, tile: Tile) -> dict[str, int]:
-    keys_a, keys_b = key_tiles(n)
+    keys_a, keys_b = key_tiles(n, tile.form)
     return {"BLOCK_M": tile.block_m, "KEYS_A": keys_a, "KEYS_B": keys_b} | _options(tile)
 
 
 def _long(tile: Tile) -> dict[str, int]:
-    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n} | _options(tile)
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PEELED": tile.peeled} | _options(tile)
 
 
 def _options(tile: Tile) -> dict[str, int]:
@@ -57,19 +60,19 @@ def _options(tile: Tile) -> dict[str, int]:
 
 
 def launch_fwd(
-    qkv: Tensor, scale: float, lengths: Tensor | None, plan: AttentionPlan | None = None
+    qkv: Tensor, scale: float, lengths: Tensor | None, plan: AttentionPlan | None = None, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Run the forward kernel of `plan` (None: the configured one).
+    """Run the forward kernel of `plan` (None: the configured one) for the queries from `first` on.
 
-    Returns out `[B, N, H * D]` and lse `[B, H, N]` (float32, base 2).
+    Returns out `[B, N - first, H * D]` and lse `[B, H, N]` (float32, base 2; undefined before `first`).
     """
     from vmae.kernels.attention import triton_kernels as kernels
 
-    plan = _plan(qkv) if plan is None else plan
+    plan = _plan(qkv, first) if plan is None else plan
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     b, n, _, h, d = qkv.shape
-    out = torch.empty(b, n, h * d, dtype=qkv.dtype, device=qkv.device)
+    out = torch.empty(b, n - first, h * d, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(b, h, n, dtype=torch.float32, device=qkv.device)
     args = _common(qkv, lengths) | {
         "qkv_ptr": qkv,
@@ -78,11 +81,11 @@ def launch_fwd(
         "scale_log2": scale * LOG2E,
     }
     with on_device(qkv):
-        if plan.short_fwd is not None:
+        if plan.short_fwd is not None and not first:
             kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
         else:
-            grid = (-(-n // plan.fwd.block_m), b * h)
-            kernels._long_fwd_kernel[grid](**args, **_long(plan.fwd))
+            grid = (-(-(n - first) // plan.fwd.block_m), b * h)
+            kernels._long_fwd_kernel[grid](**args, first=first, **_long(plan.fwd))
     return out, lse
 
 
@@ -95,11 +98,15 @@ def launch_bwd(
     lengths: Tensor | None,
     *,
     plan: AttentionPlan | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """Run the backward kernels of `plan` (None: the configured ones); return dqkv, packed and contiguous."""
+    """Run the backward kernels of `plan` (None: the configured ones); return dqkv, packed and contiguous.
+
+    dout and out begin at the query `first`; dq is 0 before it.
+    """
     from vmae.kernels.attention import triton_kernels as kernels
 
-    plan = _plan(qkv) if plan is None else plan
+    plan = _plan(qkv, first) if plan is None else plan
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     b, n, _, h, _ = qkv.shape
@@ -113,21 +120,30 @@ def launch_bwd(
         "scale": scale,
         "scale_log2": scale * LOG2E,
     }
+    short = None if first else plan.short_bwd
     with on_device(qkv):
-        if plan.short_bwd is not None:
-            kernels._short_bwd_kernel[(b * h,)](**args, **_short(n, plan.short_bwd))
+        if short is not None and short.form != "two_pass":
+            kernels._short_bwd_kernel[(b * h,)](**args, **_short(n, short))
             return dqkv
         args["delta_ptr"] = torch.empty_like(lse)
-        grid = (-(-n // plan.dq.block_m), b * h)
-        kernels._long_dq_kernel[grid](**args, out_ptr=out.contiguous(), **_long(plan.dq))
+        out = out.contiguous()
+        if short is not None:
+            sizes = {"BLOCK_M": short.block_m, "BLOCK_N": short.block_n} | _options(short)
+            kernels._short_bwd_two_pass_kernel[(b * h,)](**args, out_ptr=out, **sizes)
+            return dqkv
+        if first:
+            dqkv[:, :first, 0].zero_()
+        args["first"] = first
+        grid = (-(-(n - first) // plan.dq.block_m), b * h)
+        kernels._long_dq_kernel[grid](**args, out_ptr=out, **_long(plan.dq))
         grid = (-(-n // plan.dkdv.block_n), b * h)
         kernels._long_dkdv_kernel[grid](**args, **_long(plan.dkdv))
     return dqkv
 
 
-def _scores(qkv: Tensor, scale: float, lengths: Tensor | None) -> Tensor:
+def _scores(qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> Tensor:
     q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    scores = (q * scale) @ k.transpose(-2, -1)  # [B, H, N, N]
+    scores = (q[:, :, first:] * scale) @ k.transpose(-2, -1)  # [B, H, N - first, N]
     if lengths is not None:
         padded = torch.arange(qkv.shape[1], device=qkv.device) >= lengths[:, None]
         scores = scores.masked_fill(padded[:, None, None, :], float("-inf"))
@@ -135,55 +151,60 @@ def _scores(qkv: Tensor, scale: float, lengths: Tensor | None) -> Tensor:
 
 
 @torch.library.impl("vmae::attention_fwd", ("cpu", "cuda"))
-def _attention_fwd(qkv: Tensor, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attention_fwd(qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
     if runs_kernel(qkv):
-        return launch_fwd(qkv, scale, lengths)
+        return launch_fwd(qkv, scale, lengths, first=first)
     from vmae.kernels.attention.reference import fused_attention_reference
 
-    lse = _scores(qkv, scale, lengths).logsumexp(dim=-1) * LOG2E
-    return fused_attention_reference(qkv, scale=scale, lengths=lengths), lse.float()
+    lse = qkv.new_zeros(qkv.shape[0], qkv.shape[3], qkv.shape[1], dtype=torch.float32)
+    lse[:, :, first:] = _scores(qkv, scale, lengths, first).logsumexp(dim=-1) * LOG2E
+    return fused_attention_reference(qkv, scale=scale, lengths=lengths)[:, first:].contiguous(), lse
 
 
 @torch.library.impl("vmae::attention_bwd", ("cpu", "cuda"))
 def _attention_bwd(
-    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None, first: int
 ) -> Tensor:
     if runs_kernel(qkv):
-        return launch_bwd(dout, qkv, out, lse, scale, lengths)
+        return launch_bwd(dout, qkv, out, lse, scale, lengths, first=first)
     b, n, _, h, d = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    do = dout.view(b, n, h, d).transpose(1, 2)  # [B, H, N, D]
-    p = _scores(qkv, scale, lengths).softmax(dim=-1)
+    do = dout.reshape(b, n - first, h, d).transpose(1, 2)  # [B, H, N - first, D]
+    p = _scores(qkv, scale, lengths, first).softmax(dim=-1)
     dp = do @ v.transpose(-2, -1)
     ds = p * (dp - (p * dp).sum(dim=-1, keepdim=True)) * scale
-    parts = (ds @ k, ds.transpose(-2, -1) @ q, p.transpose(-2, -1) @ do)
+    dq = torch.cat([q.new_zeros(b, h, first, d), ds @ k], dim=2)
+    parts = (dq, ds.transpose(-2, -1) @ q[:, :, first:], p.transpose(-2, -1) @ do)
     return torch.stack(parts).permute(1, 3, 0, 2, 4).contiguous()  # [B, N, 3, H, D]
 
 
 @torch.library.register_fake("vmae::attention_fwd")
-def _attention_fwd_fake(qkv: Tensor, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attention_fwd_fake(
+    qkv: Tensor, scale: float, lengths: Tensor | None, first: int
+) -> tuple[Tensor, Tensor]:
     b, n, _, h, d = qkv.shape
-    return qkv.new_empty(b, n, h * d), qkv.new_empty(b, h, n, dtype=torch.float32)
+    return qkv.new_empty(b, n - first, h * d), qkv.new_empty(b, h, n, dtype=torch.float32)
 
 
 @torch.library.register_fake("vmae::attention_bwd")
 def _attention_bwd_fake(
-    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None, first: int
 ) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, scale, lengths = inputs
+    qkv, scale, lengths, first = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.scale = scale
+    ctx.scale, ctx.first = scale, first
     ctx.save_for_backward(qkv, out, lse, lengths)
 
 
-def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor, None, None, None]:
     qkv, out, lse, lengths = ctx.saved_tensors
-    return torch.ops.vmae.attention_bwd(dout, qkv, out, lse, ctx.scale, lengths), None, None
+    dqkv = torch.ops.vmae.attention_bwd(dout, qkv, out, lse, ctx.scale, lengths, ctx.first)
+    return dqkv, None, None, None
 
 
 torch.library.register_autograd("vmae::attention_fwd", _backward, setup_context=_setup)

@@ -50,21 +50,25 @@ def fused_attention(
         if values_are_checked(lengths):
             low, high = torch.aminmax(lengths)
             require(int(low) >= 1 and int(high) <= n, f"lengths in [1, {n}]", f"{int(low)} to {int(high)}")
-    require(0 <= first_query < n, f"first_query in [0, {n})", first_query)
-    if use_triton("fused_attention", qkv, unsupported=_unsupported(qkv), size=n):
-        out, _lse = torch.ops.vmae.attention_fwd(
-            qkv, qkv.shape[4] ** -0.5 if scale is None else scale, lengths
-        )
-        return out[:, first_query:] if first_query else out
+    whole = isinstance(first_query, (int, torch.SymInt))
+    require(whole and 0 <= first_query < n, f"first_query in [0, {n})", first_query)
+    is_number = scale is None or isinstance(scale, (int, float, torch.SymFloat))
+    require(is_number and scale == scale, "scale None or a number", repr(scale))  # noqa: PLR0124 (not NaN)
+    if use_triton("fused_attention", qkv, unsupported=_unsupported(qkv, scale), size=n):
+        used = qkv.shape[4] ** -0.5 if scale is None else scale
+        out, _lse = torch.ops.vmae.attention_fwd(qkv, used, lengths, first_query)
+        return out
     return _attention_torch(qkv, scale, lengths, first_query)
 
 
-def _unsupported(qkv: Tensor) -> str | None:
+def _unsupported(qkv: Tensor, scale: float | None) -> str | None:
     """Why the kernels cannot take this call, or None."""
     if qkv.dtype == torch.float64:
         return "float64 is computed by the reference only"
     if qkv.shape[4] > MAX_HEAD_DIM:
         return f"head dim {qkv.shape[4]} is above {MAX_HEAD_DIM}"
+    if scale is not None and not scale > 0:
+        return f"the kernels take the largest product for the largest score, but the scale is {scale}"
     return None
 
 

@@ -39,6 +39,8 @@ def assemble_decoder_tokens(
     require(isinstance(visible, Tensor) and visible.ndim == 3, "visible [B, N_vis, D]", describe(visible))
     require(visible.dtype in FLOAT_DTYPES, "visible of a float dtype", describe(visible))
     b, _, d = visible.shape
+    for name, x in (("mask_token", mask_token), ("pos", pos)):
+        require(isinstance(x, Tensor), f"{name} a tensor", describe(x))
     require(mask_token.numel() == d, f"mask_token with {d} numbers", describe(mask_token))
     require(pos.ndim == 2 and pos.shape[1] == d, f"pos [N, {d}]", describe(pos))
     for name, x in (("mask_token", mask_token), ("pos", pos)):

@@ -22,6 +22,8 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """
     require(isinstance(x, Tensor) and x.ndim >= 1 and x.numel() > 0, "x [..., D], not empty", describe(x))
     require(x.dtype in FLOAT_DTYPES, "x of a float dtype", describe(x))
+    for name, v in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        require(isinstance(v, Tensor), f"{name} a tensor", describe(v))
     require(w1.ndim == 2 and w1.shape[1] == x.shape[-1], f"w1 [F, {x.shape[-1]}]", describe(w1))
     require(b1.shape == w1.shape[:1], f"b1 [{w1.shape[0]}]", describe(b1))
     require(w2.ndim == 2 and w2.shape[1] == w1.shape[0], f"w2 [D_out, {w1.shape[0]}]", describe(w2))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae.kernels.launch import on_device, row_is_run, runs_kernel, video_strides
+from vmae.kernels.launch import family_of, on_device, row_is_run, runs_kernel, video_strides
 from vmae.kernels.layout import channels_last
 from vmae.kernels.patch_gather.configs import gather_block
 from vmae.kernels.patch_gather.reference import gather_patches_reference
@@ -93,14 +93,17 @@ def _gather(
     args = grid_args(video, indices, patch_size, tubelet_size, layout)
     unit = 1 / 255 if video.dtype == torch.uint8 else 1.0
     out = torch.empty(*indices.shape, args["P"], dtype=dtype, device=video.device)
-    block, warps = gather_block(args["P"])
+    block_r, block_w, warps = gather_block(
+        tubelet_size * patch_size, patch_size * args["C"], family_of(video)
+    )
     with on_device(video):
         kernels._gather_fwd_kernel[(indices.numel(),)](
             video_ptr=video,
             table_ptr=scale_table(_as_tuple(mean), _as_tuple(std), args["C"], unit, str(video.device)),
             out_ptr=out,
             **args | {"index_ptr": indices.contiguous()},
-            BLOCK_P=block,
+            BLOCK_R=block_r,
+            BLOCK_W=block_w,
             RUNS=row_is_run(video, layout),
             num_warps=warps,
         )
@@ -137,14 +140,15 @@ def _gather_bwd(
 
     dvideo = torch.zeros(list(video_shape), dtype=torch.float32, device=dout.device)
     args = grid_args(dvideo, indices, patch_size, tubelet_size, layout)
-    block, warps = gather_block(args["P"])
+    block_r, block_w, warps = gather_block(tubelet_size * patch_size, patch_size * args["C"])
     with on_device(dout):
         kernels._gather_bwd_kernel[(indices.numel(),)](
             dout_ptr=dout.contiguous(),
             table_ptr=scale_table(_as_tuple(mean), _as_tuple(std), args["C"], 1.0, str(dout.device)),
             dvideo_ptr=dvideo,
             **args | {"index_ptr": indices.contiguous()},
-            BLOCK_P=block,
+            BLOCK_R=block_r,
+            BLOCK_W=block_w,
             num_warps=warps,
         )
     return dvideo.to(video_dtype)

@@ -16,41 +16,22 @@ def patch_corner(token, stride_t, stride_h, stride_w, nh, nw, TUBELET: tl.conste
 
 
 @triton.jit
-def patch_offsets(
-    offs,
-    stride_c,
-    stride_t,
-    stride_h,
-    stride_w,
-    PATCH: tl.constexpr,
-    C: tl.constexpr,
-    RUNS: tl.constexpr,
-):
-    """Offsets of a patch's pixels from its corner, order (frame, row, column, channel).
+def row_offsets(rows, stride_t, stride_h, PATCH: tl.constexpr):
+    """Offsets of a patch's rows from its corner, order (frame, row)."""
+    return rows // PATCH * stride_t + rows % PATCH * stride_h
+
+
+@triton.jit
+def column_offsets(cols, stride_c, stride_w, C: tl.constexpr, RUNS: tl.constexpr):
+    """Offsets of the values of a row from its first, order (column, channel).
 
     RUNS: a row of a patch is one run of PATCH * C values in memory (channels last), which lets the compiler
     load it in vectors.
     """
-    row = offs // (PATCH * C)
-    p0 = row // PATCH
-    p1 = row % PATCH
-    in_row = offs % (PATCH * C)
     if RUNS:
-        return p0 * stride_t + p1 * stride_h + in_row
+        return cols
     else:
-        return p0 * stride_t + p1 * stride_h + (in_row // C) * stride_w + (in_row % C) * stride_c
-
-
-@triton.jit
-def per_channel(table_ptr, channel, C: tl.constexpr):
-    """Pick `table[channel]`; for few channels from registers, else from memory."""
-    if C <= 4:
-        value = tl.load(table_ptr) + channel * 0.0
-        for c in tl.static_range(1, C):
-            value = tl.where(channel == c, tl.load(table_ptr + c), value)
-        return value
-    else:
-        return tl.load(table_ptr + channel)
+        return (cols // C) * stride_w + (cols % C) * stride_c
 
 
 @triton.jit
@@ -71,20 +52,29 @@ def _gather_fwd_kernel(
     C: tl.constexpr,
     PATCH: tl.constexpr,
     TUBELET: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     RUNS: tl.constexpr,
 ):
+    """A patch is TUBELET * PATCH rows of PATCH * C values: what depends on the channel is made per column."""
+    ROWS: tl.constexpr = TUBELET * PATCH
+    RUN: tl.constexpr = PATCH * C
     pid = tl.program_id(0).to(tl.int64)  # b * K + k
     token = tl.load(index_ptr + pid).to(tl.int32)
     corner = patch_corner(token, stride_t, stride_h, stride_w, nh, nw, TUBELET, PATCH)
+    cols = tl.arange(0, BLOCK_W)
+    factor = tl.load(table_ptr + cols % C)
+    offset = tl.load(table_ptr + C + cols % C)
     patch = video_ptr + (pid // K) * stride_b + corner
-    for start in tl.static_range(0, P, BLOCK_P):
-        offs = start + tl.arange(0, BLOCK_P)
-        at = patch_offsets(offs, stride_c, stride_t, stride_h, stride_w, PATCH, C, RUNS)
-        x = tl.load(patch + at, mask=offs < P, other=0).to(tl.float32)
-        channel = offs % C
-        x = x * per_channel(table_ptr, channel, C) + per_channel(table_ptr + C, channel, C)
-        tl.store(out_ptr + pid * P + offs, x.to(out_ptr.dtype.element_ty), mask=offs < P)
+    patch += column_offsets(cols, stride_c, stride_w, C, RUNS)[None, :]
+    for start in tl.static_range(0, ROWS, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        inside = (rows[:, None] < ROWS) & (cols[None, :] < RUN)
+        at = patch + row_offsets(rows, stride_t, stride_h, PATCH)[:, None]
+        x = tl.load(at, mask=inside, other=0).to(tl.float32)
+        x = x * factor[None, :] + offset[None, :]
+        to = out_ptr + pid * P + rows[:, None] * RUN + cols[None, :]
+        tl.store(to, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -105,16 +95,22 @@ def _gather_bwd_kernel(
     C: tl.constexpr,
     PATCH: tl.constexpr,
     TUBELET: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
     """Adds, because a token may be named twice; where none is, nothing is contended and the sum is exact."""
+    ROWS: tl.constexpr = TUBELET * PATCH
+    RUN: tl.constexpr = PATCH * C
     pid = tl.program_id(0).to(tl.int64)
     token = tl.load(index_ptr + pid).to(tl.int32)
     corner = patch_corner(token, stride_t, stride_h, stride_w, nh, nw, TUBELET, PATCH)
+    cols = tl.arange(0, BLOCK_W)
+    factor = tl.load(table_ptr + cols % C)
     patch = dvideo_ptr + (pid // K) * stride_b + corner
-    for start in tl.static_range(0, P, BLOCK_P):
-        offs = start + tl.arange(0, BLOCK_P)
-        at = patch_offsets(offs, stride_c, stride_t, stride_h, stride_w, PATCH, C, False)
-        g = tl.load(dout_ptr + pid * P + offs, mask=offs < P, other=0.0).to(tl.float32)
-        g = g * per_channel(table_ptr, offs % C, C)
-        tl.atomic_add(patch + at, g, mask=offs < P)
+    patch += column_offsets(cols, stride_c, stride_w, C, False)[None, :]
+    for start in tl.static_range(0, ROWS, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        inside = (rows[:, None] < ROWS) & (cols[None, :] < RUN)
+        g = tl.load(dout_ptr + pid * P + rows[:, None] * RUN + cols[None, :], mask=inside, other=0.0)
+        at = patch + row_offsets(rows, stride_t, stride_h, PATCH)[:, None]
+        tl.atomic_add(at, g.to(tl.float32) * factor[None, :], mask=inside)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae.kernels.launch import on_device, row_is_run, runs_kernel
+from vmae.kernels.launch import family_of, on_device, row_is_run, runs_kernel
 from vmae.kernels.patch_gather.configs import loss_block
 from vmae.kernels.patch_gather.library import grid_args
 from vmae.kernels.patch_loss.reference import EPS, masked_patch_loss_reference
@@ -52,7 +52,7 @@ def launch(
     if weights is not None:
         weight = weights.detach().to(torch.float32).contiguous()
         norm = 1.0 / (weight.sum() * args["P"])
-    block, warps = loss_block(args["P"])
+    block_r, block_w, warps = loss_block(tubelet_size * patch_size, patch_size * args["C"], family_of(pred))
     levels = 255.0 if video.dtype == torch.uint8 else 1.0
     with on_device(pred):
         kernels._patch_loss_kernel[(indices.numel(),)](
@@ -67,7 +67,8 @@ def launch(
             eps=EPS * levels,
             unit=1.0 / levels,
             **args | {"index_ptr": indices.contiguous()},
-            BLOCK_P=block,
+            BLOCK_R=block_r,
+            BLOCK_W=block_w,
             RUNS=row_is_run(video, layout),
             LOSS=loss,
             NORMALISED=target == "normalized",

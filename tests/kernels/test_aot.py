@@ -7,6 +7,7 @@ process of its own, because this one interprets kernels.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,10 +41,23 @@ def test_hopper_attention_uses_its_own_matrix_instructions() -> None:
             assert "HGMMA" in row["matrix_unit"], key
 
 
+def test_memory_is_moved_in_the_widest_accesses() -> None:
+    """16 bytes per thread: attention at the published head dims, gather and loss of channels-last clips."""
+    rows = aot.load_table()["rows"]
+    attention = [k for k in rows if k.startswith("attention/") and re.search(r"D=(64|80) bf16", k)]
+    patches = [k for k in rows if re.match(r"(gather/fwd|loss/loss\+grad) P=1536 channels last", k)]
+    assert len(attention) > 50
+    assert len(patches) > 10
+    for key in attention + patches:
+        assert rows[key]["load_bits"] == 128, key
+        assert rows[key]["store_bits"] == 128, key
+
+
 def test_the_gate_sees_a_spill_a_limit_and_a_change() -> None:
     good = aot.Resources(
-        registers=128, spill_bytes=0, stack_bytes=0, shared_bytes=1024, num_warps=8, matrix_unit=""
-    )
+        registers=128, spill_bytes=0, stack_bytes=0, shared_bytes=1024, num_warps=8, matrix_unit="",
+        load_bits=128, store_bits=128,
+    )  # fmt: skip
     assert good.faults(90) == []
     assert "spills 8" in replace(good, spill_bytes=8).faults(90)[0]
     assert "limit 166912" in replace(good, shared_bytes=200_000).faults(80)[0]

@@ -15,6 +15,8 @@ import torch
 
 from vmae import kernels
 from vmae.kernels import dispatch, evidence
+from vmae.kernels.attention import configs
+from vmae.kernels.patch_gather import configs as patches
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +92,57 @@ def test_evidence_chooses_per_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert dispatch.decide("fused_attention", "cuda", 0, "float64", 160).reason == "float64"
     finally:
         dispatch.load_evidence.cache_clear()
+
+
+def test_a_measured_tile_replaces_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up timings: another candidate wins for one kernel; a tile that is no candidate is not taken."""
+    bf16 = torch.bfloat16
+    default, other = configs.CANDIDATES[90]["short_bwd"][:2]
+    rows = [
+        {
+            "kernel": "short_bwd",
+            "shape": {"N": 160},
+            "best": str(other),
+            "candidates": [{"tile": str(default), "ms": 2.0}, {"tile": str(other), "ms": 1.0}],
+        },
+        {
+            "kernel": "loss",
+            "shape": {"P": 1536},
+            "best": "4 warps",
+            "candidates": [{"tile": "1 warps", "ms": 3.0}, {"tile": "4 warps", "ms": 1.0}],
+        },
+        {"kernel": "long_fwd", "shape": {}, "best": "1x1", "candidates": [{"tile": "1x1", "ms": 1.0}]},
+        {"kernel": "long_dq", "shape": {}, "best": None, "candidates": [{"tile": "x", "ms": None}]},
+    ]
+    source, table = tmp_path / "gpu_test.json", tmp_path / "evidence.json"
+    source.write_text(json.dumps(GPU_ROW | {"ops": [], "tiles": rows}))
+    assert evidence.main([str(source), "--out", str(table)]) == 0
+    assert "2.00x" in json.loads(table.read_text())["sm_90"]["tiles"]["short_bwd"]["why"]
+    monkeypatch.setattr(dispatch, "EVIDENCE_FILE", table)
+    dispatch.load_evidence.cache_clear()
+    try:
+        assert configs.attention_plan(160, 64, bf16, 90).short_bwd == other
+        assert configs.attention_plan(80, 64, bf16, 90) == configs.default_plan(80, 64, bf16, 90)
+        assert configs.attention_plan(160, 80, bf16, 90) == configs.default_plan(160, 80, bf16, 90)
+        assert configs.attention_plan(160, 64, bf16, 80) == configs.default_plan(160, 64, bf16, 80)
+        assert configs.attention_plan(1568, 64, bf16, 90) == configs.default_plan(1568, 64, bf16, 90)
+        assert patches.loss_block(32, 48, 90) == (32, 64, 4)
+        assert patches.loss_block(32, 48, 80) == patches.loss_block(32, 48) == (32, 64, 1)
+        assert patches.loss_block(16, 24, 90) == (16, 32, 1)
+        long = configs.with_tiles(
+            configs.default_plan(160, 64, bf16, 90), {"short_bwd": configs.CANDIDATES[90]["short_bwd"][-1]}
+        )
+        assert long.short_bwd is None
+        assert long.dq == long.dkdv == configs.CANDIDATES[90]["short_bwd"][-1]
+    finally:
+        dispatch.load_evidence.cache_clear()
+
+
+def test_the_first_candidate_is_the_default() -> None:
+    for family, kernels_ in configs.CANDIDATES.items():
+        short, long = (configs.default_plan(n, 64, torch.bfloat16, family) for n in (160, 1568))
+        defaults = [short.short_fwd, short.short_bwd, long.fwd, long.dq, long.dkdv]
+        assert [tiles[0] for tiles in kernels_.values()] == defaults
 
 
 def test_a_dry_run_is_no_evidence(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def _sample_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     layout_args = (4, 2, *stats, "BTHWC")
     gather = (INDICES, *layout_args)
     return {
-        "attention": (ops.attention_fwd.default, (_qkv(), 0.5, None)),
-        "attention, strided": (ops.attention_fwd.default, (strided, 0.5, None)),
-        "attention, lengths": (ops.attention_fwd.default, (_qkv(), 0.5, torch.tensor([5, 2]))),
+        "attention": (ops.attention_fwd.default, (_qkv(), 0.5, None, 0)),
+        "attention, strided": (ops.attention_fwd.default, (strided, 0.5, None, 0)),
+        "attention, lengths": (ops.attention_fwd.default, (_qkv(), 0.5, torch.tensor([5, 2]), 3)),
         "gather uint8": (ops.gather_patches.default, (_video(), *gather, torch.float32)),
         "gather float": (
             ops.gather_patches.default,

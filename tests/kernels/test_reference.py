@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,6 +115,8 @@ BAD_CALLS = {
     "mean without std": ({"mean": (0.5, 0.5, 0.5)}, r"both given or both None"),
     "two means": ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, r"one number per channel \(3\)"),
     "dtype": ({"dtype": torch.int32}, r"dtype float32.*int32"),
+    "half a patch": ({"patch_size": 4.5}, r"whole numbers.*got patch_size=4.5"),
+    "mean that is no number": ({"mean": (float("nan"),) * 3, "std": (1.0,) * 3}, r"finite means; got \(nan"),
 }
 
 
@@ -126,6 +131,31 @@ def test_bad_input_says_expected_and_got(case: str) -> None:
     }
     with pytest.raises(kernels.KernelInputError, match=message):
         kernels.gather_patches(**(call | changes))  # type: ignore[arg-type]
+
+
+def test_bad_input_of_the_other_ops_too() -> None:
+    qkv, x = torch.zeros(2, 5, 3, 2, 16), torch.zeros(2, 8)
+    clip, index = torch.zeros(2, 3, 4, 8, 12), torch.zeros(2, 3, dtype=torch.int64)
+    grid = {"patch_size": 4, "tubelet_size": 2}
+    pred = torch.zeros(2, 3, 96)
+    none: Any = None
+    bad: list[tuple[str, Callable[[], object]]] = [
+        (r"qkv \[B, N, 3, H, Dh\]; got NoneType", lambda: kernels.fused_attention(none)),
+        (r"first_query in \[0, 5\); got 1.5", lambda: kernels.fused_attention(qkv, first_query=none or 1.5)),
+        (r"scale None or a number; got 'a'", lambda: kernels.fused_attention(qkv, scale=none or "a")),
+        (r"scale None or a number; got nan", lambda: kernels.fused_attention(qkv, scale=float("nan"))),
+        (r"lengths in \[1, 5\]; got 0", lambda: kernels.fused_attention(qkv, lengths=torch.tensor([0, 5]))),
+        (r"pred float \[2, 3, 96\]", lambda: kernels.masked_patch_loss(pred[:1], clip, index, **grid)),
+        (r"weights \[2, 3\]", lambda: kernels.masked_patch_loss(pred, clip, index, weights=x, **grid)),
+        (r"K >= 1", lambda: kernels.masked_patch_loss(pred[:, :0], clip, index[:, :0], **grid)),
+        (r"mask_token a tensor", lambda: kernels.assemble_decoder_tokens(pred, none, pred[0], index, index)),
+        (r"residual a tensor", lambda: kernels.add_layer_norm(x, none, x[0], x[0], eps=1e-6)),
+        (r"w1 a tensor", lambda: kernels.mlp(x, none, x[0], x, x[0])),
+        (r"w1 \[F, 8\]", lambda: kernels.mlp(x, x[:, :4], x[0], x, x[0])),
+    ]
+    for message, call in bad:
+        with pytest.raises(kernels.KernelInputError, match="expected .*" + message):
+            call()
 
 
 def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

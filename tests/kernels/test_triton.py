@@ -37,15 +37,19 @@ def error(out: Tensor, exact: Tensor) -> float:
 
 
 def check_attention(
-    qkv: Tensor, plan: AttentionPlan | None, lengths: Tensor | None = None, scale: float | None = None
+    qkv: Tensor,
+    plan: AttentionPlan | None,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    first: int = 0,
 ) -> None:
     """Forward and packed gradient of the launchers against the float64 reference."""
     used = qkv.shape[4] ** -0.5 if scale is None else scale
-    out, lse = attention.launch_fwd(qkv, used, lengths, plan)
+    out, lse = attention.launch_fwd(qkv, used, lengths, plan, first)
     dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(qkv)
-    dqkv = attention.launch_bwd(dout, qkv, out, lse, used, lengths, plan=plan)
+    dqkv = attention.launch_bwd(dout, qkv, out, lse, used, lengths, plan=plan, first=first)
     exact = qkv.double().requires_grad_()
-    ref = reference.fused_attention(exact, scale=scale, lengths=lengths)
+    ref = reference.fused_attention(exact, scale=scale, lengths=lengths)[:, first:]
     (dref,) = torch.autograd.grad(ref, exact, dout.double())
     assert error(out, ref.detach()) < TOLERANCE[qkv.dtype]
     for part in range(3):
@@ -53,6 +57,12 @@ def check_attention(
             assert error(dqkv[:, :, part], dref[:, :, part]) < 2 * TOLERANCE[qkv.dtype], "qkv"[part]
         else:
             assert dqkv[:, :, part].abs().max() < 1e-5
+
+
+def tile_dtype(device: str) -> torch.dtype:
+    """What to test large tiles with: they are for half precision, and a GPU's compiler takes a minute over
+    float32 products of their size; the interpreter is faster, and stricter, in float32."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def make_qkv(b: int, n: int, h: int, d: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -79,17 +89,58 @@ def test_attention_half_precision(plan: AttentionPlan, dtype: torch.dtype, devic
 @pytest.mark.parametrize("n", [129, 160, 161, 196])
 def test_short_attention_with_two_key_tiles_or_one_large(n: int, device: str) -> None:
     plan = replace(SHORT, short_fwd=Tile(block_m=64, num_warps=4), short_bwd=Tile(block_m=64, num_warps=8))
-    check_attention(make_qkv(1, n, 1, 64, torch.float32, device), plan)
+    check_attention(make_qkv(1, n, 1, 64, tile_dtype(device), device), plan)
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(block_m=32, num_warps=8, num_stages=2, form="single"),
+        Tile(block_m=64, block_n=64, num_warps=4, form="two_pass"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n", [7, 129, 160])
+def test_short_backward_in_its_other_forms(tile: Tile, n: int, device: str) -> None:
+    check_attention(make_qkv(1, n, 2, 16, tile_dtype(device), device), replace(SHORT, short_bwd=tile))
+
+
+@pytest.mark.parametrize("first", [1, 16, 17, 32])
+def test_attention_from_a_query_on(first: int, device: str) -> None:
+    qkv = make_qkv(2, 33, 2, 16, torch.float32, device)
+    lengths = torch.tensor([33, 18], device=device)
+    check_attention(qkv, LONG, lengths if first == 17 else None, first=first)
+
+
+def test_the_public_function_passes_on_the_first_query(device: str) -> None:
+    qkv = make_qkv(1, 21, 2, 16, torch.float32, device).requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+    with kernels.use_kernels("triton"):
+        out = kernels.fused_attention(qkv, first_query=5)
+    ref = reference.fused_attention(exact)[:, 5:]
+    assert error(out, ref) < TOLERANCE[torch.float32]
+    dout = torch.randn(ref.shape, generator=torch.Generator().manual_seed(4)).to(device)
+    (grad,) = torch.autograd.grad(out, qkv, dout)
+    (dref,) = torch.autograd.grad(ref, exact, dout.double())
+    assert error(grad, dref) < 2 * TOLERANCE[torch.float32]
+    assert not grad[:, :5, 0].any()
+
+
+def test_a_negative_scale_takes_the_torch_path(device: str) -> None:
+    qkv = make_qkv(1, 9, 1, 16, torch.float32, device)
+    with kernels.use_kernels("triton"):
+        out = kernels.fused_attention(qkv, scale=-0.5)
+    assert error(out, reference.fused_attention(qkv.double(), scale=-0.5)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_encoder_length_as_configured(dtype: torch.dtype, device: str) -> None:
     qkv = make_qkv(1, 160, 1, 64, dtype, device)
-    check_attention(qkv, attention_plan(160, 64, torch.bfloat16, 90))
+    check_attention(qkv, attention_plan(160, 64, dtype if device == "cuda" else torch.bfloat16, 90))
 
 
 def test_attention_decoder_length_as_configured(device: str) -> None:
-    qkv = make_qkv(1, 1568, 1, 64, torch.float32, device)
+    qkv = make_qkv(1, 1568, 1, 64, tile_dtype(device), device)
     plan = attention_plan(1568, 64, torch.bfloat16, 90)
     large = Tile(block_m=256, block_n=256, num_warps=8)  # fewer, larger tiles: the interpreter pays per tile
     check_attention(qkv, plan if device == "cuda" else replace(plan, fwd=large, dq=large, dkdv=large))
@@ -312,7 +363,7 @@ def test_decoder_tokens(b: int, v: int, m: int, d: int, dtype: torch.dtype, devi
 def test_public_functions_reach_the_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = attention.launch_fwd
-    monkeypatch.setattr(attention, "launch_fwd", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(attention, "launch_fwd", lambda *a, **k: calls.append(a) or real(*a, **k))
     qkv = make_qkv(1, 5, 1, 16, torch.float32, device)
     kernels.fused_attention(qkv)
     assert not calls  # auto: no measurement of this machine, the torch path
