@@ -213,12 +213,18 @@ def log_start(tracker: Tracker, home: Path) -> None:
 
 
 def log_checkpoints(
-    tracker: Tracker, config: ExperimentConfig, folder: Path, *, stopped: bool = False, under: str = ""
+    tracker: Tracker,
+    config: ExperimentConfig,
+    folder: Path,
+    *,
+    stopped: bool = False,
+    under: str = "",
+    where: Callable[[Path], str] = lambda path: str(path.resolve()),
 ) -> None:
     """Put the checkpoints of a training in `folder` among the run's artifacts, as `config.tracking` says.
 
     The artifact `checkpoints/[under/]checkpoints.json` has each one's place, size and epoch; uploaded files
-    lie beside it under the names they have in `folder`.
+    lie beside it under the names they have in `folder`. `where` says where a folder is found later.
     """
     how = config.tracking.checkpoints
     if how == "none":
@@ -230,10 +236,10 @@ def log_checkpoints(
         header = read_json(folder / name / CONFIG_NAME)
         if header is not None:
             meta = {k: header["meta"][k] for k in ("epochs", "metrics") if k in header["meta"]}
-            facts[name] = {**_place_of(folder / name), **meta}
+            facts[name] = {**_place_of(folder / name, where), **meta}
             upload.append(folder / name)
     states = list_states(folder / "checkpoints")
-    facts["training"] = [_place_of(path) for path in states]
+    facts["training"] = [_place_of(path, where) for path in states]
     if stopped:
         upload += states[-1:]
     write_json(folder / "checkpoints.json", facts)
@@ -243,9 +249,9 @@ def log_checkpoints(
             tracker.log_artifact(file, f"{place}/{path.relative_to(folder)}")
 
 
-def _place_of(folder: Path) -> dict[str, Any]:
+def _place_of(folder: Path, where: Callable[[Path], str]) -> dict[str, Any]:
     """Where a checkpoint's folder is, and the bytes in it."""
-    return {"path": str(folder.resolve()), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
+    return {"path": where(folder), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
 
 
 def measure_reconstruction(

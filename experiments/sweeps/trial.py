@@ -241,7 +241,7 @@ def _stages(
     if this.stopped is None:
         _sync(this)
         tracker.set_tags({"vmae.checkpoint": _where(this, home / "pretrain" / "model")})
-        run.log_checkpoints(tracker, config, home / "pretrain", under="pretrain")
+        run.log_checkpoints(tracker, config, home / "pretrain", under="pretrain", where=partial(_where, this))
         for stage in ("measure", *config.pipeline.then):
             progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
             kept = read_json(home / f"{stage}.json")
@@ -624,7 +624,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
             tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
         )
     this.tracker.set_tags({CLASSIFIER_TAG: _where(this, result.model_path)})
-    run.log_checkpoints(this.tracker, tuned, home, under="finetune")
+    run.log_checkpoints(this.tracker, tuned, home, under="finetune", where=partial(_where, this))
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.staged:
         found = _elsewhere(this, "finetune", "evaluate", tuned)
