@@ -10,6 +10,7 @@ medians and quartiles stay.
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -224,12 +225,13 @@ def run_case(
     """Build, check and time every variant of one case; one row each.
 
     skip: variants ("name" or "name + graph") that are not run, and why. announce is told a variant's name
-    before anything of it runs. dry_run: without inductor, two rounds.
+    before anything of it runs. dry_run: without inductor, two rounds. Variants that fit into memory together
+    are timed in turns.
     """
     rows: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Callable[[], Tensor]]] = []
     expected: float | None = None
-    backend = "aot_eager" if dry_run else "inductor"
+    backend, rounds = ("aot_eager", 2) if dry_run else ("inductor", 9)
     for name, graph, build in _variants(case, device, backend, every=every_variant):
         row: dict[str, Any] = {
             "size": case.size,
@@ -268,8 +270,26 @@ def run_case(
             row["refused"] = f"wrong loss: {row['loss']:.6g}"
             continue
         ready.append((row, run))
+        del run
+        if _memory_is_short(device):
+            _time_in_turns(ready, case, device, rounds, announce)
+            ready.clear()
+            gc.collect()
+    _time_in_turns(ready, case, device, rounds, announce)
+    torch.compiler.reset()
+    return rows
+
+
+def _time_in_turns(
+    ready: list[tuple[dict[str, Any], Callable[[], Tensor]]],
+    case: StepCase,
+    device: str,
+    rounds: int,
+    announce: Callable[[str], None],
+) -> None:
+    """Fill in the rows of the variants that are in memory together."""
     samples: list[list[float]] = [[] for _ in ready]
-    for _ in range(2 if dry_run else 9):
+    for _ in range(rounds):
         for values, (row, run) in zip(samples, ready, strict=True):
             announce(_full_name(row))
             values.append(_time_ms(run, device, 2))
@@ -278,8 +298,15 @@ def run_case(
         row["ms_q1"], _, row["ms_q3"] = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         row["clips_per_s"] = case.batch / (row["ms"] * 1e-3)
         row["flop_per_s"] = row["clips_per_s"] * row["flops_per_clip"]
-    torch.compiler.reset()
-    return rows
+
+
+def _memory_is_short(device: str) -> bool:
+    """Whether another variant beside those in memory might not fit: models, optimisers and graphs stay."""
+    if device != "cuda":
+        return False
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return free < 0.45 * total
 
 
 def _full_name(row: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ PARTS = "abcd"
 BARRED_OPS = 8  # the first of `bench.op_benches`: those with a bar, timed before any step
 WARMERS = 3
 # Silence that means a hang: the first inductor compilation of an op, of a whole model.
-OP_LIMIT_S, STEP_LIMIT_S = 90.0, 180.0
+OP_LIMIT_S, STEP_LIMIT_S = 90.0, 240.0
 
 
 def machine() -> dict[str, Any]:
@@ -260,8 +260,15 @@ def work(
     step_module: str,
     begin: float,
     budget_s: float,
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """Measure item after item, say so in the journal; go on behind what it says is done."""
+    """Measure item after item, say so in the journal; go on behind what it says is done.
+
+    known: a former result of this machine, whose tiles and ops serve the parts that are measured now.
+    """
+    known = known or {}
+    for row in known.get("tiles", []):
+        sweep.use(row)
     finished = journal.finished()
     took = {"steps": 0.0, "ops": 0.0}
     for event in journal.read():
@@ -278,7 +285,7 @@ def work(
             continue
         started = time.monotonic()
         if item.key == "steps" and not dry_run:
-            _use_measured(journal)
+            _use_measured(journal, known.get("ops", []))
         journal.start(item.name, limit_s=item.limit_s)
 
         def announce(part: str, item: Item = item) -> None:
@@ -294,9 +301,9 @@ def work(
             torch.cuda.empty_cache()
 
 
-def _use_measured(journal: Journal) -> None:
-    """Let mode auto choose by what this run has measured so far, as it will once that is checked in."""
-    ops = [e["value"] for e in journal.read() if e.get("key") == "ops"]
+def _use_measured(journal: Journal, before: list[dict[str, Any]]) -> None:
+    """Let mode auto choose by what has been measured so far, as it will once that is checked in."""
+    ops = [e["value"] for e in journal.read() if e.get("key") == "ops"] or before
     measured: dict[str, Any] = {"machine": machine(), "ops": ops}
     if ops:
         dispatch.load_evidence()[evidence.family_of(measured)] = evidence.rows_of(measured, "this run")
@@ -374,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--small-launches", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--known", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--begin", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--warm", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -393,6 +401,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     how: dict[str, Any] = {"dry_run": args.dry_run, "step_module": args.step_module}
     if args.worker is not None:
+        how["known"] = json.loads(args.known.read_text()) if args.known else None
         work(Journal(path=args.worker), device, args.parts, begin=args.begin, budget_s=args.budget_s, **how)
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -479,6 +488,10 @@ def _run_suite(args: argparse.Namespace, device: str, folder: Path) -> int:
     journal = Journal(path=folder / "journal.jsonl")
     worker = [*me, "--worker", str(journal.path), "--parts", args.parts, "--budget-s", str(args.budget_s)]
     worker += ["--begin", str(begin)] + (["--dry-run"] if args.dry_run else [])
+    if result.get("tiles") or result.get("ops"):
+        known = folder / "known.json"
+        known.write_text(json.dumps({k: result.get(k, []) for k in ("tiles", "ops")}))
+        worker += ["--known", str(known)]
     deadline = begin + args.budget_s + 8
     if args.in_process:
         how = {"dry_run": args.dry_run, "step_module": args.step_module, "begin": begin}

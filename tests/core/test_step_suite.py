@@ -67,6 +67,29 @@ def test_eager_variants_agree_and_are_timed() -> None:
     assert ours[0] == pytest.approx(ours[1], rel=step_suite.LOSS_TOLERANCE)
 
 
+def test_variants_are_timed_apart_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    real = step_suite._time_in_turns
+
+    def watched(ready: Any, *rest: Any) -> None:
+        together.append(len(ready))
+        real(ready, *rest)
+
+    def eager(*_: Any, **__: Any) -> Any:
+        for name in ("ours, a", "ours, b", "ours, c"):
+            yield name, False, lambda: lambda: torch.tensor(1.0)
+
+    monkeypatch.setattr(step_suite, "_time_in_turns", watched)
+    monkeypatch.setattr(step_suite, "_variants", eager)
+    answers = iter([False, True, False])
+    monkeypatch.setattr(step_suite, "_memory_is_short", lambda device: next(answers))
+    told: list[str] = []
+    rows = step_suite.run_case(CASE, "cpu", dry_run=True, announce=told.append)
+    assert together == [2, 1]
+    assert [row["variant"] for row in rows if row["ms"] > 0] == ["ours, a", "ours, b", "ours, c"]
+    assert set(told) == {"ours, a", "ours, b", "ours, c"}
+
+
 def test_flops_are_those_of_the_plan() -> None:
     """facts: ViT-B at 0.9 is 202.3 GFLOP per clip and training step."""
     case = step_suite.StepCase(size="base", ratio=0.9, batch=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vmae.kernels import bench, gpu_suite, report
 from vmae.kernels.attention import configs
@@ -91,6 +92,24 @@ def test_the_worker_goes_on_behind_the_journal(tmp_path: Path) -> None:
     assert journal.finished() == set(names)
 
 
+def test_a_former_result_serves_the_parts_measured_now(tmp_path: Path) -> None:
+    tile = configs.CANDIDATES[90]["short_bwd"][1]
+    row = {"kernel": "short_bwd", "shape": {}, "best": str(tile), "candidates": []}
+    how: dict[str, Any] = {"dry_run": True, "step_module": "", "budget_s": 3600}
+    try:
+        gpu_suite.work(
+            Journal(path=tmp_path / "journal"),
+            "cpu",
+            "",
+            begin=time.monotonic(),
+            known={"tiles": [row]},
+            **how,
+        )
+        assert configs.attention_plan(160, 64, torch.bfloat16, 90).short_bwd == tile
+    finally:
+        configs.measured_here.clear()
+
+
 def test_out_of_time_is_said(tmp_path: Path) -> None:
     journal = Journal(path=tmp_path / "journal")
     how: dict[str, Any] = {"dry_run": True, "step_module": ""}
@@ -100,8 +119,6 @@ def test_out_of_time_is_said(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit):
