@@ -40,6 +40,8 @@ import torch
 
 from vmae import kernels
 from vmae.kernels import bench, dispatch, evidence, reference, sweep
+from vmae.kernels.attention.configs import CANDIDATES, default_plan, with_tiles
+from vmae.kernels.attention.library import launch_bwd, launch_fwd
 from vmae.kernels.supervise import Journal, kill_group, supervise
 
 SCHEMA = 1
@@ -93,14 +95,22 @@ def small_launches(device: str) -> float:
         worst = max(worst, bench.relative_error(out.detach().cpu(), ref.detach().cpu()))
 
     with kernels.use_kernels("triton"):
-        for n, dtype in ((17, torch.bfloat16), (160, torch.bfloat16), (261, torch.bfloat16)):
-            qkv = torch.randn(1, n, 3, 2, 64, generator=gen).to(device, dtype).requires_grad_()
+        for n, first in ((17, 0), (160, 0), (261, 0), (261, 100)):
+            qkv = torch.randn(1, n, 3, 2, 64, generator=gen).to(device, torch.bfloat16).requires_grad_()
             exact = qkv.detach().double().requires_grad_()
-            for x, op in ((qkv, kernels.fused_attention), (exact, reference.fused_attention)):
-                op(x).float().square().sum().backward()
+            kernels.fused_attention(qkv, first_query=first).float().square().sum().backward()
+            reference.fused_attention(exact)[:, first:].square().sum().backward()
             assert qkv.grad is not None
             assert exact.grad is not None
             compare(qkv.grad, exact.grad)
+        if device == "cuda":
+            for tile in CANDIDATES.get(dispatch.family(), {}).get("short_bwd", []):
+                qkv = torch.randn(1, 160, 3, 2, 64, generator=gen).to(device, torch.bfloat16)
+                plan = with_tiles(default_plan(160, 64, qkv.dtype, dispatch.family()), {"short_bwd": tile})
+                out, lse = launch_fwd(qkv, 0.125, None, plan)
+                exact = qkv.double().requires_grad_()
+                (dref,) = torch.autograd.grad(reference.fused_attention(exact).sum(), exact)
+                compare(launch_bwd(torch.ones_like(out), qkv, out, lse, 0.125, None, plan=plan), dref)
         video = torch.randint(0, 256, (2, 4, 12, 18, 3), generator=gen, dtype=torch.uint8).to(device)
         indices = torch.stack([torch.randperm(12, generator=gen)[:5] for _ in range(2)]).to(device)
         grid: dict[str, Any] = {"patch_size": 6, "tubelet_size": 2, "layout": "BTHWC"}
