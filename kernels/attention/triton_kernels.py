@@ -491,8 +491,8 @@ def _short_bwd_two_pass_kernel(
 ):
     """One program per (clip, head), the long kernels' two passes one after the other: dq, then dk and dv.
 
-    Seven products instead of five and operands read again, from the cache; but few registers, so that three
-    programs share a multiprocessor and one computes while another waits for memory.
+    Seven products instead of five and operands read again, from the cache; but fewer registers, so that two
+    programs share a multiprocessor and one computes while the other waits for memory.
     """
     b = (tl.program_id(0) // H).to(tl.int64)
     h = tl.program_id(0) % H
