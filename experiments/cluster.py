@@ -137,6 +137,8 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
         import ray
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # On a full disk it would show how Tune's snapshot failed, which nothing reads: our own line says it.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
