@@ -150,6 +150,7 @@ def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
+    monkeypatch.setattr(tracking, "GATHER_S", 0.2)
     for attempt in range(2):
         with _open(store) as tracker:
             mine, end = time.thread_time(), time.monotonic() + 60
@@ -224,6 +225,7 @@ def test_a_full_disk_does_not_end_the_thread_that_sends(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.05)
+    monkeypatch.setattr(tracking, "GATHER_S", 0.05)
     with _open(store) as tracker:
         spool, tracker.spool = tracker.spool, store.runs_dir / "absent" / "spool"  # cannot be written
         time.sleep(1.5)
