@@ -246,7 +246,7 @@ def test_training_skips_counts_and_names_a_bad_file_once(
         assert sum(len(b["failed"]) for b in epoch) == 1
         assert not any(6 in b["index"].tolist() for b in epoch)  # left out, nothing in its place
         assert sorted(i for b in epoch for i in b["index"].tolist()) == [*range(6), *range(7, 12)]
-    assert loader.skipped == {some_bad[6].path: "unreadable"}
+    assert loader.skipped == {some_bad[6].path: "truncated"}
     assert len(caplog.records) == 1
     assert some_bad[6].path in caplog.text
 
@@ -318,18 +318,18 @@ def test_a_hanging_file_does_not_hang_the_cache(a_hang: list[Sample], tmp_path: 
 
 def test_training_stops_over_the_share(some_bad: list[Sample]) -> None:
     loader = build_loader(ClipDataset(some_bad, CONFIG), 4)
-    with pytest.raises(VideoError, match=r"too_many_bad_files: 1 of 12 videos .*bad.mp4 \(unreadable\)"):
+    with pytest.raises(VideoError, match=r"too_many_bad_files: 1 of 12 videos .*bad.mp4 \(truncated\)"):
         list(loader)
 
 
 def test_validation_never_leaves_a_bad_file_out(some_bad: list[Sample]) -> None:
-    with pytest.raises(VideoError, match=r"bad.mp4: unreadable"):
+    with pytest.raises(VideoError, match=r"bad.mp4: truncated"):
         list(build_loader(ClipDataset(some_bad, CONFIG, "val"), 4))
     counted = ClipDataset(some_bad, with_changes(CONFIG, bad_eval="count"), "val")
     batches = list(build_loader(counted, 4))
     assert sum(len(b["label"]) for b in batches) + sum(len(b["failed"]) for b in batches) == len(some_bad)
     (failed,) = [f for b in batches for f in b["failed"]]
-    assert (failed["index"], failed["label"], failed["reason"]) == (6, 1, "unreadable")
+    assert (failed["index"], failed["label"], failed["reason"]) == (6, 1, "truncated")
 
 
 def test_a_batch_of_bad_files_alone(some_bad: list[Sample]) -> None:
@@ -352,7 +352,7 @@ def test_cache_gives_the_same_frames_and_is_built_once(
     plain = contents(build_loader(ClipDataset(samples, CONFIG), 4))
     assert contents(build_loader(ClipDataset(samples, CONFIG, cache=cache), 4)) == plain
     assert contents(build_loader(ClipDataset(samples, CONFIG, cache=cache), 4, workers=1)) == plain
-    with pytest.raises(VideoError, match="unreadable"):
+    with pytest.raises(VideoError, match="truncated"):
         cache.frames(some_bad[6].path)
     built = (cache.folder / "frames.bin").stat().st_mtime_ns
     again = build_cache(some_bad, config)
