@@ -55,6 +55,8 @@ SYSTEM_EVERY_S = 10.0
 """Seconds between two measurements of the machine by a tracker."""
 GATHER_S = 5.0
 """Seconds between two visits to the store: each costs tens of milliseconds of processor time."""
+PARENT_WITHIN_S = 600.0
+"""How long a run waits for its parent's to be there; then it goes without."""
 UPLOAD_BYTES_S = 2e6
 """What a connection is trusted to carry; how long a run's end waits for large artifacts follows from it."""
 log = logging.getLogger("vmae.tracking")
@@ -424,8 +426,10 @@ class Tracker:
                 self._background_cpu_s = time.thread_time()
             except Exception as e:
                 # Whatever the store's client raises, the run goes on and the spool keeps the events.
-                log.warning("tracking store %s is away (%s): trying again", self.store.uri, _first_line(e))
-                delay = min(60.0, delay * 2)
+                if not isinstance(e, _NoParentYet):
+                    where = self.store.uri
+                    log.warning("tracking store %s is away (%s): trying again", where, _first_line(e))
+                    delay = min(60.0, delay * 2)
                 self._wake.set()
                 if stopping:
                     delay = 1.0
@@ -442,6 +446,10 @@ class Tracker:
                 self._hurry.clear()
             if self._stop.is_set():
                 self._wake.set()
+
+
+class _NoParentYet(Exception):
+    """A trial's run would come before its sweep's."""
 
 
 class _System:
@@ -701,6 +709,8 @@ class _Sender:
                 parent = find_run(client, experiment, start["parent_key"])
                 if parent is not None:
                     tags["mlflow.parentRunId"] = parent
+                elif time.time() - start["time_ms"] / 1000 < PARENT_WITHIN_S:
+                    raise _NoParentYet(f"expected the run of {start['parent_key']} in {self.store.uri} first")
             run = client.create_run(experiment, start["time_ms"], tags, start["name"])
             run_id = str(run.info.run_id)
             known: dict[str, str] = {}

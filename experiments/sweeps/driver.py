@@ -122,7 +122,9 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
         from vmae.experiments.sweeps.search import check_optuna
 
         check_optuna()
-    create_store(store)
+    if store.sqlite_path is None or not store.sqlite_path.exists():
+        # A server that does not answer is refused now; a database that is there can wait for its first run.
+        create_store(store)
 
 
 def ray_ahead(plan: Plan) -> Ahead:
@@ -197,9 +199,9 @@ def _run_sweep(plan: Plan, store: Store, observe: Observe | None, ahead: Ahead |
             "vmae.metric": plan.metric,
             **keep_digest(plan.base, folder),
         },
+        # The first trials start before MLflow is imported here; theirs wait for this run.
+        patience_s=6.0,
     ) as tracker:
-        # Trials look their parent up in the store: it must be there before the first of them starts.
-        tracker.flush()
         if mirror is not None:
             mirror.push(folder, deep=False)
         unfinished = [s.trial.id for s in trial_states(plan, folder) if s.status != DONE]

@@ -39,9 +39,11 @@ def _history(store: Store, key: str, metric: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_is_written_with_params_metrics_tags_pictures_and_parent(store: Store) -> None:
-    with _open(store, "sweep"):
-        pass
+    # The trial reports first: it waits for its sweep.
     with _open(store, parent="sweep") as tracker:
+        assert not tracker.flush(1.0)
+        with _open(store, "sweep"):
+            pass
         for step in range(50):
             tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
         tracker.log_image(np.zeros((8, 8, 3), np.uint8), "reconstruction", 1)
