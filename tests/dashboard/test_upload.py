@@ -49,7 +49,8 @@ def test_a_cut_video_is_an_error(mini: Any, spool: Path) -> None:
 def test_decoding_that_takes_too_long_is_ended(mini: Any, spool: Path) -> None:
     start = time.monotonic()
     with pytest.raises(VideoError, match="timeout"):
-        decode_upload(mini.videos[0].read_bytes(), "a.mp4", time_limit_s=0.05)
+        # So short that the limit is over before the answer is looked for, however late a loaded machine does.
+        decode_upload(mini.videos[0].read_bytes(), "a.mp4", time_limit_s=1e-6)
     assert time.monotonic() - start < 10
     assert list(spool.iterdir()) == []
 
