@@ -33,10 +33,10 @@ def loader(
 
     from vmae.core.errors import InputError, VideoError
     from vmae.core.progress import progress
-    from vmae.core.video import bench
     from vmae.core.video.annotations import VIDEO_SUFFIXES
     from vmae.core.video.optimize import OptimizeConfig, optimize_file
     from vmae.core.video.reader import probe_video
+    from vmae.experiments.bench import loader as bench
 
     if count < 1 or frames < 2:
         raise InputError(f"expected at least 1 clip and 2 frames, got --count {count} --frames {frames}")

@@ -14,13 +14,13 @@ import click
               help="Write report.md and the pictures here; default: print the tables.")  # fmt: skip
 def report(results: Path | None, out: Path | None) -> None:
     """Make tables (ops, whole step, profile) and pictures (roofline, ratios) from GPU suite results."""
-    from vmae.kernels.report import RESULTS, draw_ratios, draw_roofline, load_results, markdown
+    from vmae.experiments.bench.report import RESULTS, draw_ratios, draw_roofline, load_results, markdown
 
     found = load_results(results or RESULTS)
     if not found:
         click.echo(
-            "no GPU result here: figures are pending until `python -m vmae.kernels.gpu_suite --out DIR` "
-            "has run on an NVIDIA GPU; `vmae bench kernels --aot` shows what the compiler reports"
+            "no GPU result here: figures are pending until `python -m vmae.experiments.bench.gpu_suite "
+            "--out DIR` has run on an NVIDIA GPU; `vmae bench kernels --aot` shows what the compiler reports"
         )
         return
     text = "\n".join(markdown(r) for r in found)

@@ -134,8 +134,8 @@ def _stepper(
     """A function that makes one training step and returns the loss."""
     import torch
 
-    from vmae.core.masking import sample_mask
-    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.model.masking import sample_mask
+    from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 
     frames, height, width, batch = cell
     config = VideoMAEConfig.from_size(size, frames=frames, height=height, width=width)
@@ -233,7 +233,7 @@ def _peak_memory(
 
     if contender != "vmae":
         pass
-    import vmae.core.videomae  # noqa: F401
+    import vmae.core.model.videomae  # noqa: F401
 
     before = psutil.Process().memory_info().rss
     one = _stepper(contender, size, cell, precision, mask_ratio)

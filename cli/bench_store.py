@@ -32,7 +32,7 @@ def store(runs: int, repeats: int, folder: Path | None, as_json: bool) -> None:
 
     from vmae.cli.tables import format_table
     from vmae.core.errors import InputError
-    from vmae.experiments import bench_store
+    from vmae.experiments.bench import store as bench_store
 
     if os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError("expected no MLFLOW_TRACKING_URI: this measures an SQLite store of its own")

@@ -39,7 +39,7 @@ def convert(
     (--to official), a directory (--to hf), a directory or a .safetensors file (--to vmae). Needs no network.
     Every key must match, or the error lists what is left over on both sides.
     """
-    from vmae.core.convert import read_model, write_model
+    from vmae.core.weights.convert import read_model, write_model
 
     height, width = parse_resolution(resolution)
     loaded = read_model(

@@ -50,9 +50,9 @@ def plan(
 
     from vmae.cli.convert import parse_resolution
     from vmae.cli.tables import format_table
-    from vmae.core.masking import MaskConfig
+    from vmae.core.model.masking import MaskConfig
+    from vmae.core.model.videomae import VideoMAEConfig
     from vmae.core.plan import GIB, GPUS, make_plan
-    from vmae.core.videomae import VideoMAEConfig
 
     height, width = parse_resolution(resolution)
     asked = {

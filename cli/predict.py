@@ -53,9 +53,9 @@ def predict(
 
     import numpy as np
 
-    from vmae.core.classifier import VideoClassifier
     from vmae.core.errors import InputError
-    from vmae.core.evaluate import evaluate
+    from vmae.core.measure.evaluate import evaluate
+    from vmae.core.model.classifier import VideoClassifier
     from vmae.core.video.annotations import Sample
     from vmae.core.video.dataset import ClipDataset
     from vmae.experiments import finetuning, run

@@ -67,13 +67,13 @@ def reconstruct(
     import torch
 
     from vmae.core.errors import InputError
-    from vmae.core.masking import sample_mask
-    from vmae.core.reconstruction import reconstruct as rebuild
-    from vmae.core.reconstruction import reconstruction_metrics, to_rgb
-    from vmae.core.train import clip_to_video, make_generator
+    from vmae.core.measure.reconstruct import reconstruct as rebuild
+    from vmae.core.measure.reconstruct import reconstruction_metrics, to_rgb
+    from vmae.core.model.masking import sample_mask
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.train.loop import clip_to_video, make_generator
     from vmae.core.video.reader import cached_info, read_clip
     from vmae.core.video.sampling import dense_indices
-    from vmae.core.videomae import VideoMAE
     from vmae.dashboard import render
     from vmae.dashboard.clips import fit, to_channels
     from vmae.experiments import run

@@ -16,8 +16,8 @@ from vmae.cli.options import runs_dir_option, set_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmae.core.evaluate import Evaluation
-    from vmae.core.train import Report, TrainResult
+    from vmae.core.measure.evaluate import Evaluation
+    from vmae.core.train.loop import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
     from vmae.experiments.tracking import Store

@@ -24,7 +24,7 @@ def list_(size: str | None, task: str | None, as_json: bool) -> None:
     import json
 
     from vmae.cli.tables import format_table
-    from vmae.core.zoo import ZOO
+    from vmae.core.weights.zoo import ZOO
 
     rows = [e for e in ZOO if size in (None, e.size) and task in (None, e.task)]
     if as_json:
@@ -54,6 +54,6 @@ def list_(size: str | None, task: str | None, as_json: bool) -> None:
 @click.argument("source")
 def fetch(source: str) -> None:
     """Download SOURCE (a name of `vmae zoo list`, or hf://org/name) and print where it is."""
-    from vmae.core.zoo import resolve
+    from vmae.core.weights.zoo import resolve
 
     click.echo(resolve(source))

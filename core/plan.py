@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.masking import MaskConfig, mask_counts
-from vmae.core.videomae import EncoderConfig, VideoMAEConfig
+from vmae.core.model.masking import MaskConfig, mask_counts
+from vmae.core.model.videomae import EncoderConfig, VideoMAEConfig
 
 GIB = 2**30
 

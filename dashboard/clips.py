@@ -11,7 +11,7 @@ from vmae.core.errors import InputError
 
 if TYPE_CHECKING:
     # The process that decodes uploads imports this module and must not import torch.
-    from vmae.core.grid import TokenGrid
+    from vmae.core.model.grid import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def to_channels(frames: np.ndarray, channels: int) -> np.ndarray:
 
 def data_grid(frames: int, height: int, width: int, patch_size: int = 2) -> TokenGrid:
     """A frame to fit clips into where no model says one (even number of frames)."""
-    from vmae.core.grid import TokenGrid
+    from vmae.core.model.grid import TokenGrid
 
     return TokenGrid(
         frames=frames,

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import streamlit as st
 
-from vmae.core.reconstruction import to_rgb
-from vmae.core.videomae import VideoMAE
+from vmae.core.measure.reconstruct import to_rgb
+from vmae.core.model.videomae import VideoMAE
 from vmae.dashboard import render, viewer
 from vmae.dashboard.state import ViewState, to_query
 

@@ -10,10 +10,10 @@ import streamlit as st
 import torch
 from torch import Tensor
 
-from vmae.core.probe import extract_features
+from vmae.core.measure.probe import extract_features
+from vmae.core.model.videomae import attention_maps
 from vmae.core.video.annotations import Sample
 from vmae.core.video.dataset import ClipDataset, DataConfig
-from vmae.core.videomae import attention_maps
 from vmae.dashboard import render
 from vmae.dashboard.viewer import load_videomae, use_threads
 

@@ -53,10 +53,10 @@ def guarded(page: Callable[P, None]) -> Callable[P, None]:
 
 
 def page_of(name: str) -> Callable[[], None]:
-    """`page_<name>.page`, guarded, imported when it is opened: the first page waits for no other."""
+    """`pages.<name>.page`, guarded, imported when it is opened: the first page waits for no other."""
 
     def page() -> None:
-        module = importlib.import_module(f"vmae.dashboard.page_{name}")
+        module = importlib.import_module(f"vmae.dashboard.pages.{name}")
         guarded(module.page)()
 
     page.__name__ = name

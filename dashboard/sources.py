@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmae.core.checkpoint import WEIGHTS_NAME
 from vmae.core.errors import VmaeError
 from vmae.core.video.annotations import Sample, read_annotations
+from vmae.core.weights.checkpoint import WEIGHTS_NAME
 from vmae.dashboard.files import ModelFile
 from vmae.dashboard.settings import Settings
 from vmae.experiments.results import CHECKPOINT_TAG, Run, list_runs

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmae.core.masking import MASK_TYPES
-from vmae.core.reconstruction import FORMS
+from vmae.core.measure.reconstruct import FORMS
+from vmae.core.model.masking import MASK_TYPES
 
 RATIO_MIN, RATIO_MAX = 0.05, 0.98
 SEED_MAX = 9999

@@ -10,12 +10,12 @@ import numpy as np
 import streamlit as st
 import torch
 
-from vmae.core.checkpoint import load_model
 from vmae.core.errors import InputError
-from vmae.core.grid import TokenGrid
-from vmae.core.masking import mask_from_bool, sample_mask
-from vmae.core.reconstruction import Reconstruction, reconstruct, reconstruction_metrics, to_rgb
-from vmae.core.videomae import VideoMAE
+from vmae.core.measure.reconstruct import Reconstruction, reconstruct, reconstruction_metrics, to_rgb
+from vmae.core.model.grid import TokenGrid
+from vmae.core.model.masking import mask_from_bool, sample_mask
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.weights.checkpoint import load_model
 from vmae.dashboard import render
 from vmae.dashboard.clips import ClipInfo, frame_indices, read_frames, to_channels
 from vmae.dashboard.components import with_version

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError
-from vmae.core.finetune import VALIDATED, FinetuneConfig
-from vmae.core.masking import MaskConfig, mask_counts
-from vmae.core.optim import OptimConfig
-from vmae.core.probe import ProbeConfig
-from vmae.core.train import TrainConfig, metric_of_best
+from vmae.core.measure.probe import ProbeConfig
+from vmae.core.model.masking import MaskConfig, mask_counts
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.finetune import VALIDATED, FinetuneConfig
+from vmae.core.train.loop import TrainConfig, metric_of_best
+from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments.tracking import TrackingConfig
 
 Stage = Literal["probe", "knn", "finetune"]

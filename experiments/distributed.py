@@ -1,10 +1,10 @@
 """One run on several processes or nodes, by Ray Train's TorchTrainer.
 
 Ray starts the workers, joins them in a `torch.distributed` group and restarts them when one dies; the
-training loop is the one that runs alone (`vmae.core.train`), and its checkpoints in the run's folder are what
-a restart continues from. So the folder (and the data) must be on storage that every node sees under the same
-path; of a run directory on an object store each worker fetches its own copy, and rank 0's is copied back at
-every checkpoint.
+training loop is the one that runs alone (`vmae.core.train.loop`), and its checkpoints in the run's folder are
+what a restart continues from. So the folder (and the data) must be on storage that every node sees under the
+same path; of a run directory on an object store each worker fetches its own copy, and rank 0's is copied back
+at every checkpoint.
 What rank 0 reports is appended to `events.jsonl` in that folder; the process that started the run follows the
 file, and shows and tracks it.
 """
@@ -28,7 +28,7 @@ import psutil
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.train import Report, TrainResult
+from vmae.core.train.loop import Report, TrainResult
 from vmae.experiments import run
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected

@@ -90,8 +90,8 @@ def _read_back() -> str:
 def _learns() -> str:
     import torch
 
-    from vmae.core.masking import sample_mask
-    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.model.masking import sample_mask
+    from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
     from vmae.experiments.run import default_device
 
     device = default_device()

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
-from vmae.core.evaluate import (
+from vmae.core.measure.evaluate import (
     Evaluation,
     VideoPrediction,
     confusion_picture,
@@ -22,11 +21,12 @@ from vmae.core.evaluate import (
     summarise,
     write_predictions,
 )
-from vmae.core.finetune import finetune
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.progress import Progress
-from vmae.core.train import Report, TrainResult, derive_seed
+from vmae.core.train.finetune import finetune
+from vmae.core.train.loop import Report, TrainResult, derive_seed
 from vmae.core.video.dataset import ClipDataset, build_cache
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import jobs, run, video_map
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from vmae.core.checkpoint import load_model
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
-from vmae.core.probe import ProbeResult
-from vmae.core.train import Report, TrainResult, check_capturable
-from vmae.core.videomae import VideoMAE
+from vmae.core.measure.probe import ProbeResult
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.train.loop import Report, TrainResult, check_capturable
+from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers

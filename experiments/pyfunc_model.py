@@ -24,9 +24,9 @@ class VideoModel(PythonModel):
 
         import torch
 
-        from vmae.core.checkpoint import load_model
         from vmae.core.config import from_dict
         from vmae.core.video.dataset import DataConfig
+        from vmae.core.weights.checkpoint import load_model
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, _ = load_model(context.artifacts["checkpoint"])
@@ -48,9 +48,9 @@ class VideoModel(PythonModel):
         """
         import numpy as np
 
-        from vmae.core.classifier import VideoClassifier
-        from vmae.core.evaluate import evaluate
-        from vmae.core.probe import extract_features
+        from vmae.core.measure.evaluate import evaluate
+        from vmae.core.measure.probe import extract_features
+        from vmae.core.model.classifier import VideoClassifier
         from vmae.core.video.annotations import Sample
         from vmae.core.video.dataset import ClipDataset
 

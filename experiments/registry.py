@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vmae
-from vmae.core.checkpoint import load_model
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.video.dataset import DataConfig
+from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import results
 from vmae.experiments.finetuning import config_of_model
 from vmae.experiments.results import Run
@@ -24,8 +24,8 @@ from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, _client, _first_line
 
 if TYPE_CHECKING:
-    from vmae.core.classifier import VideoClassifier
-    from vmae.core.videomae import VideoMAE
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.model.videomae import VideoMAE
 
 _REQUIREMENTS = (
     "mlflow", "torch", "numpy", "einops", "safetensors", "decord", "av", "opencv-python-headless", "pillow",

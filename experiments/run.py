@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmae.core.checkpoint import CONFIG_NAME, load_matching
 from vmae.core.errors import InputError, VideoError
-from vmae.core.masking import MaskConfig, sample_mask
-from vmae.core.pictures import contact_sheet
-from vmae.core.probe import ProbeResult, evaluation_loss, extract_features, knn_probe, probe
-from vmae.core.reconstruction import reconstruct
-from vmae.core.train import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
-from vmae.core.train_state import list_states
+from vmae.core.measure.pictures import contact_sheet
+from vmae.core.measure.probe import ProbeResult, evaluation_loss, extract_features, knn_probe, probe
+from vmae.core.measure.reconstruct import reconstruct
+from vmae.core.model.masking import MaskConfig, sample_mask
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.train.loop import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
+from vmae.core.train.state import list_states
 from vmae.core.video.annotations import Sample, num_classes, read_annotations, subset
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
-from vmae.core.videomae import VideoMAE
+from vmae.core.weights.checkpoint import CONFIG_NAME, load_matching
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import environment

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmae.core.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
-from vmae.core.classifier import VideoClassifier
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VideoError, VmaeError
-from vmae.core.evaluate import evaluate
-from vmae.core.probe import Pooling, extract_features
+from vmae.core.measure.evaluate import evaluate
+from vmae.core.measure.probe import Pooling, extract_features
+from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.video.annotations import Sample
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.video.isolate import Outcome, Runner
-from vmae.core.videomae import VideoMAE
+from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.run import default_device, read_list

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vmae.core.checkpoint import CONFIG_NAME
-from vmae.core.classifier import VideoClassifier
-from vmae.core.convert import Loaded
 from vmae.core.errors import InputError, nearest
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.zoo import load_init
+from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights.checkpoint import CONFIG_NAME
+from vmae.core.weights.convert import Loaded
+from vmae.core.weights.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json
 from vmae.experiments.remote import fetched

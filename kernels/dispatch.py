@@ -171,7 +171,7 @@ def _by_evidence(op: str, gpu: str, size: int) -> KernelStatus:
         op=op,
         path="torch",
         reason=f"unmeasured on {gpu} at size {size}: the torch path until "
-        "`python -m vmae.kernels.gpu_suite` has run (VMAE_KERNELS=triton chooses the kernel now)",
+        "`python -m vmae.experiments.bench.gpu_suite` has run (VMAE_KERNELS=triton chooses the kernel now)",
     )
 
 

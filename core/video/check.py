@@ -25,7 +25,7 @@ import numpy as np
 from vmae.core.errors import VideoError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.isolate import Runner, run_isolated
-from vmae.core.video.probes import pack, unpack
+from vmae.core.video.probe import pack, unpack
 from vmae.core.video.reader import (
     DEFAULT_TIMEOUT_S,
     VideoInfo,

@@ -23,7 +23,7 @@ from vmae.core.video import augment, sampling
 from vmae.core.video.annotations import AnnotationFormat, Sample
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.isolate import StuckRead, run_limited
-from vmae.core.video.probes import Probes, probes_path
+from vmae.core.video.probe import Probes, probes_path
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
 from vmae.core.video.reader import (
     VideoInfo,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmae.core.finetune import FinetuneConfig
-from vmae.core.masking import MaskConfig
-from vmae.core.mixing import MixConfig
-from vmae.core.optim import OptimConfig
-from vmae.core.probe import ProbeConfig
-from vmae.core.train import TrainConfig
+from vmae.core.measure.probe import ProbeConfig
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.finetune import FinetuneConfig
+from vmae.core.train.loop import TrainConfig
+from vmae.core.train.mixing import MixConfig
+from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments.config import ExperimentConfig, PipelineConfig
 
 DEMO_DATA = "data/demo"

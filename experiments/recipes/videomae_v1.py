@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vmae.core.finetune import FinetuneConfig
-from vmae.core.masking import MaskConfig
-from vmae.core.mixing import MixConfig
-from vmae.core.optim import OptimConfig
-from vmae.core.train import TrainConfig
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.finetune import FinetuneConfig
+from vmae.core.train.loop import TrainConfig
+from vmae.core.train.mixing import MixConfig
+from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments.config import ExperimentConfig
 
 

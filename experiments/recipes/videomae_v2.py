@@ -5,11 +5,11 @@ The scripts' data set is a mixture that is not public; any list of videos serves
 
 from __future__ import annotations
 
-from vmae.core.masking import MaskConfig
-from vmae.core.optim import OptimConfig
-from vmae.core.train import TrainConfig
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.loop import TrainConfig
+from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments.config import ExperimentConfig
 
 

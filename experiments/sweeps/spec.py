@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError, VmaeError, nearest
-from vmae.core.masking import mask_counts
+from vmae.core.model.masking import mask_counts
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
 from vmae.experiments.sweeps.space import Param, draw_samples

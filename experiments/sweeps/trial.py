@@ -31,9 +31,9 @@ from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
 if TYPE_CHECKING:
     import torch
 
-    from vmae.core.classifier import VideoClassifier
-    from vmae.core.train import Report, TrainResult
-    from vmae.core.videomae import VideoMAE
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.train.loop import Report, TrainResult
     from vmae.experiments.run import Data
 
 Emit = Callable[[dict[str, float]], None]
@@ -285,8 +285,8 @@ def stage_shares(config: ExperimentConfig, baseline: bool = False) -> dict[str, 
 
 def _pretrained(this: _Run, share: float) -> VideoMAE:
     """The pre-trained model: fresh weights for the baseline, the one in the folder where it is done."""
-    from vmae.core.checkpoint import load_model, save_model
-    from vmae.core.videomae import VideoMAE
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.weights.checkpoint import load_model, save_model
     from vmae.experiments import run
 
     model_dir = this.home / "pretrain" / "model"
@@ -317,8 +317,8 @@ def _pretrained(this: _Run, share: float) -> VideoMAE:
 
 
 def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
-    from vmae.core.checkpoint import load_model
-    from vmae.core.videomae import VideoMAE
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.weights.checkpoint import load_model
     from vmae.experiments import run
 
     def report(event: str, values: dict[str, Any]) -> None:
@@ -546,9 +546,9 @@ def _task(
 def _task_in(runs_dir: Path, work: str, config: dict[str, Any], home: str, threads: int) -> dict[str, float]:
     import torch
 
-    from vmae.core.checkpoint import load_model
-    from vmae.core.classifier import VideoClassifier
     from vmae.core.config import from_dict
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.weights.checkpoint import load_model
     from vmae.experiments import run
 
     torch.set_num_threads(threads)
@@ -579,9 +579,9 @@ def _evaluated(
 
 
 def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
-    from vmae.core.checkpoint import load_model
-    from vmae.core.classifier import VideoClassifier
+    from vmae.core.model.classifier import VideoClassifier
     from vmae.core.video.dataset import ClipDataset
+    from vmae.core.weights.checkpoint import load_model
     from vmae.experiments import run
     from vmae.experiments.finetuning import finetune_stage
 

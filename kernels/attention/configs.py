@@ -2,8 +2,8 @@
 
 Every configuration listed here is compiled ahead of time for its family by `vmae bench kernels --aot` and
 must not spill. The defaults are chosen without a GPU: no spill, the most matrix work per tile. CANDIDATES are
-what the GPU suite times against each other (`kernels/sweep.py`); a winner that is checked in with the
-evidence takes the default's place on that family.
+what the GPU suite times against each other (`experiments/bench/tiles.py`); a winner that is checked in with
+the evidence takes the default's place on that family.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 
 from vmae.cli.main import main
-from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.convert import read_model, to_official
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.weights.convert import read_model, to_official
 
 
 def test_official_to_hf_to_ours_and_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vmae.cli.main import run
-from vmae.core.checkpoint import load_model
+from vmae.core.weights.checkpoint import load_model
 
 CHANGES = (
     "model.frames=4", "model.height=32", "model.width=32", "model.tubelet_size=2", "model.depth=1",
@@ -220,10 +220,10 @@ def test_features_of_every_readable_video_and_the_bad_ones_by_name(
     import numpy as np
     import torch
 
-    from vmae.core.checkpoint import load_model
-    from vmae.core.probe import extract_features
+    from vmae.core.measure.probe import extract_features
     from vmae.core.video.annotations import read_annotations
     from vmae.core.video.dataset import ClipDataset
+    from vmae.core.weights.checkpoint import load_model
     from vmae.experiments.config import ExperimentConfig
 
     bad = tmp_path / "bad.mp4"

@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmae.core.errors import InputError
-from vmae.core.masking import MaskConfig, sample_masks
+from vmae.core.model.masking import MaskConfig, sample_masks
+from vmae.core.model.videomae import SIZES, VideoMAE, VideoMAEConfig
 from vmae.core.plan import Plan, make_plan
-from vmae.core.videomae import SIZES, VideoMAE, VideoMAEConfig
 
 
 def plan(size: str, mask: MaskConfig | None = None, **changes: object) -> Plan:

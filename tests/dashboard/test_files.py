@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vmae.core.checkpoint import WEIGHTS_NAME, save_model
-from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.errors import CheckpointError
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
 from vmae.dashboard import files
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import read_catalog

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae.core.masking import MASK_TYPES
+from vmae.core.model.masking import MASK_TYPES
 from vmae.dashboard.state import COMPARE, ViewState, from_query, pack_mask, to_query, unpack_mask
 
 MASKS = st.lists(st.booleans(), min_size=2, max_size=300).filter(lambda m: 0 < sum(m) < len(m))

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.masking import MaskConfig
-from vmae.core.optim import OptimConfig
-from vmae.core.train import TrainConfig
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.loop import TrainConfig
+from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
-from vmae.core.videomae import VideoMAEConfig
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, _cause, interface_of, train_on_workers
@@ -128,7 +128,7 @@ def test_training_alone_imports_neither_ray_nor_dynamo() -> None:
 
     code = (
         "import sys, torch\nfrom vmae.experiments import jobs, finetuning, distributed\n"
-        "from vmae.core.optim import OptimConfig, build_optimizer\n"
+        "from vmae.core.train.optim import OptimConfig, build_optimizer\n"
         "model = torch.nn.Linear(2, 2)\n"
         "optimizer = build_optimizer(model, OptimConfig())\n"
         "model(torch.ones(1, 2)).sum().backward()\n"

@@ -8,8 +8,8 @@ import pytest
 
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError
-from vmae.core.optim import lr_schedule
 from vmae.core.plan import classifier_flops
+from vmae.core.train.optim import lr_schedule
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 

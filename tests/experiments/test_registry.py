@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae.core.checkpoint import save_model
-from vmae.core.classifier import VideoClassifier
 from vmae.core.errors import InputError, VideoError
+from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video.annotations import Sample
 from vmae.core.video.dataset import ClipDataset, DataConfig
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights.checkpoint import save_model
 from vmae.experiments import registry, results
 from vmae.experiments.tracking import Store, Tracker, store_at
 

@@ -106,8 +106,8 @@ def test_orphans_on_a_store_are_found_and_deleted_from_another_machine(tmp_path:
 
 
 def test_a_checkpoint_is_found_by_its_uri(tmp_path: Path) -> None:
-    from vmae.core.checkpoint import save_model
-    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.weights.checkpoint import save_model
     from vmae.experiments.weights import load_model_at
 
     model = VideoMAE(VideoMAEConfig.from_size("tiny"))

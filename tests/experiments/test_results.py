@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.experiments import bench_store, comparison, results
+from vmae.experiments import comparison, results
+from vmae.experiments.bench import store as bench_store
 from vmae.experiments.results import Filter
 from vmae.experiments.tracking import Store, Tracker, store_at
 

@@ -99,9 +99,9 @@ def test_runs_go_to_the_server_and_come_back(store: Store, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) -> None:
-    from vmae.core.checkpoint import load_model, save_model
-    from vmae.core.train_state import save_state
-    from vmae.core.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+    from vmae.core.train.state import save_state
+    from vmae.core.weights.checkpoint import load_model, save_model
     from vmae.experiments import tracking
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.run import log_checkpoints

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vmae.core.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.convert import hf_keys, load_official_state, official_keys
-from vmae.core.masking import mask_from_bool
-from vmae.core.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.masking import mask_from_bool
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights.convert import hf_keys, load_official_state, official_keys
 from vmae.kernels import patch_targets
 
 Open = Callable[[str], Any]
@@ -167,7 +167,7 @@ def test_classifier(golden: Open) -> None:
 def test_hugging_face_weights(golden: Open, tmp_path: Path, eps: str) -> None:
     from safetensors.torch import save_file
 
-    from vmae.core.convert import read_model
+    from vmae.core.weights.convert import read_model
 
     file = golden("hf_p8")
     values = hf_config(file.meta["cfg"]) | {"layer_norm_eps": 1e-12 if eps == "eps_hub" else 1e-6}

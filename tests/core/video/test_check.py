@@ -16,7 +16,7 @@ from vmae.core.video.annotations import Sample
 from vmae.core.video.check import NOTES, check_file, check_samples, write_report
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.video.isolate import Outcome
-from vmae.core.video.probes import Probes, probes_path, save_probes
+from vmae.core.video.probe import Probes, probes_path, save_probes
 from vmae.core.video.reader import probe_video
 
 

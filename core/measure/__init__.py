@@ -1,0 +1,1 @@
+"""What a model is worth: probes, multi-view evaluation, reconstructions."""

@@ -1,0 +1,437 @@
+"""What a frozen encoder knows: features, linear and attentive probes, nearest neighbours, and the
+reconstruction error at one common mask ratio.
+
+Hyperparameters (learning rate, weight decay, neighbours) are chosen inside the training list, by
+cross-validation; the test list is looked at once, with the choice made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmae.core.errors import InputError
+from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.progress import Progress
+from vmae.core.train.loop import autocast, clip_to_video, make_generator, resolve_precision
+from vmae.core.video.dataset import ClipDataset, build_loader
+
+Pooling = Literal["mean", "time", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How frozen features are read out."""
+
+    kind: Literal["linear", "attentive", "knn"] = "linear"
+    pooling: Pooling = "time"
+    """mean: over all tokens (VideoMAE's head); time: over space, time slots side by side, which keeps the
+    order of events; tokens: all of them (the attentive probe takes this whatever is written here)."""
+    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    """Learning rates tried, all at once."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    """Weight decays tried with each of them."""
+    epochs: int = 60
+    batch_size: int = 256
+    folds: int = 5
+    """Folds of the cross-validation inside the training list that chooses among them."""
+    neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """Neighbour counts tried by the kNN probe."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lrs", "weight_decays", "neighbours"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name):
+                raise InputError(f"expected at least one value in probe.{name}; got none")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected probe.{name} >= 1; got {getattr(self, name)}")
+        if self.folds < 2:
+            raise InputError(f"expected probe.folds >= 2; got {self.folds}")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a list of clips: `x` float32 `[M, D]` (or `[M, N, D]` for tokens), `labels` int64 `[M]`."""
+
+    x: Tensor
+    labels: Tensor
+    paths: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """Accuracies in [0, 1]."""
+
+    top1: float
+    """On the test list."""
+    top5: float
+    mean_class: float
+    """Mean over classes of the share recognised."""
+    chance: float
+    """One over the number of classes."""
+    selection_top1: float
+    """Cross-validated accuracy inside the training list, of the setting that was chosen."""
+    chosen: dict[str, float]
+    """The chosen setting, for example `{"lr": 0.1, "weight_decay": 0.0}`."""
+    predictions: Tensor
+    """int64 [M_test]"""
+    kind: str
+
+
+@torch.no_grad()
+def extract_features(
+    model: nn.Module,
+    dataset: ClipDataset,
+    *,
+    pooling: Pooling = "mean",
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    progress: Progress | None = None,
+    failed: list[dict[str, Any]] | None = None,
+) -> Features:
+    """Run the frozen encoder over every clip of `dataset`, in its order.
+
+    With `data.bad_eval` `count` clips that cannot be read are left out and put into `failed` (`index`,
+    `path`, `label`, `reason`, `detail`).
+
+    `model` has `encode(video) -> [B, N, D]` (VideoMAE). `mean` gives `[M, D]`, `time` `[M, t*D]` (mean over
+    space, time slots side by side), `tokens` `[M, N, D]` in float16.
+    """
+    device = torch.device(device)
+    precision = resolve_precision(precision, device)
+    encode = cast("Callable[[Tensor], Tensor]", model.encode)
+    was_training = model.training
+    model.to(device).eval()
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    paths: list[str] = []
+    for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
+        if failed is not None:
+            failed += batch["failed"]
+        if not batch["path"]:
+            continue
+        with autocast(precision, device):
+            tokens = encode(clip_to_video(batch["clip"], device)).float()  # [B, N, D]
+        parts.append(_pool(tokens, pooling, model).cpu())
+        labels.append(batch["label"])
+        paths += batch["path"]
+        if progress is not None:
+            progress.update(len(batch["label"]))
+    model.train(was_training)
+    if not parts:
+        raise InputError("expected at least one clip to extract features from; got none")
+    return Features(torch.cat(parts), torch.cat(labels), paths)
+
+
+def _pool(tokens: Tensor, pooling: Pooling, model: Any) -> Tensor:
+    if pooling == "mean":
+        return tokens.mean(1)
+    if pooling == "time":
+        b, _, d = tokens.shape
+        t = model.config.grid.t
+        return tokens.reshape(b, t, -1, d).mean(2).reshape(b, t * d)
+    return tokens.half()
+
+
+def probe(
+    train: Features, test: Features, config: ProbeConfig, num_classes: int | None = None
+) -> ProbeResult:
+    """Read out `train`, measure on `test`, with the probe of `config.kind`.
+
+    Raises InputError when the training list has fewer clips than folds, or a test label was never seen.
+    """
+    classes = _check(train, test, config, num_classes)
+    kinds = {"linear": linear_probe, "attentive": attentive_probe, "knn": knn_probe}
+    return kinds[config.kind](train, test, config, classes)
+
+
+def _check(train: Features, test: Features, config: ProbeConfig, num_classes: int | None) -> int:
+    classes = num_classes or int(train.labels.max()) + 1
+    if len(train.labels) < config.folds:
+        raise InputError(f"expected at least {config.folds} training clips (folds); got {len(train.labels)}")
+    worst = int(max(train.labels.max(), test.labels.max()))
+    if worst >= classes or int(min(train.labels.min(), test.labels.min())) < 0:
+        raise InputError(f"expected labels 0 to {classes - 1}; got {worst}")
+    return classes
+
+
+def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """A fold 0..folds-1 for each clip, int64 [M]; every class is spread evenly."""
+    generator = make_generator(seed, "folds")
+    fold = torch.empty_like(labels)
+    offset = 0
+    for label in labels.unique():
+        index = (labels == label).nonzero()[:, 0]
+        index = index[torch.randperm(len(index), generator=generator)]
+        fold[index] = (torch.arange(len(index)) + offset) % folds
+        offset += len(index)
+    return fold
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """top-1, top-5 and mean class accuracy, in [0, 1], of logits [M, C] against labels int64 [M].
+
+    The mean class accuracy is over the classes that occur in `labels`.
+    """
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hit = top == labels[:, None]
+    first = hit[:, 0].float()
+    present = labels.unique()
+    per_class = torch.stack([first[labels == c].mean() for c in present])
+    return float(first.mean()), float(hit.any(1).float().mean()), float(per_class.mean())
+
+
+def _result(
+    kind: str, logits: Tensor, test: Features, *, selection: float, chosen: dict[str, float]
+) -> ProbeResult:
+    classes = logits.shape[1]
+    top1, top5, mean_class = accuracies(logits, test.labels)
+    return ProbeResult(
+        top1=top1,
+        top5=top5,
+        mean_class=mean_class,
+        chance=1 / classes,
+        selection_top1=selection,
+        chosen=chosen,
+        predictions=logits.argmax(1),
+        kind=kind,
+    )
+
+
+def linear_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
+    """Linear classifiers for every learning rate x weight decay x fold, trained at once.
+
+    Features are standardised by the training list (MAE's probe puts a batch norm without affine there).
+    SGD with momentum 0.9 and a cosine, no augmentation (departure from P1: features are cached). The
+    setting with the best cross-validated accuracy is trained again on the whole list.
+    """
+    x, mean, std = _standardise(train.x)
+    settings = [(lr, wd) for lr in config.lrs for wd in config.weight_decays]
+    fold = folds_of(train.labels, config.folds, config.seed)
+    # One "model" per (fold, setting); a clip of the model's own fold has weight 0.
+    keep = torch.stack([(fold != f).float() for f in range(config.folds)]).repeat_interleave(len(settings), 0)
+    weight, bias = _train_linear(
+        x, train.labels, keep, settings=settings * config.folds, config=config, classes=num_classes
+    )
+    with torch.no_grad():
+        hits = torch.zeros(len(settings))
+        for f in range(config.folds):
+            held_out = fold == f
+            models = slice(f * len(settings), (f + 1) * len(settings))
+            logits = torch.einsum("md,gdc->gmc", x[held_out], weight[models]) + bias[models, None]
+            hits += (logits.argmax(2) == train.labels[held_out]).float().sum(1)
+    accuracy = hits / len(x)
+    best = int(accuracy.argmax())
+    lr, wd = settings[best]
+    weight, bias = _train_linear(
+        x, train.labels, torch.ones(1, len(x)), settings=[(lr, wd)], config=config, classes=num_classes
+    )
+    logits = ((test.x.float() - mean) / std) @ weight[0] + bias[0]
+    chosen = {"lr": lr, "weight_decay": wd}
+    return _result("linear", logits, test, selection=float(accuracy[best]), chosen=chosen)
+
+
+def _standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.float()
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    # Divided by the root of the width too, so that one learning rate suits every width.
+    std = std * x.shape[1] ** 0.5
+    return (x - mean) / std, mean, std
+
+
+def _train_linear(
+    x: Tensor,
+    labels: Tensor,
+    keep: Tensor,
+    *,
+    settings: list[tuple[float, float]],
+    config: ProbeConfig,
+    classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Train G linear classifiers on the same clips: weight [G, D, C], bias [G, C].
+
+    `keep` [G, M] weighs each clip in each model; `settings` gives (lr, weight decay) of each.
+    """
+    g, (m, d) = len(settings), x.shape
+    batch = min(config.batch_size, m)
+    lrs = torch.tensor([s[0] for s in settings])[:, None, None] * d**0.5
+    decays = torch.tensor([s[1] for s in settings])[:, None, None]
+    weight, bias = torch.zeros(g, d, classes), torch.zeros(g, classes)
+    v_weight, v_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    target = F.one_hot(labels, classes).float()
+    generator = make_generator(config.seed, "linear")
+    steps = config.epochs * -(-m // batch)
+    step = 0
+    for _ in range(config.epochs):
+        order = torch.randperm(m, generator=generator)
+        for index in order.split(batch):
+            xb, kb = x[index], keep[:, index, None]  # [b, D], [G, b, 1]
+            # One matrix product for all models: [b, D] x [D, G*C].
+            logits = (xb @ weight.permute(1, 0, 2).reshape(d, g * classes)).reshape(-1, g, classes)
+            logits = logits.permute(1, 0, 2) + bias[:, None]
+            grad = (logits.softmax(2) - target[index]) * kb / kb.sum(1, keepdim=True).clamp_min(1)
+            grad_weight = (xb.T @ grad.permute(1, 0, 2).reshape(-1, g * classes)).reshape(d, g, classes)
+            factor = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)))
+            v_weight.mul_(0.9).add_(grad_weight.permute(1, 0, 2) + decays * weight)
+            v_bias.mul_(0.9).add_(grad.sum(1))
+            weight -= lrs * factor * v_weight
+            bias -= lrs[:, 0] * factor * v_bias
+            step += 1
+    return weight, bias
+
+
+def knn_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
+    """Weighted nearest neighbours by cosine similarity (temperature 0.07, as in DINO); k by leave-one-out."""
+    mean = train.x.float().mean(0)
+    a = F.normalize(train.x.float().flatten(1) - mean.flatten(), dim=1)
+    b = F.normalize(test.x.float().flatten(1) - mean.flatten(), dim=1)
+    target = F.one_hot(train.labels, num_classes).float()
+    counts = [k for k in config.neighbours if k < len(a)] or [1]
+
+    def votes(query: Tensor, leave_out: bool) -> dict[int, Tensor]:
+        similarity = query @ a.T
+        if leave_out:
+            similarity.fill_diagonal_(-torch.inf)
+        values, index = similarity.topk(max(counts), dim=1)
+        weights = (values / 0.07).exp()[..., None] * target[index]  # [Q, k, C]
+        sums = weights.cumsum(1)
+        return {k: sums[:, k - 1] for k in counts}
+
+    own = votes(a, True)
+    accuracy = {k: float((v.argmax(1) == train.labels).float().mean()) for k, v in own.items()}
+    best = max(counts, key=lambda k: accuracy[k])
+    chosen = {"k": float(best)}
+    return _result("knn", votes(b, False)[best], test, selection=accuracy[best], chosen=chosen)
+
+
+class AttentiveHead(nn.Module):
+    """One learnt query attends to all tokens; a linear layer reads the result (V-JEPA's probe, one block)."""
+
+    def __init__(self, dim: int, num_classes: int, num_heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.randn(dim, generator=generator) * 0.02)
+        self.key_value = nn.Parameter(torch.randn(dim, 2 * dim, generator=generator) * dim**-0.5)
+        self.head = nn.Parameter(torch.zeros(dim, num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N, D] to logits [B, C]."""
+        b, n, d = tokens.shape
+        k, v = (tokens @ self.key_value).reshape(b, n, 2, self.num_heads, -1).unbind(2)
+        q = self.query.reshape(1, 1, self.num_heads, -1).expand(b, -1, -1, -1)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        logits: Tensor = self.norm(out.reshape(b, d)) @ self.head + self.bias
+        return logits
+
+
+def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
+    """A learnt pooling of all tokens and a linear layer on it, by AdamW; `train.x` is `[M, N, D]`.
+
+    Tokens are standardised per feature by the training list. The rates tried are a hundredth of `config.lrs`
+    (AdamW's scale); one held-out fold chooses, unless there is but one setting (`selection_top1` is NaN).
+    Raises InputError for features that are not tokens.
+    """
+    if train.x.ndim != 3:
+        raise InputError(f"expected token features [M, N, D] (pooling 'tokens'); got {tuple(train.x.shape)}")
+    fold = folds_of(train.labels, config.folds, config.seed)
+    inside, outside = (fold != 0).nonzero()[:, 0], (fold == 0).nonzero()[:, 0]
+    mean, std = train.x.mean((0, 1), dtype=torch.float32), train.x.float().std((0, 1)).clamp_min(1e-6)
+
+    def tokens(x: Tensor) -> Tensor:
+        return (x.float() - mean) / std
+
+    def fit(index: Tensor, lr: float, wd: float) -> AttentiveHead:
+        generator = make_generator(config.seed, "attentive")
+        dim = train.x.shape[2]
+        heads = max(h for h in (1, 2, 3, 4, 6, 8, 12, 16) if h == 1 or (dim % h == 0 and dim // h >= 16))
+        model = AttentiveHead(dim, num_classes, heads, generator)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=wd, fused=True)
+        batch = min(config.batch_size, len(index))
+        steps = config.epochs * -(-len(index) // batch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(config.epochs):
+            for rows in index[torch.randperm(len(index), generator=generator)].split(batch):
+                loss = F.cross_entropy(model(tokens(train.x[rows])), train.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        return model
+
+    @torch.no_grad()
+    def logits(model: AttentiveHead, x: Tensor) -> Tensor:
+        return torch.cat([model(tokens(part)) for part in x.split(config.batch_size)])
+
+    settings = [(lr, wd) for lr in config.lrs for wd in config.weight_decays]
+    scores = {(lr / 100, wd): float("nan") for lr, wd in settings}
+    for lr, wd in settings:
+        if len(settings) > 1:
+            model = fit(inside, lr / 100, wd)
+            right = logits(model, train.x[outside]).argmax(1) == train.labels[outside]
+            scores[lr / 100, wd] = float(right.float().mean())
+    lr, wd = max(scores, key=lambda key: scores[key])
+    best = fit(torch.arange(len(train.labels)), lr, wd)
+    return _result(
+        "attentive",
+        logits(best, test.x),
+        test,
+        selection=scores[lr, wd],
+        chosen={"lr": lr, "weight_decay": wd},
+    )
+
+
+@torch.no_grad()
+def evaluation_loss(
+    model: VideoMAE,
+    dataset: ClipDataset,
+    mask: MaskConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+) -> float:
+    """Mean reconstruction loss over `dataset` at one mask type and ratio, so that models can be compared.
+
+    Each clip's mask depends on `seed` and its place in the list alone: every model gets the same masks.
+    """
+    device = torch.device(device)
+    precision = resolve_precision(precision, device)
+    was_training = model.training
+    model.to(device).eval()
+    total, count = 0.0, 0
+    for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
+        n = len(batch["label"])
+        if not n:
+            continue
+        drawn = [
+            sample_masks(mask, model.config.grid, 1, generator=make_generator(seed, index, "evaluation"))
+            for index in batch["index"].tolist()
+        ]
+        visible = torch.cat([m.visible for m, _ in drawn])
+        masked = torch.cat([m.masked for m, _ in drawn])
+        decoded = [d for _, d in drawn if d is not None]
+        decode = torch.cat(decoded) if decoded else None
+        with autocast(precision, device):
+            loss = model(
+                clip_to_video(batch["clip"], device),
+                TokenMask(visible, masked).to(device),
+                None if decode is None else decode.to(device),
+            )
+        total += float(loss) * n
+        count += n
+    model.train(was_training)
+    if not count:
+        raise InputError("expected at least one clip to evaluate; got none")
+    return total / count

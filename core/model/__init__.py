@@ -1,0 +1,1 @@
+"""The network: token grid, masks, layers, the autoencoder and the classifier."""

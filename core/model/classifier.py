@@ -1,0 +1,102 @@
+"""Clip classification on the VideoMAE encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vmae.core.errors import InputError
+from vmae.core.model.grid import TokenGrid
+from vmae.core.model.layers import init_weights
+from vmae.core.model.videomae import Encoder, EncoderConfig, VideoMAE, all_indices
+
+POOLS = ("mean", "first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoClassifierConfig(EncoderConfig):
+    """The encoder and how its tokens become class scores."""
+
+    pool: str = "mean"
+    """"mean": mean of all tokens, then fc_norm (published). "first": the encoder's norm, then token 0."""
+    dropout: float = 0.0
+    """Before the head (the published scripts' fc dropout)."""
+    init_scale: float = 0.001
+    """The head's initial weights are scaled by it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise InputError(f"expected pool among {', '.join(POOLS)}; got {self.pool!r}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"expected dropout in [0, 1), got {self.dropout!r}")
+
+    @classmethod
+    def from_encoder(cls, config: EncoderConfig, **overrides: object) -> VideoClassifierConfig:
+        """The classifier's configuration on another model's encoder, fields replaced by `overrides`."""
+        shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EncoderConfig)}
+        return cls.from_dict(shared | overrides)
+
+
+class VideoClassifier(nn.Module):
+    """Video to logits: encoder over all tokens, mean, `fc_norm`, dropout, `head`.
+
+    There is no class token (MCG-NJU/VideoMAE, `modeling_finetune.py`).
+    """
+
+    def __init__(self, config: VideoClassifierConfig, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"expected at least 1 class, got {num_classes}")
+        self.config = config
+        self.num_classes = num_classes
+        mean = config.pool == "mean"
+        self.encoder = Encoder(config, final_norm=not mean)
+        self.fc_norm = nn.LayerNorm(config.embed_dim, eps=config.head_norm_eps) if mean else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.embed_dim, num_classes)
+        init_weights(self.head)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        with torch.no_grad():
+            self.head.weight.mul_(config.init_scale)
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid."""
+        return self.config.grid
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """[B, C, T, H, W] (uint8, or floating point in [0, 1]) to [B, D], before dropout and head."""
+        self.grid.check_video(video)
+        tokens = self.encoder(video, all_indices(video, self.grid))  # [B, N, D]
+        return self.fc_norm(tokens.mean(1)) if self.config.pool == "mean" else tokens[:, 0]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Class scores [B, num_classes] before softmax. Raises InputError on a video of another shape."""
+        return self.head(self.dropout(self.forward_features(video)))
+
+    @classmethod
+    def from_pretrained(
+        cls, videomae: VideoMAE, num_classes: int, *, init_scale: float = 0.001, **overrides: object
+    ) -> VideoClassifier:
+        """A classifier with the weights of a pre-trained encoder.
+
+        The encoder's final norm is dropped where tokens are averaged and `fc_norm` starts fresh, as
+        published. `overrides` replace fields of VideoClassifierConfig (drop_path, dropout, ...); the clip
+        shape must stay (another shape: `vmae.core.weights.checkpoint.adapt_model`).
+        """
+        config = VideoClassifierConfig.from_encoder(videomae.config, init_scale=init_scale, **overrides)
+        if config.grid != videomae.grid:
+            raise InputError(
+                f"expected the pre-trained clip shape {videomae.grid.clip_shape}"
+                f" ({videomae.grid.describe()}), got {config.grid.clip_shape} ({config.grid.describe()})"
+            )
+        model = cls(config, num_classes)
+        state = videomae.encoder.state_dict()
+        if config.pool == "mean":
+            state = {k: v for k, v in state.items() if not k.startswith("norm.")}
+        model.encoder.load_state_dict(state)
+        return model

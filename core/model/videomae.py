@@ -1,0 +1,440 @@
+"""VideoMAE (arXiv 2203.12602) and VideoMAE V2's dual masking (arXiv 2303.16727), in running order."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from vmae.core.errors import InputError, nearest
+from vmae.core.model.grid import TokenGrid
+from vmae.core.model.layers import Block, Linear, gather_pos, init_weights, run_blocks, sincos_pos_embed
+from vmae.core.model.masking import TokenMask
+from vmae.kernels import assemble_decoder_tokens, gather_patches, masked_patch_loss
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LOSSES = ("mse", "l1", "smooth_l1")
+TARGETS = ("normalized", "raw")
+
+
+def _widths(*values: int) -> dict[str, Any]:
+    names = ("embed_dim", "depth", "num_heads")
+    return dict(zip(names + tuple(f"decoder_{n}" for n in names), values, strict=True))
+
+
+# Encoder dim, depth, heads; decoder dim, depth, heads (V1's scripts; g: V2's).
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "frames": 8,
+        "height": 64,
+        "width": 64,
+        "patch_size": 8,
+        "embed_dim": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "decoder_embed_dim": 64,
+        "decoder_depth": 2,
+        "decoder_num_heads": 2,
+    },
+    "small": _widths(384, 12, 6, 192, 4, 3),
+    "base": _widths(768, 12, 12, 384, 4, 6),
+    "large": _widths(1024, 24, 16, 512, 12, 8),
+    "huge": _widths(1280, 32, 16, 640, 12, 8),
+    "giant": _widths(1408, 40, 16, 512, 4, 8) | {"patch_size": 14, "mlp_ratio": 48 / 11},
+}
+SIZES = tuple(_SIZES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The clip's shape and the encoder: what pre-training and classification have in common."""
+
+    frames: int = 16
+    height: int = 224
+    width: int = 224
+    channels: int = 3
+    patch_size: int = 16
+    """Pixels."""
+    tubelet_size: int = 2
+    """Frames."""
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; rises linearly from 0 at the first."""
+    mean: tuple[float, ...] | None = IMAGENET_MEAN
+    """Per channel, of pixels in [0, 1], subtracted before embedding; None for no normalisation."""
+    std: tuple[float, ...] | None = IMAGENET_STD
+    norm_eps: float = 1e-6
+    """Of the layer norms in blocks and of the encoder's last; Hugging Face checkpoints carry 1e-12."""
+    head_norm_eps: float = 1e-6
+    """Of the norm before the head (decoder.norm, fc_norm); Hugging Face hard-wires 1e-5."""
+    checkpoint_activations: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time."""
+    pos_grid: tuple[int, int, int] | None = None
+    """The (t, h, w) grid in whose frame the fixed positions are computed; None: this model's own. Set when
+    a checkpoint of another resolution or frame count is loaded, see `vmae.core.weights.checkpoint`."""
+
+    def __post_init__(self) -> None:
+        # Sequences come back from JSON as lists.
+        for name in ("mean", "std", "pos_grid"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        _ = self.grid
+        for name in ("embed_dim", "depth", "num_heads"):
+            _positive(name, getattr(self, name))
+        _divisible("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        for name in ("mlp_ratio", "norm_eps", "head_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"expected {name} above 0, got {getattr(self, name)!r}")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"expected drop_path in [0, 1), got {self.drop_path!r}")
+        if (self.mean is None) != (self.std is None):
+            raise InputError(f"expected mean and std both given or both None, got {self.mean} and {self.std}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is None:
+                continue
+            if len(values) != self.channels:
+                raise InputError(f"expected {name} of {self.channels} channels, got {len(values)} values")
+            if name == "std" and not all(v > 0 for v in values):
+                raise InputError(f"expected std above 0, got {values}")
+        if self.pos_grid is not None and (len(self.pos_grid) != 3 or min(self.pos_grid) < 1):
+            raise InputError(f"expected pos_grid (t, h, w), got {self.pos_grid}")
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the encoder's MLPs."""
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid of this configuration."""
+        return TokenGrid(
+            frames=self.frames,
+            height=self.height,
+            width=self.width,
+            channels=self.channels,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON keeps them."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`. An unknown key is an InputError that names the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InputError(f"{cls.__name__} has no field {key!r}{nearest(key, known)}")
+        return cls(**values)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> Self:
+        """A named size (tiny, small, base, large, huge, giant) with any field replaced.
+
+        With other than 3 `channels`, mean and std default to 0.5 in each channel.
+        """
+        if size not in _SIZES:
+            raise InputError(f"expected a size among {', '.join(SIZES)}; got {size!r}{nearest(size, SIZES)}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {k: v for k, v in _SIZES[size].items() if k in known} | overrides
+        channels = values.get("channels", 3)
+        if channels != 3:
+            values.setdefault("mean", (0.5,) * channels)
+            values.setdefault("std", (0.5,) * channels)
+        return cls.from_dict(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoMAEConfig(EncoderConfig):
+    """Pre-training: the encoder, the decoder and the target."""
+
+    decoder_embed_dim: int = 384
+    decoder_depth: int = 4
+    decoder_num_heads: int = 6
+    target: str = "normalized"
+    """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]."""
+    loss: str = "mse"
+    """One of mse, l1, smooth_l1."""
+    encoder_norm: bool = True
+    """Whether the encoder ends in a norm, as published; Hugging Face's default leaves it out."""
+
+    @property
+    def decoder_mlp_dim(self) -> int:
+        """Hidden width of the decoder's MLPs."""
+        return round(self.decoder_embed_dim * self.mlp_ratio)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"):
+            _positive(name, getattr(self, name))
+        _divisible("decoder_embed_dim", self.decoder_embed_dim, "decoder_num_heads", self.decoder_num_heads)
+        for name, value, known in (("target", self.target, TARGETS), ("loss", self.loss, LOSSES)):
+            if value not in known:
+                raise InputError(
+                    f"expected {name} among {', '.join(known)}; got {value!r}{nearest(str(value), known)}"
+                )
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of chosen patches; the published Conv3d with kernel = stride, its weight reordered.
+
+    The weight is [D, P] with P in patch order (p0 p1 p2 c); checkpoints keep (D, C, p0, p1, p2).
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        # The linear layer's own initialisation is the official Conv3d's: uniform within 1/sqrt(P).
+        self.proj = Linear(config.grid.patch_dim, config.embed_dim)
+
+    def forward(self, video: Tensor, indices: Tensor) -> Tensor:
+        """video [B, C, T, H, W], indices [B, K] to [B, K, D]."""
+        c = self.config
+        dtype = self.proj.weight.dtype
+        if torch.is_autocast_enabled(video.device.type) and dtype == torch.float32:
+            dtype = torch.get_autocast_dtype(video.device.type)
+        patches = gather_patches(
+            video,
+            indices,
+            patch_size=c.patch_size,
+            tubelet_size=c.tubelet_size,
+            mean=c.mean,
+            std=c.std,
+            dtype=dtype,
+        )  # [B, K, P]
+        return self.proj(patches)
+
+
+class Encoder(nn.Module):
+    """Embeds the tokens it is given, adds their positions, runs the blocks."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: EncoderConfig, *, final_norm: bool = True) -> None:
+        super().__init__()
+        c = self.config = config
+        self.patch_embed = PatchEmbed(c)
+        self.blocks = nn.ModuleList(
+            Block(c.embed_dim, c.num_heads, c.mlp_dim, norm_eps=c.norm_eps, drop_path=rate)
+            for rate in drop_path_rates(c.drop_path, c.depth)
+        )
+        self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps) if final_norm else nn.Identity()
+        self.register_buffer("pos_embed", config_pos_embed(c, c.embed_dim), persistent=False)
+        self.blocks.apply(init_weights)
+
+    def embed(self, video: Tensor, indices: Tensor) -> Tensor:
+        """Embedded tokens with positions, [B, K, D]."""
+        return self.patch_embed(video, indices) + gather_pos(self.pos_embed, indices)
+
+    def forward(self, video: Tensor, indices: Tensor) -> Tensor:
+        """video [B, C, T, H, W] and token indices [B, K] to [B, K, D]."""
+        x = self.embed(video, indices)
+        x = run_blocks(self.blocks, x, recompute=self.config.checkpoint_activations)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Blocks over visible and mask tokens; predicts the patches of the last ones."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        d = c.decoder_embed_dim
+        self.blocks = nn.ModuleList(
+            Block(d, c.decoder_num_heads, c.decoder_mlp_dim, norm_eps=c.norm_eps, drop_path=rate)
+            for rate in drop_path_rates(c.drop_path, c.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(d, eps=c.head_norm_eps)
+        self.head = Linear(d, c.grid.patch_dim)
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor, num_predicted: int) -> Tensor:
+        """[B, N, D_dec] to the predictions of the last `num_predicted` tokens, [B, K, P]."""
+        x = run_blocks(
+            self.blocks,
+            x,
+            recompute=self.config.checkpoint_activations,
+            last_from=x.shape[1] - num_predicted,
+        )  # [B, K, D_dec]
+        return self.head(self.norm(x))
+
+
+class VideoMAE(nn.Module):
+    """The pre-training model, V1 and V2.
+
+    Videos are uint8 (0 to 255) or floating point in [0, 1], [B, C, T, H, W] with any strides (a permuted
+    view of a loader's [B, T, H, W, C] is welcome); normalisation happens inside.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, final_norm=config.encoder_norm)
+        self.encoder_to_decoder = Linear(config.embed_dim, config.decoder_embed_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
+        self.decoder = Decoder(config)
+        # The decoder's positions at its own width.
+        self.register_buffer(
+            "pos_embed", config_pos_embed(config, config.decoder_embed_dim), persistent=False
+        )
+        # As in the official code, encoder_to_decoder keeps torch's own initialisation.
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid."""
+        return self.config.grid
+
+    def forward(self, video: Tensor, mask: TokenMask, decode: Tensor | None = None) -> Tensor:
+        """The pre-training loss, a scalar of float32 (float64 for a float64 model).
+
+        `decode` int64 [B, K] are the positions to predict under V2's dual masking; those that the encoder
+        sees are predicted too and left out of the mean. None: all masked positions (V1).
+        Raises InputError where the video's shape or dtype or the mask's size is not the configuration's, or
+        (on the CPU) where the video contains NaN or infinite pixels.
+        """
+        self._check(video, mask)
+        tokens = self.forward_encoder(video, mask.visible)
+        if decode is None:
+            pred = self.forward_decoder(tokens, mask.visible, mask.masked)
+            loss = self.forward_loss(pred, video, mask.masked)
+        else:
+            if decode.dim() != 2 or decode.shape[0] != video.shape[0] or decode.dtype != torch.int64:
+                raise InputError(
+                    f"expected decode int64 [{video.shape[0]}, K], got {decode.dtype} {list(decode.shape)}"
+                )
+            pred = self.forward_decoder(tokens, mask.visible, decode)
+            weights = mask.to_bool().gather(1, decode).to(torch.float32)
+            loss = self.forward_loss(pred, video, decode, weights)
+        if loss.device.type == "cpu" and video.dtype != torch.uint8 and not torch.isfinite(loss):
+            check_finite(video)
+        return loss
+
+    def forward_encoder(self, video: Tensor, visible: Tensor) -> Tensor:
+        """Encode the tokens at `visible` [B, N_vis] only: [B, N_vis, D], final norm applied."""
+        return self.encoder(video, visible)
+
+    def forward_decoder(self, tokens: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """Predict the patches at `masked` [B, K] from encoded `tokens` [B, N_vis, D]: [B, K, P]."""
+        x = self.encoder_to_decoder(tokens)
+        x = assemble_decoder_tokens(x, self.mask_token, self.pos_embed, visible, masked)
+        return self.decoder(x, masked.shape[1])
+
+    def forward_loss(
+        self, pred: Tensor, video: Tensor, masked: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """The mean loss of `pred` [B, K, P] against the pixels at `masked` [B, K], weighted by [B, K]."""
+        c = self.config
+        return masked_patch_loss(
+            pred,
+            video,
+            masked,
+            patch_size=c.patch_size,
+            tubelet_size=c.tubelet_size,
+            weights=weights,
+            loss=c.loss,
+            target=c.target,
+        )
+
+    def predict(self, video: Tensor, mask: TokenMask) -> Tensor:
+        """The prediction [B, N_mask, P] for the masked tokens, in the target's units."""
+        self._check(video, mask)
+        return self.forward_decoder(self.forward_encoder(video, mask.visible), mask.visible, mask.masked)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """All tokens, unmasked: [B, N, D], final norm applied. Raises InputError as `forward` does."""
+        self.grid.check_video(video)
+        return self.encoder(video, all_indices(video, self.grid))
+
+    def _check(self, video: Tensor, mask: TokenMask) -> None:
+        self.grid.check_video(video)
+        if mask.visible.shape[0] != video.shape[0] or mask.num_tokens != self.grid.num_tokens:
+            raise InputError(
+                f"expected a mask of {video.shape[0]} clips x {self.grid.num_tokens} tokens,"
+                f" got {mask.visible.shape[0]} x {mask.num_tokens}"
+            )
+
+
+def all_indices(video: Tensor, grid: TokenGrid) -> Tensor:
+    """Every token's index for each clip, int64 [B, N]."""
+    return torch.arange(grid.num_tokens, device=video.device).expand(video.shape[0], -1)
+
+
+def config_pos_embed(config: EncoderConfig, dim: int) -> Tensor:
+    """The fixed positions of a configuration, float32 [N, dim].
+
+    Without `pos_grid` the published flat table. With it, the grid's points are placed in the (t, h, w)
+    frame of the grid that was trained (cell centres aligned) and the trained table is interpolated there
+    linearly along each axis: tokens keep the position that the trained model knows for their place.
+    """
+    own = (config.grid.t, config.grid.h, config.grid.w)
+    trained = config.pos_grid or own
+    table = sincos_pos_embed(trained[0] * trained[1] * trained[2], dim)
+    if trained == own:
+        return table
+    volume = table.T.reshape(1, dim, *trained)
+    resized = torch.nn.functional.interpolate(volume, size=own, mode="trilinear", align_corners=False)
+    return resized.reshape(dim, -1).T.contiguous()
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Drop-path probability per block, linear from 0 to `last`."""
+    return [last * i / (depth - 1) if depth > 1 else 0.0 for i in range(depth)]
+
+
+def check_finite(video: Tensor) -> None:
+    """Raise InputError where `video` contains NaN or infinite pixels, with the count and the clips."""
+    if video.dtype == torch.uint8:
+        return
+    bad = ~torch.isfinite(video)
+    if bad.any():
+        clips = bad.flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(f"expected finite pixels, got {int(bad.sum())} NaN or infinite in clips {clips}")
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, video: Tensor, layer: int) -> Tensor:
+    """The attention weights of one encoder layer on the whole clip, [B, heads, N, N], rows are queries.
+
+    `model` has an `encoder` (VideoMAE or VideoClassifier); `layer` counts from 0, negative from the end.
+    Computed on demand, outside the training path. Raises InputError for a layer that is not there.
+    """
+    encoder: Any = model.encoder
+    grid = encoder.config.grid
+    grid.check_video(video)
+    depth = len(encoder.blocks)
+    if not -depth <= layer < depth:
+        raise InputError(f"expected a layer from 0 to {depth - 1} (or negative from the end), got {layer}")
+    x = encoder.embed(video, all_indices(video, grid))
+    blocks = list(encoder.blocks)
+    chosen = layer % depth
+    for block in blocks[:chosen]:
+        x = block(x)
+    weights: Tensor = blocks[chosen].attn.attention_map(blocks[chosen].norm1(x))
+    return weights
+
+
+def _positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"expected {name} to be an integer of at least 1, got {value!r}")
+
+
+def _divisible(name: str, value: int, by_name: str, by: int) -> None:
+    if value % by:
+        raise InputError(f"expected {name} to be a multiple of {by_name} {by}, got {value}")

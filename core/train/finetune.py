@@ -1,0 +1,146 @@
+"""Fine-tuning a classifier, on the same loop as pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vmae.core.config import to_dict
+from vmae.core.errors import InputError
+from vmae.core.measure.evaluate import evaluate
+from vmae.core.model.classifier import VideoClassifier
+from vmae.core.train.loop import (
+    Report,
+    StepContext,
+    TrainConfig,
+    TrainResult,
+    clip_to_video,
+    derive_seed,
+    fit,
+    silent,
+)
+from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
+from vmae.core.train.optim import OptimConfig
+from vmae.core.train.parallel import World
+from vmae.core.video.dataset import ClipDataset
+
+VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
+"""What an epoch's validation measures that can say which epoch is best (`train.best_by`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What fine-tuning adds to the optimiser and the loop. Defaults are VideoMAE's scripts."""
+
+    drop_path: float = 0.1
+    dropout: float = 0.0
+    """Before the head."""
+    init_scale: float = 0.001
+    """The fresh head's weights are scaled by it."""
+    label_smoothing: float = 0.1
+    mix: MixConfig = field(default_factory=MixConfig)
+    eval_every: int = 1
+    """Epochs between validations (the last epoch always has one); 0: only the last."""
+    freeze_encoder: bool = False
+    """Train the head alone (the papers' linear probe with augmentation)."""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"expected finetune.{name} in [0, 1); got {getattr(self, name)}")
+        if not self.init_scale > 0:
+            raise InputError(f"expected finetune.init_scale > 0; got {self.init_scale}")
+        if self.eval_every < 0:
+            raise InputError(f"expected finetune.eval_every >= 0; got {self.eval_every}")
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over clips of -sum(targets * log softmax(logits)); both `[B, C]`, computed in float32."""
+    return -(targets * logits.float().log_softmax(1)).sum(1).mean()
+
+
+def finetune(
+    *,
+    model: VideoClassifier,
+    config: FinetuneConfig,
+    dataset: ClipDataset,
+    val: ClipDataset | None,
+    optim: OptimConfig,
+    train: TrainConfig,
+    run_dir: Path,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+    resume: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    labels: list[str] | None = None,
+) -> TrainResult:
+    """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
+
+    Every `config.eval_every` epochs the model (its average, with `train.ema_decay`) is evaluated on `val`,
+    one centre clip a video; `run_dir/best` keeps the weights of the best epoch (`train.best_by`, by default
+    of the highest top-1). Mixing pairs clips within a
+    process, so unlike pre-training the numbers depend on the number of processes when mixing is on. `labels`
+    are the classes' names, kept with the weights.
+
+    Raises InputError for labels the model has no class for, and as `fit` does.
+    """
+    for name, part in (("training", dataset), ("validation", val)):
+        if part is not None and (worst := max(s.label for s in part.samples)) >= model.num_classes:
+            raise InputError(f"expected labels 0 to {model.num_classes - 1} in the {name} list; got {worst}")
+    if config.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    device = torch.device(device)
+
+    def prepare(batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        video = clip_to_video(batch["clip"], context.device)
+        labels = batch["label"].to(context.device)
+        targets = soft_targets(labels, model.num_classes, config.label_smoothing)
+        seed = derive_seed(context.seed, context.epoch, context.step, int(context.rows[0]), "mix")
+        return mix_clips(video, targets, config.mix, np.random.default_rng(seed))
+
+    def loss_fn(module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, targets = inputs
+        return soft_cross_entropy(module(video), targets)
+
+    def validate(epoch: int, module: nn.Module, losses: list[float]) -> dict[str, float]:
+        due = config.eval_every > 0 and epoch % config.eval_every == 0
+        if val is None or not (due or epoch == train.epochs):
+            return {}
+        result = evaluate(
+            model,
+            val,
+            num_classes=model.num_classes,
+            batch_size=max(1, train.batch_size // (World.current().size * train.accumulate)),
+            device=device,
+            precision=train.precision,
+        )
+        return {f"val/{k}": v for k, v in result.metrics().items()}
+
+    return fit(
+        job="finetune",
+        model=model,
+        prepare=prepare,
+        loss_fn=loss_fn,
+        dataset=dataset,
+        optim=optim,
+        train=train,
+        run_dir=run_dir,
+        device=device,
+        report=report,
+        resume=resume,
+        should_stop=should_stop,
+        after_epoch=validate,
+        measured=VALIDATED if val is not None else (),
+        meta={
+            "finetune": to_dict(config),
+            "optim": to_dict(optim),
+            "train": to_dict(train),
+            **({"labels": labels} if labels else {}),
+        },
+    )

@@ -1,0 +1,255 @@
+"""Our checkpoint format (safetensors with a JSON configuration), and loading for another clip shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vmae.core.errors import CheckpointError, InputError
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.grid import TokenGrid
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+
+FORMAT = "vmae-1"
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+def save_model(path: str | os.PathLike[str], model: nn.Module, meta: dict[str, Any] | None = None) -> Path:
+    """Write a VideoMAE or VideoClassifier with its configuration and `meta` (JSON values).
+
+    A `path` ending in `.safetensors` becomes one file, which carries the configuration in its header; any
+    other becomes a directory with `model.safetensors` (the same file) and a readable `config.json`. Writes
+    are atomic (write, fsync, rename). Returns the path of the safetensors file.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(path)
+    single = target.suffix == ".safetensors"
+    folder = target.parent if single else target
+    folder.mkdir(parents=True, exist_ok=True)
+    file = target if single else target / WEIGHTS_NAME
+    header = describe_model(model, meta or {})
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".save-", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata={"vmae": json.dumps(header, sort_keys=True)})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        if not single:
+            # A crash between the two leaves the weights' own header, never another run's config.json.
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+        os.replace(temporary, file)
+        if not single:
+            write_atomic(folder / CONFIG_NAME, json.dumps(header, indent=2, sort_keys=True) + "\n")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return file
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[VideoMAE | VideoClassifier, dict[str, Any]]:
+    """Read what `save_model` wrote: `(model, meta)`, on the CPU, in training mode, in the saved dtype.
+
+    Raises CheckpointError where the file is missing, cut short, of another format or does not match its
+    own configuration, with what was expected and found.
+    """
+    target = Path(path)
+    file = target / WEIGHTS_NAME if target.is_dir() else target
+    if not file.is_file():
+        raise CheckpointError(f"{target}: expected a checkpoint ({WEIGHTS_NAME} or a directory with one)")
+    state, metadata = open_safetensors(file)
+    try:
+        header = json.loads(metadata.get("vmae", "null"))
+    except ValueError as e:
+        raise CheckpointError(f"{file}: expected JSON in the header, got {e}") from e
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: expected a vmae checkpoint (format {FORMAT}); its header has none:"
+            " `vmae convert` reads official and Hugging Face files"
+        )
+    if target.is_dir() and (target / CONFIG_NAME).is_file():
+        beside = (target / CONFIG_NAME).read_text()
+        if json.loads(beside) != header:
+            raise CheckpointError(
+                f"{target / CONFIG_NAME}: expected the configuration in {WEIGHTS_NAME}'s header, got another:"
+                " it is a copy to read, not to edit"
+            )
+    model = build_model(header)
+    match_dtype(model, state, str(file))
+    load_matching(model, state, str(file))
+    return model, header["meta"]
+
+
+def open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file. Raises CheckpointError where it is cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - no dict
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"{file}: not a readable safetensors file (cut short?): {e}") from e
+
+
+def match_dtype(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Give `model` the dtype of `state`'s tensors, so that loading changes no bit."""
+    dtypes = {v.dtype for v in state.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise CheckpointError(
+            f"{source}: expected tensors of one floating dtype, got {sorted(map(str, dtypes))}"
+        )
+    model.to(dtypes.pop())
+
+
+def build_model(header: dict[str, Any]) -> VideoMAE | VideoClassifier:
+    """The model (fresh weights) that a checkpoint's header describes."""
+    kind = header.get("model")
+    if kind == "VideoMAE":
+        return VideoMAE(VideoMAEConfig.from_dict(header["config"]))
+    if kind == "VideoClassifier":
+        config = VideoClassifierConfig.from_dict(header["config"])
+        return VideoClassifier(config, header["num_classes"])
+    raise CheckpointError(f"expected a checkpoint of VideoMAE or VideoClassifier, got {kind!r}")
+
+
+def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Load `state` into `model`; every key and shape must match, else a CheckpointError lists both sides."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{k}: expected {list(own[k].shape)}, got {list(state[k].shape)}"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+    if missing or unknown or shapes:
+        parts = []
+        if missing:
+            parts.append(f"missing in the file: {', '.join(missing)}")
+        if unknown:
+            parts.append(f"unknown to the model: {', '.join(unknown)}")
+        if shapes:
+            parts.append(f"other shapes: {'; '.join(shapes)}")
+        raise CheckpointError(f"{source}: keys do not match; " + "; ".join(parts))
+    model.load_state_dict(state)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def describe_model(model: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about itself: format, class, configuration, meta."""
+    if not isinstance(model, VideoMAE | VideoClassifier):
+        raise CheckpointError(f"expected a VideoMAE or VideoClassifier to save, got {type(model).__name__}")
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "config": model.config.to_dict(),
+        "meta": meta,
+    }
+    if isinstance(model, VideoClassifier):
+        header["num_classes"] = model.num_classes
+    return header
+
+
+def adapt_model(
+    model: VideoMAE | VideoClassifier,
+    *,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    patch_size: int | None = None,
+    tubelet_size: int | None = None,
+    resize_patch_embed: bool = False,
+) -> tuple[VideoMAE | VideoClassifier, tuple[str, ...]]:
+    """The same weights for another clip shape: `(model, notes)`, a new model where anything changes.
+
+    Another resolution or frame count changes no weight; the fixed positions of the new grid are interpolated
+    in the trained (t, h, w) grid, so that a token keeps the position its place had in training (the official
+    code re-indexes the flat table, which moves every row and slot).
+    Another patch or tubelet size changes what a token is: InputError unless `resize_patch_embed`, which
+    resizes the embedding by the pseudo-inverse of linear resampling (FlexiViT, arXiv 2212.08013, here in
+    three axes) and the pre-training head by the resampling itself. `notes` say what was done, for the user.
+    """
+    old = model.config
+    wanted: dict[str, Any] = {
+        k: v
+        for k, v in (
+            ("frames", frames),
+            ("height", height),
+            ("width", width),
+            ("patch_size", patch_size),
+            ("tubelet_size", tubelet_size),
+        )
+        if v is not None and v != getattr(old, k)
+    }
+    if not wanted:
+        return model, ()
+    before, trained = old.grid, old.pos_grid or (old.grid.t, old.grid.h, old.grid.w)
+    patch_changes = {"patch_size", "tubelet_size"} & wanted.keys()
+    if patch_changes and not resize_patch_embed:
+        changes = ", ".join(f"{k} {getattr(old, k)} to {wanted[k]}" for k in sorted(patch_changes))
+        raise InputError(
+            f"the checkpoint embeds patches of {before.tubelet_size}x{before.patch_size}x{before.patch_size};"
+            f" changing {changes} resamples its weights: ask for it (--resize-patch-embed), or keep them"
+            f" (--set model.patch_size={old.patch_size} --set model.tubelet_size={old.tubelet_size})"
+        )
+    config = dataclasses.replace(old, **wanted, pos_grid=None)
+    after = config.grid
+    own = (after.t, after.h, after.w)
+    notes = []
+    if own != trained:
+        config = dataclasses.replace(config, pos_grid=trained)
+        notes.append(
+            f"positions of the {after.t}x{after.h}x{after.w} grid interpolated in the"
+            f" {trained[0]}x{trained[1]}x{trained[2]} grid that was trained"
+        )
+    new = build_model(describe_model(model, {}) | {"config": config.to_dict()})
+    new.to(next(model.parameters()).dtype)
+    state = model.state_dict()
+    if patch_changes:
+        operator = _resampling(before, after).to(next(model.parameters()))
+        _resize_patches(state, operator, before.channels)
+        notes.append(f"patch weights resampled from {before.describe()} to {after.describe()}")
+    new.load_state_dict(state)
+    new.train(model.training)
+    return new.to(next(model.parameters()).device), tuple(notes)
+
+
+def _resampling(before: TokenGrid, after: TokenGrid) -> Tensor:
+    """The matrix [new pixels, old pixels] that resamples one patch's (p0, p1, p2) values linearly."""
+    old = (before.tubelet_size, before.patch_size, before.patch_size)
+    new = (after.tubelet_size, after.patch_size, after.patch_size)
+    n = old[0] * old[1] * old[2]
+    basis = torch.eye(n, dtype=torch.float64).view(n, 1, *old)
+    out = torch.nn.functional.interpolate(basis, size=new, mode="trilinear", align_corners=False)
+    return out.view(n, -1).T
+
+
+def _resize_patches(state: dict[str, Tensor], operator: Tensor, channels: int) -> None:
+    embed = "encoder.patch_embed.proj.weight"
+    weight = state[embed].unflatten(1, (-1, channels)).double()  # [D, old pixels, C]
+    inverse = torch.linalg.pinv(operator.double())  # [old, new]
+    # <resampled patch, new weight> = <patch, old weight> as nearly as possible
+    resized = torch.einsum("on,doc->dnc", inverse, weight)
+    state[embed] = resized.flatten(1).to(state[embed])
+    for key in ("decoder.head.weight", "decoder.head.bias"):
+        if key in state:
+            rows = state[key].unflatten(0, (-1, channels)).double()  # [old pixels, C, ...]
+            state[key] = torch.einsum("no,oc...->nc...", operator.double(), rows).flatten(0, 1).to(state[key])

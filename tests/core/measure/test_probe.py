@@ -1,0 +1,165 @@
+"""Probes: right on separable features, at chance on noise, and never chosen by the test list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vmae.core.errors import InputError
+from vmae.core.measure.probe import (
+    Features,
+    ProbeConfig,
+    _train_linear,
+    evaluation_loss,
+    extract_features,
+    folds_of,
+    probe,
+)
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.train.loop import make_generator
+from vmae.core.video.annotations import read_annotations
+from vmae.core.video.dataset import ClipDataset, DataConfig
+
+CONFIG = ProbeConfig(epochs=30, lrs=(0.03, 0.3), weight_decays=(0.0, 1e-3))
+
+
+def features(signal: float, n: int = 120, seed: int = 0, tokens: int = 0) -> Features:
+    """Four classes around random centres, `signal` apart, in unit noise."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 4
+    centres = torch.randn(4, 16, generator=torch.Generator().manual_seed(99)) * signal
+    x = centres[labels] + torch.randn(n, 16, generator=g)
+    if tokens:
+        # Only the last token carries the class.
+        x = torch.cat([torch.randn(n, tokens - 1, 16, generator=g), x[:, None]], 1)
+    return Features(x, labels, [str(i) for i in range(n)])
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn", "attentive"])
+def test_separable_features_are_read_out_and_noise_is_not(kind: str) -> None:
+    # Attention has to find the one token that tells first: more rounds.
+    config = replace(CONFIG, kind=kind, epochs=90 if kind == "attentive" else CONFIG.epochs, batch_size=64)
+    tokens = 3 if kind == "attentive" else 0
+    good = probe(features(3.0, tokens=tokens), features(3.0, seed=1, tokens=tokens), config)
+    noise = probe(features(0.0, tokens=tokens), features(0.0, seed=1, tokens=tokens), config)
+    assert good.kind == kind and good.chance == 0.25
+    floor = 0.7 if kind == "attentive" else 0.9
+    assert good.top1 > floor and good.mean_class > floor and good.top5 == 1.0
+    assert noise.top1 < 0.4 and noise.selection_top1 < 0.45
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_the_test_list_chooses_nothing(kind: str) -> None:
+    train, test = features(1.0), features(1.0, seed=1)
+    other = Features(torch.randn_like(test.x), test.labels.flip(0), test.paths)
+    a, b = (probe(train, t, replace(CONFIG, kind=kind)) for t in (test, other))
+    assert a.chosen == b.chosen and a.selection_top1 == b.selection_top1
+
+
+def test_models_trained_at_once_equal_ones_trained_alone_by_torch() -> None:
+    f = features(1.0, n=40)
+    config = replace(CONFIG, epochs=5, batch_size=16)
+    x = f.x / 4
+    keep = torch.ones(3, 40)
+    keep[2, ::2] = 0
+    settings = [(0.01, 0.0), (0.1, 1e-2), (0.1, 1e-2)]
+    weight, bias = _train_linear(x, f.labels, keep, settings=settings, config=config, classes=4)
+    for g, (lr, wd) in enumerate(settings):
+        layer = torch.nn.Linear(16, 4)
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.SGD(
+            [{"params": [layer.weight], "weight_decay": wd}, {"params": [layer.bias]}], lr=1.0, momentum=0.9
+        )
+        generator, step, steps = make_generator(config.seed, "linear"), 0, 5 * 3
+        for _ in range(5):
+            for index in torch.randperm(40, generator=generator).split(16):
+                factor = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)))
+                losses = F.cross_entropy(layer(x[index]), f.labels[index], reduction="none")
+                optimizer.zero_grad()
+                ((losses * keep[g, index]).sum() / keep[g, index].sum()).backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = float(lr * 16**0.5 * factor)
+                optimizer.step()
+                step += 1
+        assert torch.allclose(weight[g], layer.weight.T, atol=1e-5)
+        assert torch.allclose(bias[g], layer.bias, atol=1e-5)
+
+
+def test_knn_equals_a_plain_computation() -> None:
+    train, test = features(1.0, n=30), features(1.0, n=20, seed=1)
+    result = probe(train, test, replace(CONFIG, kind="knn", neighbours=(3,)))
+    centre = train.x.mean(0)
+    for i in range(20):
+        similarity = F.cosine_similarity((test.x[i] - centre)[None], train.x - centre)
+        votes = torch.zeros(4)
+        for j in similarity.argsort(descending=True)[:3].tolist():
+            votes[train.labels[j]] += torch.exp(similarity[j] / 0.07)
+        assert int(result.predictions[i]) == int(votes.argmax())
+
+
+def test_folds_spread_every_class_evenly() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 15)
+    fold = folds_of(labels, 5, 0)
+    for label, each in ((0, 2), (1, 1), (2, 3)):
+        assert torch.bincount(fold[labels == label], minlength=5).tolist() == [each] * 5
+    assert torch.equal(fold, folds_of(labels, 5, 0)) and not torch.equal(fold, folds_of(labels, 5, 1))
+
+
+@pytest.fixture
+def clips(tiny_videos: Path) -> ClipDataset:
+    data = DataConfig(frames=4, sampling_rate=1, size=(32, 32), short_side=32, workers=0)
+    return ClipDataset(read_annotations(tiny_videos / "train.csv"), data, "val")
+
+
+@pytest.fixture
+def videomae() -> VideoMAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return VideoMAE(
+            VideoMAEConfig(
+                frames=4, height=32, width=32, patch_size=8, embed_dim=32, depth=1, num_heads=2,
+                decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+            )
+        )  # fmt: skip
+
+
+def test_pooled_features_are_means_of_the_tokens(clips: ClipDataset, videomae: VideoMAE) -> None:
+    tokens = extract_features(videomae, clips, pooling="tokens", batch_size=5)
+    mean = extract_features(videomae, clips, pooling="mean", batch_size=7)
+    slots = extract_features(videomae, clips, pooling="time")
+    assert tokens.x.shape == (24, 32, 32) and tokens.x.dtype == torch.float16
+    assert torch.allclose(mean.x, tokens.x.float().mean(1), atol=2e-3)
+    # 2 time slots of 4x4 tokens, side by side.
+    assert torch.allclose(slots.x, tokens.x.float().reshape(24, 2, 16, 32).mean(2).flatten(1), atol=4e-3)
+    assert mean.labels.tolist() == [s.label for s in clips.samples]
+    assert videomae.training, "the mode was not put back"
+
+
+def test_the_evaluation_loss_has_the_same_masks_for_all(clips: ClipDataset, videomae: VideoMAE) -> None:
+    mask = MaskConfig(ratio=0.75)
+    one = evaluation_loss(videomae, clips, mask, batch_size=1)
+    assert evaluation_loss(videomae, clips, mask, batch_size=9) == pytest.approx(one, rel=1e-5)
+    assert evaluation_loss(videomae, clips, mask, seed=1) != pytest.approx(one, rel=1e-5)
+    assert evaluation_loss(videomae, clips, MaskConfig(ratio=0.5)) != pytest.approx(one, rel=1e-5)
+
+
+def test_too_few_clips_and_strange_labels_are_refused() -> None:
+    few = features(1.0, n=4)
+    with pytest.raises(InputError, match=r"at least 5 training clips \(folds\); got 4"):
+        probe(few, few, CONFIG)
+    with pytest.raises(InputError, match="expected labels 0 to 1; got 3"):
+        probe(features(1.0), features(1.0), CONFIG, num_classes=2)
+    with pytest.raises(InputError, match="token features"):
+        probe(features(1.0), features(1.0), replace(CONFIG, kind="attentive"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("lrs", ()), ("folds", 1), ("epochs", 0)])
+def test_bad_values_are_refused(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"probe\.{field}"):
+        ProbeConfig(**{field: value})  # type: ignore[arg-type]

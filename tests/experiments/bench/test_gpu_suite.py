@@ -1,0 +1,166 @@
+"""The GPU suite's code path on the CPU, and the tables and pictures made from its JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vmae.experiments.bench import gpu_suite, report
+from vmae.experiments.bench import kernels as bench
+from vmae.kernels.attention import configs
+from vmae.kernels.patch_gather import configs as patches
+from vmae.kernels.supervise import Journal
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    out = tmp_path_factory.mktemp("suite")
+    assert gpu_suite.main(["--dry-run", "--in-process", "--parts", "b", "--out", str(out)]) == 0
+    yield out / "gpu_dry_run.json"
+    configs.measured_here.clear()
+    patches.measured_here.clear()
+
+
+def test_dry_run_checks_and_times_every_op(dry: Path) -> None:
+    result = json.loads(dry.read_text())
+    assert result["dry_run"] is True
+    assert {row["op"] for row in result["ops"]} == set(report.BASELINES)
+    for row in result["ops"]:
+        for timing in row["timings"]:
+            assert timing["refused"] is None, (row["op"], timing)
+            assert timing["error"] < bench.TOLERANCE
+            assert timing["ms"] > 0
+
+
+def test_dry_run_times_the_tiles(dry: Path) -> None:
+    result = json.loads(dry.read_text())
+    assert {row["kernel"] for row in result["tiles"]} == set(configs.CANDIDATES[90]) | set(patches.WARPS)
+    for row in result["tiles"]:
+        assert len(row["candidates"]) >= 2
+        assert all(c["refused"] is None and c["ms"] > 0 for c in row["candidates"]), row
+        assert row["best"] in {c["tile"] for c in row["candidates"]}
+
+
+@pytest.mark.slow
+def test_dry_run_of_all_parts(tmp_path: Path) -> None:
+    assert gpu_suite.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "gpu_dry_run.json").read_text())
+    assert result["tests"]["pytest"]["exit_code"] == 0
+    assert result["profile"]["kernels"]
+    variants = [row["variant"] for row in result["steps"]]
+    assert "ours, kernels + compile" in variants
+    assert "transformers sdpa + compile" in variants
+    assert all("refused" not in row for row in result["steps"]), result["steps"]
+
+
+def test_a_wrong_kernel_is_not_timed() -> None:
+    good = bench.tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
+    wrong = bench.Variant(name="ours", run=lambda x: tuple(r * 1.5 for r in good.variants[1].run(x)))
+    item = bench.OpBench(**{**vars(good), "variants": [wrong, good.variants[1]]})
+    result = bench.run_bench(item, "cpu", rounds=1, min_ms=0.1)
+    assert result.timings[0].ms is None
+    assert "wrong output" in str(result.timings[0].refused)
+    assert result.timings[1].ms is not None
+
+
+def test_what_hung_before_is_not_run_again() -> None:
+    item = bench.tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
+    told: list[str] = []
+    result = bench.run_bench(item, "cpu", rounds=1, min_ms=0.1, skip={"ours": "hung"}, announce=told.append)
+    assert [t.refused for t in result.timings] == ["hung", None]
+    assert set(told) == {"torch path"}
+
+
+def test_the_worker_goes_on_behind_the_journal(tmp_path: Path) -> None:
+    journal = Journal(path=tmp_path / "journal")
+    how: dict[str, Any] = {"dry_run": True, "step_module": ""}
+    names = [item.name for item in gpu_suite.work_items("cpu", "b", **how)]
+    assert names[0] == "ceilings"
+    assert len(names) == len(set(names))
+    for name in names:
+        if name != "op 5":
+            journal.done(name, "ceilings", {}, took_s=0)
+    journal.write(blame="op 5", part="ours", why="hung")
+    gpu_suite.work(journal, "cpu", "b", begin=time.monotonic(), budget_s=3600, **how)
+    (row,) = [e["value"] for e in journal.read() if e.get("key") == "ops"]
+    assert {t["name"]: t["refused"] for t in row["timings"]} == {"ours": "hung", "torch path": None}
+    assert journal.finished() == set(names)
+
+
+def test_a_former_result_serves_the_parts_measured_now(tmp_path: Path) -> None:
+    tile = configs.CANDIDATES[90]["short_bwd"][1]
+    row = {"kernel": "short_bwd", "shape": {}, "best": str(tile), "candidates": []}
+    how: dict[str, Any] = {"dry_run": True, "step_module": "", "budget_s": 3600}
+    try:
+        gpu_suite.work(
+            Journal(path=tmp_path / "journal"),
+            "cpu",
+            "",
+            begin=time.monotonic(),
+            known={"tiles": [row]},
+            **how,
+        )
+        assert configs.attention_plan(160, 64, torch.bfloat16, 90).short_bwd == tile
+    finally:
+        configs.measured_here.clear()
+
+
+def test_out_of_time_is_said(tmp_path: Path) -> None:
+    journal = Journal(path=tmp_path / "journal")
+    how: dict[str, Any] = {"dry_run": True, "step_module": ""}
+    gpu_suite.work(journal, "cpu", "b", begin=time.monotonic() - 10, budget_s=9, **how)
+    left = [e["left_out"] for e in journal.read()]
+    assert left == [item.name for item in gpu_suite.work_items("cpu", "b", **how)]
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit):
+        gpu_suite.main(["--out", str(tmp_path)])
+    assert "no CUDA GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_from_a_result(dry: Path, tmp_path: Path) -> None:
+    assert report.load_results(dry.parent) == []  # a dry run is no result
+    result = json.loads(dry.read_text())
+    step = {"size": "base", "ratio": 0.9, "batch": 64, "variant": "ours, kernels", "graph": True}
+    result["steps"] = [step | {"refused": "wrong loss"}]
+    text = report.markdown(result)
+    assert "| ViT-B step at 0.9 | transformers sdpa | - | >= 2x | no |" in text
+    assert "| short_bwd | B=1 N=20 H=1 D=16 | 32x0 8 warps 1 stages |" in text
+    assert "| masked_patch_loss | B=2 N=8 K=4 P=384 | fwd+bwd |" in text
+    assert "ours, kernels + graph | - | - | - | wrong loss |" in text
+    for draw in (report.draw_roofline, report.draw_ratios):
+        draw(result, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_bars_are_ratios_of_what_was_timed() -> None:
+    """Made-up timings: half the best SDPA backend's time; a step of 20 ms against 50, and half the memory."""
+    timings = [{"name": n, "ms": ms} for n, ms in (("ours", 1.0), ("sdpa flash", 3.0), ("sdpa cudnn", 2.0))]
+    op = {"op": "fused_attention", "what": "fwd", "shape": {"N": 160}, "timings": timings}
+    step = {"size": "base", "ratio": 0.9, "graph": True}
+    steps = [
+        step | {"variant": "ours, torch path", "ms": 1.0, "peak_mem_gib": 1.0},  # no kernels: not ours here
+        step | {"variant": "ours, kernels + compile", "ms": 20.0, "peak_mem_gib": 8.0},
+        step | {"variant": "transformers sdpa", "ms": 50.0, "peak_mem_gib": 16.0},
+    ]
+    text = report.bars_table({"ops": [op], "steps": steps})
+    assert "| 2.00x | >= 1.5x | yes |" in text
+    assert "| ViT-B step at 0.9 | transformers sdpa | 2.50x | >= 2x | yes |" in text
+    assert "| ViT-B step at 0.9 | transformers sdpa + compile | - | >= 1.4x | no |" in text
+    assert "| 0.50x | <= 0.7x | yes |" in text
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gpu_x.json").write_text(json.dumps({"schema": 2, "dry_run": False}))
+    with pytest.raises(ValueError, match="expected schema 1"):
+        report.load_results(tmp_path)
