@@ -53,10 +53,10 @@ def guarded(page: Callable[P, None]) -> Callable[P, None]:
 
 
 def page_of(name: str) -> Callable[[], None]:
-    """`pages.<name>.page`, guarded, imported when it is opened: the first page waits for no other."""
+    """`views.<name>.page`, guarded, imported when it is opened: the first page waits for no other."""
 
     def page() -> None:
-        module = importlib.import_module(f"vmae.dashboard.pages.{name}")
+        module = importlib.import_module(f"vmae.dashboard.views.{name}")
         guarded(module.page)()
 
     page.__name__ = name

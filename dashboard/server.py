@@ -68,7 +68,7 @@ def _warm_up() -> None:
         import pandas  # noqa: F401
         from skimage.metrics import structural_similarity  # noqa: F401
 
-        from vmae.dashboard.pages import reconstruct as page_reconstruct  # noqa: F401
+        from vmae.dashboard.views import reconstruct as page_reconstruct  # noqa: F401
     # Streamlit collects garbage after every run of a page. Looking through torch's and pandas' objects each
     # time took 210 of the 280 ms from a slider to new pictures: they stay, so the collector may skip them.
     gc.collect()

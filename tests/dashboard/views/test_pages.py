@@ -18,7 +18,7 @@ def open_page(name: str) -> Any:
     """The page alone, as the app runs it (AppTest cannot follow a navigation of functions)."""
     script = (
         "from vmae.dashboard.frame import guarded\n"
-        f"from vmae.dashboard.pages.{name} import page\n"
+        f"from vmae.dashboard.views.{name} import page\n"
         "guarded(page)()\n"
     )
     return AppTest.from_string(script, default_timeout=60).run()
@@ -103,8 +103,8 @@ def test_runs(dashboard: Any) -> None:
 
 def test_comparing_runs_shows_what_differs(dashboard: Any) -> None:
     def script() -> None:
-        from vmae.dashboard.pages.runs import compare
         from vmae.dashboard.settings import Settings
+        from vmae.dashboard.views.runs import compare
         from vmae.experiments.results import list_runs
 
         settings = Settings.from_env()
@@ -144,7 +144,7 @@ def test_data_shows_the_last_check_and_names_broken_clips(dashboard: Any, tmp_pa
     csv.write_text(f"{dashboard.videos[0]} 0\nbroken.mp4 1\n")
     (tmp_path / "list.report.csv").write_text("path,status,reason\na.mp4,ok,\nbroken.mp4,bad,unreadable\n")
     app = AppTest.from_string(
-        "from vmae.dashboard.pages.data import _clips, _report\n"
+        "from vmae.dashboard.views.data import _clips, _report\n"
         "from vmae.dashboard.sources import DatasetEntry, read_samples\n"
         f"d = DatasetEntry(id='x', label='x', csv={str(csv)!r}, data_root='')\n"
         "_report(d)\n"
@@ -199,14 +199,14 @@ def measured() -> dict[str, Any]:
 
 
 def test_kernels_shows_a_measured_machine(dashboard: Any) -> None:
-    from vmae.dashboard.pages.kernels import op_rows, ratio_rows
+    from vmae.dashboard.views.kernels import op_rows, ratio_rows
 
     assert ratio_rows(op_rows(measured()))[0]["ratio"] == pytest.approx(2.0)
 
     def script() -> None:
         import streamlit as st
 
-        from vmae.dashboard.pages.kernels import show
+        from vmae.dashboard.views.kernels import show
 
         show(st.session_state["result"])
 
@@ -226,7 +226,7 @@ def test_kernels_shows_a_measured_machine(dashboard: Any) -> None:
 def test_kernels_without_a_gpu_names_the_command_and_shows_what_is_active_and_compiled(
     dashboard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmae.dashboard.pages import kernels as page_kernels
+    from vmae.dashboard.views import kernels as page_kernels
 
     shutil.copy(page_kernels.RESULTS / "aot.json", tmp_path)
     monkeypatch.setattr(page_kernels, "RESULTS", tmp_path)
@@ -239,7 +239,7 @@ def test_kernels_without_a_gpu_names_the_command_and_shows_what_is_active_and_co
 def test_kernels_shows_the_cpu_step_against_its_baselines(
     dashboard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmae.dashboard.pages import kernels as page_kernels
+    from vmae.dashboard.views import kernels as page_kernels
 
     app = healthy(open_page("kernels"))
     table = app.dataframe[0].value

@@ -13,10 +13,10 @@ import streamlit as st
 from vmae.core.errors import InputError
 from vmae.dashboard import charts
 from vmae.dashboard.frame import empty_state, guarded
-from vmae.dashboard.pages.sweeps import thin
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import SCORES, probe_score
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
+from vmae.dashboard.views.sweeps import thin
 from vmae.experiments.results import SWEEP_TAG, Filter, Run, history, list_runs, pictures
 from vmae.experiments.tracking import KIND_TAG
 
