@@ -7,13 +7,15 @@ The conventions are those of AVA's own evaluation (activitynet/ActivityNet,
 - In a key frame and class, predictions come from the highest score down. Each looks at the one true box that
   it overlaps most (the first of equals). It is a hit where their IoU is at least the threshold and no earlier
   prediction took that box; else it is a false alarm, also where another true box would have done.
-- Predictions in key frames without true boxes are false alarms; those of no area are left out.
+- Predictions in key frames without true boxes are false alarms, those of no area are left out. Which key
+  frames count is the caller's to say (`frames`): that script counts those of the truth's list (rows without a
+  box among them), its older version and MCG-NJU/VideoMAE-Action-Detection all that are not excluded.
 - A class's average precision is the area under the interpolated curve over all frames; the mean is over the
   classes to be evaluated that have true boxes.
 
 Departures: predictions of equal score are taken in the order given (there, in whatever order numpy sorts
 them), and the number of predictions a frame is not limited unless asked (`max_per_frame`; that script keeps
-the best 50 rows, those of MCG-NJU/VideoMAE-Action-Detection and SlowFast keep all).
+the best 50 rows, MCG-NJU/VideoMAE-Action-Detection keeps all).
 """
 
 from __future__ import annotations
@@ -59,20 +61,24 @@ def frame_map(
     classes: Iterable[int],
     *,
     iou: float = 0.5,
+    frames: Iterable[int] | None = None,
     max_per_frame: int | None = None,
 ) -> DetectionResult:
     """Frame-mAP of `predictions` (boxes with scores) at an IoU threshold, over `classes`.
 
-    Rows of other classes are ignored. `max_per_frame` keeps the best rows of each frame. Raises InputError
-    where predictions have no scores, a true box is inverted, the threshold is outside (0, 1], or no class
-    has true boxes.
+    Rows of other classes are ignored, and where `frames` is given those of other key frames. `max_per_frame`
+    keeps the best rows of each frame. Raises InputError where predictions have no scores, a true box is
+    inverted, the threshold is outside (0, 1], or no class has true boxes.
     """
     wanted = sorted(set(classes))
     if not 0 < iou <= 1:
         raise InputError(f"expected an IoU threshold in (0, 1], got {iou}")
-    truth = truth.rows(np.isin(truth.label, wanted))
+    truth, predictions = (x.rows(np.isin(x.label, wanted)) for x in (truth, predictions))
+    if frames is not None:
+        listed = np.fromiter(frames, np.int64)
+        truth, predictions = (x.rows(np.isin(x.source, listed)) for x in (truth, predictions))
     truth.check_truth(4)
-    predictions = predictions.rows(np.isin(predictions.label, wanted)).ranked()
+    predictions = predictions.ranked()
     has_area = (predictions.extent[:, 2:] > predictions.extent[:, :2]).all(1)
     predictions = predictions.rows(has_area)
     if max_per_frame is not None:

@@ -85,6 +85,12 @@ def test_boxes_without_area_are_left_out_and_counted() -> None:
     assert result.left_out == 2 and result.mean_ap == 1.0
 
 
+def test_key_frames_that_are_not_judged_do_not_count() -> None:
+    truth, found = table([(0, 1, A), (1, 1, A)]), table([(2, 1, A, 0.9), (0, 1, A, 0.8), (1, 1, A, 0.7)])
+    assert frame_map(truth, found, [1], frames=[0, 1]).mean_ap == 1.0
+    assert frame_map(truth, found, [1], frames=[0, 2]).mean_ap == 0.5
+
+
 def test_rows_beyond_the_best_of_a_frame_are_dropped_on_request() -> None:
     found: list[Scored] = [(0, 1, B, 0.9), (0, 1, A, 0.8), (1, 1, B, 0.7)]
     truth = table([(0, 1, A), (1, 1, B)])
