@@ -79,7 +79,7 @@ def frame_map(
         truth, predictions = (x.rows(np.isin(x.source, listed)) for x in (truth, predictions))
     truth.check_truth(4)
     predictions = predictions.ranked()
-    has_area = (predictions.extent[:, 2:] > predictions.extent[:, :2]).all(1)
+    has_area = np.all(predictions.extent[:, 2:] > predictions.extent[:, :2], axis=1)
     predictions = predictions.rows(has_area)
     if max_per_frame is not None:
         predictions = predictions.rows(_rank_in_frame(predictions.source) < max_per_frame)
