@@ -1,9 +1,9 @@
 """What a number says about videos and seeds it was not measured on: intervals, paired differences, seeds.
 
 Everything is computed from who was right: a table of 0 (wrong) and 1 (right), a row a seed and a column a
-held-out video. Folds are put side by side: each video is held out once, so K folds of V videos are one row of
-K x V columns. The percentile bootstrap draws videos again with replacement and, where there are several seeds,
-seeds too; with one seed nothing is known about other seeds, and the interval is that of these weights.
+held-out video. Folds are put side by side: each video is held out once, so K folds of V videos are one row
+of K x V columns. The percentile bootstrap draws videos again with replacement and, where there are several
+seeds, seeds too; with one seed nothing is known about other seeds, and the interval is that of these weights.
 
 Few videos, or few on which two models differ, make a plain bootstrap too sure of itself (of 4 answers that
 differ, all for one side, it says "certain" where an exact sign test says p = 0.125). So made-up videos are
