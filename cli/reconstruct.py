@@ -71,7 +71,7 @@ def reconstruct(
     from vmae.core.measure.reconstruct import reconstruction_metrics, to_rgb
     from vmae.core.model.masking import sample_mask
     from vmae.core.model.videomae import VideoMAE
-    from vmae.core.train.loop import clip_to_video, make_generator
+    from vmae.core.numerics import clip_to_video, make_generator
     from vmae.core.video.reader import cached_info, read_clip
     from vmae.core.video.sampling import dense_indices
     from vmae.dashboard import render

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmae.core.measure.evaluate import Evaluation
-    from vmae.core.train.loop import Report, TrainResult
+    from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
     from vmae.experiments.tracking import Store

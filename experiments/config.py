@@ -11,8 +11,8 @@ from vmae.core.errors import InputError
 from vmae.core.measure.probe import ProbeConfig
 from vmae.core.model.masking import MaskConfig, mask_counts
 from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.config import TrainConfig, metric_of_best
 from vmae.core.train.finetune import VALIDATED, FinetuneConfig
-from vmae.core.train.loop import TrainConfig, metric_of_best
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
 from vmae.experiments.tracking import TrackingConfig

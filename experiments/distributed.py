@@ -28,7 +28,7 @@ import psutil
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.train.loop import Report, TrainResult
+from vmae.core.train.task import Report, TrainResult
 from vmae.experiments import run
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected

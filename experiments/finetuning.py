@@ -23,9 +23,10 @@ from vmae.core.measure.evaluate import (
 )
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.numerics import derive_seed
 from vmae.core.progress import Progress
 from vmae.core.train.finetune import finetune
-from vmae.core.train.loop import Report, TrainResult, derive_seed
+from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.dataset import ClipDataset, build_cache
 from vmae.experiments import jobs, run, video_map
 from vmae.experiments.cluster import files_to_see

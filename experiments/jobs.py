@@ -16,7 +16,8 @@ from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.videomae import VideoMAE
-from vmae.core.train.loop import Report, TrainResult, check_capturable
+from vmae.core.train.config import check_capturable
+from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig

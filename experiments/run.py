@@ -22,8 +22,10 @@ from vmae.core.measure.probe import ProbeResult, evaluation_loss, extract_featur
 from vmae.core.measure.reconstruct import reconstruct
 from vmae.core.model.masking import MaskConfig, sample_mask
 from vmae.core.model.videomae import VideoMAE
-from vmae.core.train.loop import Report, TrainResult, clip_to_video, derive_seed, make_generator, pretrain
+from vmae.core.numerics import clip_to_video, derive_seed, make_generator
+from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
+from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.annotations import Sample, num_classes, read_annotations, subset
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.dataset import ClipDataset, DataConfig

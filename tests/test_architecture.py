@@ -61,7 +61,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     "long function": {
         "cli/sweep.py sweep": "options in one object",
-        "core/train/loop.py fit": "the loop becomes an object whose state is the checkpoint",
         "experiments/bench/gpu_suite.py _run_suite": "iterates over the ops' descriptors",
         "experiments/bench/store.py fill_store": "to be split",
         "experiments/distributed.py train_on_workers": "executors",
@@ -69,7 +68,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "experiments/sweeps/spec.py make_plan": "resources in one dataclass",
     },
     "long file": {
-        "core/train/loop.py": "the loop becomes an object",
         "core/video/dataset.py": "configuration, clips and loader apart",
         "core/video/demo_data.py": "to be split",
         "core/video/reader.py": "reader and stills apart",

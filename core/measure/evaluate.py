@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
+from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
-from vmae.core.train.loop import autocast, clip_to_video, resolve_precision
 from vmae.core.train.parallel import World
 from vmae.core.video.dataset import ClipDataset, build_loader
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from vmae.core.errors import InputError
 from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
 from vmae.core.progress import Progress
-from vmae.core.train.loop import autocast, clip_to_video, make_generator, resolve_precision
 from vmae.core.video.dataset import ClipDataset, build_loader
 
 Pooling = Literal["mean", "time", "tokens"]

@@ -15,19 +15,13 @@ from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.train.loop import (
-    Report,
-    StepContext,
-    TrainConfig,
-    TrainResult,
-    clip_to_video,
-    derive_seed,
-    fit,
-    silent,
-)
+from vmae.core.numerics import clip_to_video, derive_seed
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.loop import Trainer
 from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
+from vmae.core.train.task import Report, StepContext, TrainResult, silent
 from vmae.core.video.dataset import ClipDataset
 
 VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
@@ -88,59 +82,76 @@ def finetune(
     process, so unlike pre-training the numbers depend on the number of processes when mixing is on. `labels`
     are the classes' names, kept with the weights.
 
-    Raises InputError for labels the model has no class for, and as `fit` does.
+    Raises InputError for labels the model has no class for, and as `pretrain` does.
     """
     for name, part in (("training", dataset), ("validation", val)):
         if part is not None and (worst := max(s.label for s in part.samples)) >= model.num_classes:
             raise InputError(f"expected labels 0 to {model.num_classes - 1} in the {name} list; got {worst}")
     if config.freeze_encoder:
         model.encoder.requires_grad_(False)
-    device = torch.device(device)
-
-    def prepare(batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
-        video = clip_to_video(batch["clip"], context.device)
-        labels = batch["label"].to(context.device)
-        targets = soft_targets(labels, model.num_classes, config.label_smoothing)
-        seed = derive_seed(context.seed, context.epoch, context.step, int(context.rows[0]), "mix")
-        return mix_clips(video, targets, config.mix, np.random.default_rng(seed))
-
-    def loss_fn(module: nn.Module, *inputs: Tensor) -> Tensor:
-        video, targets = inputs
-        return soft_cross_entropy(module(video), targets)
-
-    def validate(epoch: int, module: nn.Module, losses: list[float]) -> dict[str, float]:
-        due = config.eval_every > 0 and epoch % config.eval_every == 0
-        if val is None or not (due or epoch == train.epochs):
-            return {}
-        result = evaluate(
-            model,
-            val,
-            num_classes=model.num_classes,
-            batch_size=max(1, train.batch_size // (World.current().size * train.accumulate)),
-            device=device,
-            precision=train.precision,
-        )
-        return {f"val/{k}": v for k, v in result.metrics().items()}
-
-    return fit(
-        job="finetune",
+    task = Finetuning(
         model=model,
-        prepare=prepare,
-        loss_fn=loss_fn,
-        dataset=dataset,
+        config=config,
+        val=val,
         optim=optim,
         train=train,
-        run_dir=run_dir,
-        device=device,
-        report=report,
-        resume=resume,
-        should_stop=should_stop,
-        after_epoch=validate,
-        measured=VALIDATED if val is not None else (),
-        meta={
+        device=torch.device(device),
+        labels=labels,
+    )
+    trainer = Trainer(
+        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
+    )
+    return trainer.run(resume=resume, should_stop=should_stop)
+
+
+class Finetuning:
+    """The task: name the class of each (mixed) clip; measured on the held-out list."""
+
+    name = "finetune"
+
+    def __init__(
+        self,
+        *,
+        model: VideoClassifier,
+        config: FinetuneConfig,
+        val: ClipDataset | None,
+        optim: OptimConfig,
+        train: TrainConfig,
+        device: torch.device,
+        labels: list[str] | None,
+    ) -> None:
+        self.measured = VALIDATED if val is not None else ()
+        self.meta = {
             "finetune": to_dict(config),
             "optim": to_dict(optim),
             "train": to_dict(train),
             **({"labels": labels} if labels else {}),
-        },
-    )
+        }
+        self._model, self._config, self._val = model, config, val
+        self._train, self._device = train, device
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        video = clip_to_video(batch["clip"], context.device)
+        labels = batch["label"].to(context.device)
+        targets = soft_targets(labels, self._model.num_classes, self._config.label_smoothing)
+        seed = derive_seed(context.seed, context.epoch, context.step, int(context.rows[0]), "mix")
+        return mix_clips(video, targets, self._config.mix, np.random.default_rng(seed))
+
+    def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, targets = inputs
+        return soft_cross_entropy(module(video), targets)
+
+    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+        every, train = self._config.eval_every, self._train
+        due = every > 0 and epoch % every == 0
+        if self._val is None or not (due or epoch == train.epochs):
+            return {}
+        result = evaluate(
+            self._model,
+            self._val,
+            num_classes=self._model.num_classes,
+            batch_size=max(1, train.batch_size // (World.current().size * train.accumulate)),
+            device=self._device,
+            precision=train.precision,
+        )
+        return {f"val/{k}": v for k, v in result.metrics().items()}

@@ -1,4 +1,5 @@
-"""The optimiser of the papers: learning rate by total batch, cosine with warm-up, layer-wise decay.
+"""The optimiser of the papers: learning rate by total batch, cosine with warm-up, layer-wise decay; and the
+average of the weights it moves.
 
 Formulas follow VideoMAE's `optim_factory.py` and `utils.cosine_scheduler`; tests hold them to the
 official functions' values.
@@ -6,9 +7,11 @@ official functions' values.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,3 +189,42 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(value)
         else:
             group["lr"] = value
+
+
+def grad_norm(model: nn.Module, clip: float | None) -> float:
+    """The gradient's L2 norm before clipping; clips in place when `clip` is given."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(grads)
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    return float(norm)
+
+
+class Ema:
+    """Exponential moving average of a model's parameters and buffers, in float32."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        current = model.state_dict()
+        floating = [k for k, v in self.average.items() if v.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[k] for k in floating], [current[k].detach() for k in floating], 1 - self.decay
+        )
+        for key in self.average.keys() - set(floating):
+            self.average[key].copy_(current[key])
+
+    @contextlib.contextmanager
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
+        """Run with the averaged weights in `model`; its own come back afterwards."""
+        own = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)

@@ -155,11 +155,13 @@ def write_atomic(path: Path, text: str) -> None:
 
 def describe_model(model: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about itself: format, class, configuration, meta."""
-    if not isinstance(model, VideoMAE | VideoClassifier):
+    kind = next((c for c in (VideoMAE, VideoClassifier) if isinstance(model, c)), None)
+    if not isinstance(model, VideoMAE | VideoClassifier) or kind is None:
         raise CheckpointError(f"expected a VideoMAE or VideoClassifier to save, got {type(model).__name__}")
     header: dict[str, Any] = {
         "format": FORMAT,
-        "model": type(model).__name__,
+        # A sharded model's class is one that FSDP made.
+        "model": kind.__name__,
         "config": model.config.to_dict(),
         "meta": meta,
     }

@@ -24,7 +24,7 @@ from vmae.core.config import override
 from vmae.core.errors import InputError
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress, progress
-from vmae.core.train.loop import Report
+from vmae.core.train.task import Report
 from vmae.core.video.demo_data import make_demo_data
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import recipes, run

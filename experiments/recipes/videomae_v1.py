@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.finetune import FinetuneConfig
-from vmae.core.train.loop import TrainConfig
 from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.train.loop import TrainConfig
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
 from vmae.experiments.config import ExperimentConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError
-from vmae.core.train.loop import derive_seed
+from vmae.core.numerics import derive_seed
 from vmae.experiments.files import read_json
 from vmae.experiments.sweeps.space import Param, rounded
 from vmae.experiments.sweeps.spec import Plan, check_trial

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vmae.core.model.classifier import VideoClassifier
     from vmae.core.model.videomae import VideoMAE
-    from vmae.core.train.loop import Report, TrainResult
+    from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.run import Data
 
 Emit = Callable[[dict[str, float]], None]

@@ -16,7 +16,7 @@ import pytest
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.train.loop import TrainConfig
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.dataset import DataConfig
 from vmae.experiments import run

@@ -21,7 +21,7 @@ from vmae.core.measure.probe import (
 )
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.train.loop import make_generator
+from vmae.core.numerics import make_generator
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.dataset import ClipDataset, DataConfig
 

@@ -11,10 +11,11 @@ import torch
 
 from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.finetune import FinetuneConfig, finetune, soft_cross_entropy
-from vmae.core.train.loop import TrainConfig, TrainResult
 from vmae.core.train.mixing import MixConfig, soft_targets
 from vmae.core.train.optim import OptimConfig
+from vmae.core.train.task import TrainResult
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.dataset import ClipDataset, DataConfig
 from vmae.core.weights.checkpoint import load_model

@@ -19,15 +19,11 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.train.loop import (
-    TrainConfig,
-    TrainingDiverged,
-    check_capturable,
-    derive_seed,
-    make_generator,
-    pretrain,
-)
+from vmae.core.numerics import derive_seed, make_generator
+from vmae.core.train.config import TrainConfig, check_capturable
+from vmae.core.train.loop import TrainingDiverged
 from vmae.core.train.optim import OptimConfig
+from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.dataset import ClipDataset, DataConfig

@@ -1,0 +1,124 @@
+"""Masked pre-training, on the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vmae.core.config import to_dict
+from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.numerics import clip_to_video
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.loop import Trainer
+from vmae.core.train.optim import OptimConfig
+from vmae.core.train.parallel import World
+from vmae.core.train.task import Report, StepContext, TrainResult, silent
+from vmae.core.train.watch import collapse_warning, flat_loss_warning, prediction_variance
+from vmae.core.video.dataset import ClipDataset
+
+AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
+
+
+def pretrain(
+    *,
+    model: VideoMAE,
+    mask: MaskConfig,
+    dataset: ClipDataset,
+    optim: OptimConfig,
+    train: TrainConfig,
+    run_dir: Path,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+    resume: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    after_epoch: AfterEpoch | None = None,
+    measured: tuple[str, ...] = (),
+) -> TrainResult:
+    """Masked pre-training of `model` on `dataset` (P1 section 3; V2's dual masking with `mask.decoder_type`).
+
+    Each step draws one mask per clip (and repeat). `run_dir` receives `checkpoints/` (training state),
+    `model` (weights to share), `best` (those of the best epoch by `train.best_by`) and, after a NaN,
+    `bad_batches.json`. With `resume` the newest whole checkpoint in `run_dir` is continued, to the same bits
+    as an unbroken run (CPU, fp32); without it checkpoints and best weights of an earlier run are deleted.
+    `should_stop` is asked after every step; on True the state is saved and the result has `stopped`.
+    `after_epoch(epoch, model)` may return more metrics for the epoch's event; `measured` are the names of
+    those among them that can say which epoch is best.
+
+    Raises InputError when batch size, data and processes do not fit, or the checkpoint is of another run;
+    TrainingDiverged after `train.max_bad_steps` NaN steps in a row.
+    """
+    task = Pretraining(
+        model=model,
+        mask=mask,
+        optim=optim,
+        train=train,
+        report=report if World.current().rank == 0 else silent,
+        more=after_epoch,
+        measured=measured,
+    )
+    trainer = Trainer(
+        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
+    )
+    return trainer.run(resume=resume, should_stop=should_stop)
+
+
+class Pretraining:
+    """The task: reconstruct the masked patches of each clip, and watch that something is learnt."""
+
+    name = "pretrain"
+
+    def __init__(
+        self,
+        *,
+        model: VideoMAE,
+        mask: MaskConfig,
+        optim: OptimConfig,
+        train: TrainConfig,
+        report: Report,
+        more: AfterEpoch | None,
+        measured: tuple[str, ...],
+    ) -> None:
+        self.measured = measured
+        self.meta = {"mask": to_dict(mask), "optim": to_dict(optim), "train": to_dict(train)}
+        self._model, self._mask, self._epochs = model, mask, train.epochs
+        self._report, self._more = report, more
+        self._seen: tuple[Tensor, TokenMask] | None = None
+        self._warned: set[str] = set()
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        rows, generator = context.rows, context.generator("mask")
+        masks, decode = sample_masks(
+            self._mask, self._model.config.grid, context.total_rows, generator=generator
+        )
+        mine = TokenMask(masks.visible[rows], masks.masked[rows]).to(context.device)
+        video = clip_to_video(batch["clip"], context.device)
+        if batch["path"]:
+            self._seen = video[:2], TokenMask(mine.visible[:2], mine.masked[:2])
+        if decode is None:
+            return video, mine.visible, mine.masked
+        decoded = decode[rows].to(context.device, non_blocking=True)
+        return video, mine.visible, mine.masked, decoded
+
+    def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, visible, masked, *decode = inputs
+        loss: Tensor = module(video, TokenMask(visible, masked), *decode)
+        return loss
+
+    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+        assert self._seen is not None
+        config = self._model.config
+        variance = prediction_variance(self._model, *self._seen)
+        texts = {"collapse": collapse_warning(variance, epoch)}
+        if (config.target, config.loss) == ("normalized", "mse"):
+            texts["flat"] = flat_loss_warning(losses, self._epochs)
+        for kind, text in texts.items():
+            if text is not None and kind not in self._warned:
+                self._warned.add(kind)
+                self._report("warning", {"epoch": epoch, "text": text})
+        extra = {} if self._more is None else self._more(epoch, self._model)
+        return {"pred_variance": variance, **extra}

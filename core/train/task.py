@@ -1,0 +1,87 @@
+"""What a run trains for, as the loop sees it; what it hears while it runs, and what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vmae.core.numerics import make_generator
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with an event's name (`start`, `step`, `epoch`, `checkpoint`, `warning`) and its data."""
+
+
+def silent(event: str, data: dict[str, Any]) -> None:
+    """Report of the processes other than the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished (or stopped) run leaves: numbers, and where its files are."""
+
+    metrics: dict[str, float]
+    """The last epoch's metrics: `loss`, and what validation measured."""
+    model_path: Path
+    """The weights to share or to fine-tune from (`load_model`)."""
+    best_model_path: Path | None
+    """The weights of the best epoch by `train.best_by`, where there is one."""
+    epochs: int
+    steps: int
+    clips_per_s: float
+    """Clips (every repeat of a video counts) a second of this process's loop, evaluation included."""
+    skipped_steps: int
+    """Steps left out because a gradient was NaN or infinite."""
+    bad_videos: dict[str, str]
+    """Training files that could not be read by this process, left out: path -> reason."""
+    duration_s: float
+    """Seconds of this process in the loop (a resumed run counts only its own)."""
+    stopped: bool
+    """True when `should_stop` ended the run before its last epoch."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One entry per epoch of the whole run, resumed parts included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Where in the run a micro-batch stands: all that its randomness may depend on."""
+
+    seed: int
+    epoch: int
+    step: int
+    """Optimiser steps since the run began."""
+    rows: Tensor
+    """int64 [b]: the place of each clip (repeats side by side) of this micro-batch in the step's batch."""
+    total_rows: int
+    device: torch.device
+
+    def generator(self, what: str) -> torch.Generator:
+        """The same on every process: draw for the total batch, then keep `rows`."""
+        return make_generator(self.seed, self.epoch, self.step, what)
+
+
+class Task(Protocol):
+    """What a run trains for: pre-training, fine-tuning, or one more."""
+
+    name: str
+    """Of the job, in events and checkpoints."""
+    measured: tuple[str, ...]
+    """Metrics of an epoch that `train.best_by` may choose, besides `loss`; `auto` is the first."""
+    meta: dict[str, Any]
+    """JSON values kept with the weights."""
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        """A micro-batch as the loader gives it -> what the loss is made of, on the device."""
+
+    def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """The micro-batch's mean loss: device work only, so that it can be captured."""
+
+    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+        """More metrics of the epoch (counted from 1); `losses` are the epochs' mean losses so far.
+
+        The model is in eval mode, its averaged weights in place where there are any.
+        """
