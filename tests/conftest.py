@@ -156,3 +156,25 @@ def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
     (folder / "val.csv").write_text("\n".join(lines[:8]) + "\n")
     return folder
+
+
+@pytest.fixture
+def old_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run directory that older code left (`tests/data/old_runs`), made the working directory.
+
+    Its configurations name `data/train.csv` from there on, its store the places below it.
+    """
+    import gzip
+    import shutil
+    import sqlite3
+
+    home = tmp_path / "old"
+    shutil.copytree(ROOT / "tests" / "data" / "old_runs", home)
+    packed = home / "runs" / "mlflow.sql.gz"
+    text = gzip.decompress(packed.read_bytes()).decode()
+    packed.unlink()
+    db = sqlite3.connect(home / "runs" / "mlflow.db")
+    db.executescript(text.replace("/tmp/vmae-old", str(home)))
+    db.close()
+    monkeypatch.chdir(home)
+    return home / "runs"
