@@ -17,6 +17,20 @@ import numpy as np
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.video.annotations import Sample
+from vmae.core.video.index import DatasetIndex
+
+
+def find_groups(spec: str, samples: Sequence[Sample], table: str | Path | None = None) -> list[str]:
+    """The group of each video: `spec` is a column of `table`, a csv with the columns `path` and `group`, or a
+    regular expression on the paths, the first of these that it can be.
+
+    Raises InputError as `groups_by_pattern` and `read_column`.
+    """
+    if table is not None and spec in table_of(table)[1]:
+        return read_column(table, samples, spec)
+    if Path(spec).is_file():
+        return read_column(spec, samples, "group")
+    return groups_by_pattern(spec, samples)
 
 
 def groups_by_pattern(pattern: str, samples: Sequence[Sample]) -> list[str]:
@@ -37,19 +51,11 @@ def groups_by_pattern(pattern: str, samples: Sequence[Sample]) -> list[str]:
     return groups
 
 
-def groups_from_table(path: str | Path, samples: Sequence[Sample], column: str = "group") -> list[str]:
-    """The column of each video's line in a csv with a header and a column `path` (relative: to its folder).
-
-    Raises InputError where there is no such column or a video has no line.
-    """
-    return read_column(path, samples, column)
-
-
 def read_folds(path: str | Path, samples: Sequence[Sample], column: str = "fold") -> list[int]:
     """The fold of each video from a csv that `write_folds` wrote, or any with the columns `path` and `fold`.
 
     A negative fold, and no fold, is -1: a video that takes no part.
-    Raises InputError as `groups_from_table`, and for a fold that is no integer.
+    Raises InputError as `read_column`, and for a fold that is no integer.
     """
 
     def number(text: str) -> int:
@@ -64,7 +70,10 @@ def read_folds(path: str | Path, samples: Sequence[Sample], column: str = "fold"
 
 
 def read_column(path: str | Path, samples: Sequence[Sample], column: str) -> list[str]:
-    """One column of a csv with a header, by each sample's path; see `groups_from_table`."""
+    """One column of a csv with a header and a column `path` (relative: to its folder), by each video's path.
+
+    Raises InputError where there is no such column or a video has no line.
+    """
     values, names = table_of(path)
     if column not in names:
         raise InputError(
@@ -94,6 +103,42 @@ def table_of(path: str | Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     if "path" not in names:
         raise InputError(f"{path}: expected a column 'path', got {','.join(names) or 'an empty file'}")
     return {os.path.realpath(path.parent / row["path"]): row for row in rows}, names
+
+
+def index_table(path: str | Path) -> DatasetIndex:
+    """A csv with a header and the columns `path` and `label` or `class` (a name) as one list of videos.
+
+    Labels come from `label` where there is one; classes are named by `class`, in the order of their labels,
+    or of their names where there are none. Lines without either are left out.
+    Raises InputError for other columns, labels that are no numbers and a class with two labels.
+    """
+    rows, names = table_of(path)
+    if not {"label", "class"} & set(names):
+        raise InputError(f"{path}: expected a column 'label' or 'class', got {','.join(names)}")
+    numbered = "label" in names
+    given = [r for r in rows.values() if r["label" if numbered else "class"].strip()]
+    if not numbered:
+        order = sorted({r["class"] for r in given})
+        label_of = {name: i for i, name in enumerate(order)}
+    samples, name_of = [], {}
+    for place, row in rows.items():
+        text = row["label" if numbered else "class"].strip()
+        if not text:
+            continue
+        try:
+            label = int(text) if numbered else label_of[row["class"]]
+        except ValueError:
+            raise InputError(f"{path}: expected a whole number in the column label, got '{text}'") from None
+        if label < 0:
+            continue
+        name = row.get("class") or str(label)
+        if name_of.setdefault(label, name) != name:
+            raise InputError(
+                f"{path}: expected one class for label {label}, got '{name_of[label]}' and '{name}'"
+            )
+        samples.append(Sample(path=place, label=label))
+    classes = [name_of.get(i, str(i)) for i in range(max(name_of, default=-1) + 1)]
+    return DatasetIndex(splits={"train": samples, "val": [], "test": []}, classes=classes)
 
 
 def make_folds(labels: Sequence[int], groups: Sequence[str], folds: int, *, seed: int = 0) -> list[int]:

@@ -119,3 +119,31 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     result = run("data", "optimise", "x", "y")
     assert result.exit_code == 2
     assert "did you mean 'optimize'?" in result.output
+
+
+def test_index_with_groups_parts_no_session(tmp_path: Path) -> None:
+    names = [f"{kind}/s{session}_{take}.mp4" for kind in "ab" for session in range(6) for take in range(3)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    result = run("data", "index", tmp_path, "--layout", "folders", "--groups", r"s\d", "--folds", 3)
+    assert result.exit_code == 0, result.output
+    assert "2 classes; 24 train, 12 val" in result.output
+    assert "fold 0: 12 videos, 2 groups, 6 to 6 of a class" in result.output
+    sessions = {
+        name: {Path(s.path).name[:2] for s in read_annotations(tmp_path / name)}
+        for name in ("train.csv", "val.csv")
+    }
+    assert len(sessions["train.csv"]) == 4
+    assert not sessions["train.csv"] & sessions["val.csv"]
+    # The folds' own file is a table too: its column group is what --groups may name.
+    result = run("data", "index", tmp_path / "folds.csv", "--out", tmp_path / "again", "--groups", "group")
+    assert result.exit_code == 0, result.output
+    assert "2 classes; 30 train, 6 val" in result.output
+    assert not (tmp_path / "again/folds.csv").exists()
+    result = run("data", "index", tmp_path / "folds.csv", "--out", tmp_path / "loose", "--folds", 3)
+    assert "no --groups: clips of one session or scene may stand on both sides" in result.output
+    result = run("data", "index", tmp_path, "--groups", "s")
+    assert "expected --layout NAME for a folder" in str(result.exception)
+    result = run("data", "index", tmp_path / "folds.csv", "--layout", "folders")
+    assert "--layout: expected a folder, got the file" in str(result.exception)

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from vmae.core.errors import InputError
 from vmae.core.video.annotations import Sample
 from vmae.core.video.folds import (
     describe_folds,
+    find_groups,
     groups_by_pattern,
-    groups_from_table,
+    index_table,
     make_folds,
+    read_column,
     read_folds,
     write_folds,
 )
@@ -80,12 +83,14 @@ def test_groups_by_pattern():
 def test_a_table_is_read_by_path_wherever_the_list_starts(tmp_path):
     (tmp_path / "groups.csv").write_text("path,group,fold\nv/a.mp4,one,0\nv/b.mp4,two,\nv/c.mp4,two,-1\n")
     found = samples(str(tmp_path / "v/b.mp4"), f"{tmp_path}/x/../v/a.mp4")
-    assert groups_from_table(tmp_path / "groups.csv", found) == ["two", "one"]
+    assert find_groups(str(tmp_path / "groups.csv"), found) == ["two", "one"]
+    assert find_groups("fold", found, tmp_path / "groups.csv") == ["", "0"]
+    assert find_groups(r"([ab])\.mp4", found, tmp_path / "groups.csv") == ["b", "a"]
     assert read_folds(tmp_path / "groups.csv", found) == [-1, 0]
     with pytest.raises(InputError, match=r"expected a line for .*d.mp4, found none"):
-        groups_from_table(tmp_path / "groups.csv", samples(str(tmp_path / "v/d.mp4")))
+        find_groups(str(tmp_path / "groups.csv"), samples(str(tmp_path / "v/d.mp4")))
     with pytest.raises(InputError, match=r"a column 'grp' \(did you mean 'group'\?\), got path,group,fold"):
-        groups_from_table(tmp_path / "groups.csv", found, "grp")
+        read_column(tmp_path / "groups.csv", found, "grp")
 
 
 def test_written_folds_are_read_back(tmp_path):
@@ -118,3 +123,23 @@ def test_a_line_a_fold():
         "fold 0: 2 videos, 1 groups, 1 to 1 of a class",
         "fold 1: 1 videos, 1 groups, 0 to 1 of a class",
     ]
+
+
+def test_a_table_with_a_header_is_an_index(tmp_path):
+    table = tmp_path / "all.csv"
+    table.write_text("path,class,session\nv/b.mp4,jump,1\nv/a.mp4,fall,2\nv/c.mp4,,3\n")
+    found = index_table(table)
+    assert found.classes == ["fall", "jump"]
+    assert [(Path(s.path).name, s.label) for s in found.splits["train"]] == [("b.mp4", 1), ("a.mp4", 0)]
+    table.write_text("path,label,class\na.mp4,2,tick\nb.mp4,0,del\nc.mp4,-1,none\n")
+    found = index_table(table)
+    assert found.classes == ["del", "1", "tick"]
+    assert [s.label for s in found.splits["train"]] == [2, 0]
+    for text, message in (
+        ("path,kind\na.mp4,x\n", "expected a column 'label' or 'class', got path,kind"),
+        ("path,label\na.mp4,x\n", "expected a whole number in the column label, got 'x'"),
+        ("path,label,class\na.mp4,0,x\nb.mp4,0,y\n", "one class for label 0, got 'x' and 'y'"),
+    ):
+        table.write_text(text)
+        with pytest.raises(InputError, match=message):
+            index_table(table)
