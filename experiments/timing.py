@@ -1,0 +1,173 @@
+"""What a training step of a configuration takes on this machine: a few are run.
+
+The fastest of several counts: what else the machine does then slows it least. So a prediction made from it is
+for a machine that is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.masking import sample_masks
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.numerics import autocast, resolve_precision
+from vmae.core.train.optim import build_optimizer
+from vmae.core.video.annotations import Sample
+from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.reader import cached_info, read_clip
+from vmae.experiments.config import ExperimentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTime:
+    """Seconds a clip takes of a step's forward, backward and update, and in how many threads."""
+
+    step_s: float
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadTime:
+    """Seconds of one thread for a video, of which `decode_s` once with a cache, and `cut_s` for its clips."""
+
+    decode_s: float
+    cut_s: float
+
+
+def time_steps(
+    config: ExperimentConfig,
+    num_classes: int,
+    *,
+    device: torch.device,
+    threads: Sequence[int] = (0,),
+    limit_s: float = 1.5,
+) -> ClipTime:
+    """Run training steps of `config` on random clips; the best of the numbers of threads tried (0: as it is).
+
+    A step has as many clips as `limit_s` allows, at most a micro-batch's. Raises InputError where not even
+    one clip fits into memory.
+    """
+    micro = max(1, config.train.batch_size // config.train.accumulate) * config.data.repeats
+    before = torch.get_num_threads()
+    found: list[ClipTime] = []
+    try:
+        step = _step_of(config, num_classes, device)
+        for count in threads:
+            torch.set_num_threads(count or before)
+            one = _fastest(step, 1, 1)  # with what is built on first use
+            if one < limit_s:
+                one = _fastest(step, 1, 2)
+            clips = max(1, min(micro, int(limit_s / 4 / one)))
+            best = one if clips == 1 else _fastest(step, clips, 3) / clips
+            found.append(ClipTime(step_s=best, threads=torch.get_num_threads()))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise InputError("expected one clip of a training step to fit into memory; it does not") from None
+    finally:
+        torch.set_num_threads(before)
+    return min(found, key=lambda t: t.step_s)
+
+
+def _fastest(step: Callable[[int], None], clips: int, times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        step(clips)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -> Callable[[int], None]:
+    """One optimiser step on that many random clips, as the job does it (without mixing and clipping)."""
+    with _own_generator():
+        shape = config.model
+        model: torch.nn.Module
+        if config.job == "pretrain":
+            model = VideoMAE(shape)
+        else:
+            model = VideoClassifier(VideoClassifierConfig.from_encoder(shape), max(1, num_classes))
+            model.encoder.requires_grad_(not config.finetune.freeze_encoder)
+    model.to(device).train()
+    optimizer = build_optimizer(model, config.optim)
+    precision = resolve_precision(config.train.precision, device)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(clips: int) -> None:
+        size = (clips, shape.channels, shape.frames, shape.height, shape.width)
+        video = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(device)
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, device):
+            if isinstance(model, VideoMAE):
+                mask, decode = sample_masks(config.mask, shape.grid, clips, generator=generator)
+                loss = model(video, mask.to(device), *(() if decode is None else (decode.to(device),)))
+            else:
+                labels = torch.zeros(clips, dtype=torch.int64, device=device)
+                loss = functional.cross_entropy(model(video).float(), labels)
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+@contextlib.contextmanager
+def _own_generator() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def time_loading(samples: Sequence[Sample], data: DataConfig, *, videos: int = 3) -> LoadTime:
+    """Decode a few of the videos whole, as the cache does, and cut training clips from them.
+
+    Bad files are passed over. Raises InputError where none of the first ten can be read.
+    """
+    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(10, len(samples))).astype(int)]
+    frames: dict[str, np.ndarray] = {}
+    decode: list[float] = []
+    for sample in chosen:
+        if len(frames) == videos:
+            break
+        with contextlib.suppress(VideoError):
+            start = time.perf_counter()
+            info = cached_info(sample.path)
+            side = min(data.decoded_short_side, info.height, info.width)
+            frames[sample.path] = read_clip(sample.path, range(info.num_frames), side, info=info)
+            decode.append(time.perf_counter() - start)
+    if not frames:
+        raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")
+    known = [replace(s, start=0, num_frames=None) for s in chosen if s.path in frames]
+    dataset = ClipDataset(known, data, "train", cache=_Decoded(frames))  # type: ignore[arg-type]
+    out = np.empty((dataset.clips_per_video, data.frames, *data.size, 3), np.uint8)
+    cut = []
+    for epoch in range(4):
+        for index in range(len(known)):
+            start = time.perf_counter()
+            dataset.fill(index, epoch, out)
+            cut.append(time.perf_counter() - start)
+    return LoadTime(decode_s=float(np.mean(decode)), cut_s=float(np.median(cut)))
+
+
+class _Decoded:
+    """Decoded videos in memory, with the one method of a cache that a data set calls."""
+
+    def __init__(self, frames: dict[str, np.ndarray]) -> None:
+        self._frames = frames
+
+    def frames(self, path: str) -> np.ndarray:
+        return self._frames[path]
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
