@@ -91,7 +91,7 @@ def multi_view_indices(
 
     Dense (official `VideoClsDataset`, mode test): the video is thinned to every `sampling_rate`-th frame
     (padded with its last to `frames`), and view `s` starts at `int(s * (thinned - frames) / (segments - 1))`.
-    With one segment the view is central (the official code divides by zero there).
+    With one segment (where the official code divides by zero) the view is validation's central clip.
 
     Uniform (official `SSVideoClsDataset`, mode test): view `s` of `S` takes frame
     `int((k + s / S) * num_frames / frames)`; for `S = 2` these are the official interleaved views.
@@ -105,15 +105,14 @@ def multi_view_indices(
             return uniform_indices(num_frames, frames)[None]
         k = np.arange(frames)[None, :] + np.arange(segments)[:, None] / segments  # [S, T]
         return np.minimum((k * num_frames / frames).astype(np.int64), num_frames - 1)
+    if segments == 1:
+        return dense_indices(num_frames, frames, sampling_rate)[None]
     thinned = np.arange(0, num_frames, sampling_rate, dtype=np.int64)
     if len(thinned) < frames:
         thinned = np.pad(thinned, (0, frames - len(thinned)), mode="edge")
     spare = len(thinned) - frames
-    if segments == 1:
-        starts = np.array([spare // 2])
-    else:
-        step = max(1.0 * spare / (segments - 1), 0)
-        starts = np.array([int(s * step) for s in range(segments)])
+    step = max(1.0 * spare / (segments - 1), 0)
+    starts = np.array([int(s * step) for s in range(segments)])
     return thinned[starts[:, None] + np.arange(frames)[None, :]]
 
 

@@ -143,6 +143,14 @@ def test_shards(samples: list[Sample], world_size: int) -> None:
     assert len({i for r in ranks for i in r}) == sum(len(r) for r in ranks)
 
 
+@pytest.mark.parametrize("sampling", ["dense", "uniform"])
+def test_one_view_is_the_clip_of_validation(samples: list[Sample], sampling: str) -> None:
+    config = with_changes(CONFIG, segments=1, crops=1, sampling=sampling, size=(24, 40))
+    val, test = (ClipDataset(samples, config, mode) for mode in ("val", "test"))
+    for index in range(3):
+        assert torch.equal(val[index]["clip"], test[index]["clip"])
+
+
 def test_views(samples: list[Sample]) -> None:
     config = with_changes(CONFIG, segments=2, crops=3, size=(48, 48))
     batch = next(iter(build_loader(ClipDataset(samples, config, "test"), 2)))

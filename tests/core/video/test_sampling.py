@@ -86,6 +86,8 @@ def test_uniform_views_are_the_official_interleaved_two(num_frames: int) -> None
 
 def test_one_segment_is_central() -> None:
     assert multi_view_indices(200, 16, 4, 1)[0, 0] == 68
+    for n in (5, 64, 203, 301):  # one view of a test video is the clip that validation takes
+        assert multi_view_indices(n, 16, 4, 1).tolist() == [dense_indices(n, 16, 4).tolist()]
     assert multi_view_indices(160, 16, 4, 1, uniform=True).tolist() == [uniform_indices(160, 16).tolist()]
 
 
