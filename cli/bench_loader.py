@@ -33,9 +33,9 @@ def loader(
 
     from vmae.core.errors import InputError, VideoError
     from vmae.core.progress import progress
-    from vmae.core.video.annotations import VIDEO_SUFFIXES
     from vmae.core.video.optimize import OptimizeConfig, optimize_file
-    from vmae.core.video.reader import probe_video
+    from vmae.core.video.probe import probe_video
+    from vmae.core.video.samples import VIDEO_SUFFIXES
     from vmae.experiments.bench import loader as bench
 
     if count < 1 or frames < 2:

@@ -61,7 +61,7 @@ def check(
     from vmae.core.progress import progress
     from vmae.core.video.annotations import read_annotations, write_annotations
     from vmae.core.video.check import check_samples, write_report
-    from vmae.core.video.probe import probes_path, save_probes
+    from vmae.core.video.probe_store import probes_path, save_probes
 
     root = data_root if data_root is not None else csv.parent
     samples = read_annotations(csv, root.absolute(), format=annotation_format)  # type: ignore[arg-type]

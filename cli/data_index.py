@@ -11,8 +11,8 @@ import click
 from vmae.cli.options import require_writable
 
 if TYPE_CHECKING:
-    from vmae.core.video.annotations import Sample
     from vmae.core.video.index import DatasetIndex
+    from vmae.core.video.samples import Sample
 
 
 @click.command("index")

@@ -56,8 +56,8 @@ def predict(
     from vmae.core.errors import InputError
     from vmae.core.measure.evaluate import evaluate
     from vmae.core.model.classifier import VideoClassifier
-    from vmae.core.video.annotations import Sample
-    from vmae.core.video.dataset import ClipDataset
+    from vmae.core.video.clips import ClipDataset
+    from vmae.core.video.samples import Sample
     from vmae.experiments import finetuning, run
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import load_model_at

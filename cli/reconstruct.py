@@ -72,7 +72,8 @@ def reconstruct(
     from vmae.core.model.masking import sample_mask
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.numerics import clip_to_video, make_generator
-    from vmae.core.video.reader import cached_info, read_clip
+    from vmae.core.video.probe_store import cached_info
+    from vmae.core.video.reader import read_clip
     from vmae.core.video.sampling import dense_indices
     from vmae.dashboard import render
     from vmae.dashboard.clips import fit, to_channels

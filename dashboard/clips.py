@@ -33,7 +33,7 @@ class ClipInfo:
 
 def clip_info(path: str, label: str, first: int = 0, num_frames: int | None = None) -> ClipInfo:
     """Probe a file of a data set. Raises VideoError where it is bad."""
-    from vmae.core.video.reader import cached_info
+    from vmae.core.video.probe_store import cached_info
 
     info = cached_info(path)
     available = max(1, info.num_frames - first)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vmae.core.measure.probe import extract_features
 from vmae.core.model.videomae import attention_maps
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample
 from vmae.dashboard import render
 from vmae.dashboard.viewer import load_videomae, use_threads
 

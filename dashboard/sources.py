@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmae.core.errors import VmaeError
-from vmae.core.video.annotations import Sample, read_annotations
+from vmae.core.video.annotations import read_annotations
+from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import WEIGHTS_NAME
 from vmae.dashboard.files import ModelFile
 from vmae.dashboard.settings import Settings

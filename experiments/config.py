@@ -14,7 +14,7 @@ from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.train.config import TrainConfig, metric_of_best
 from vmae.core.train.finetune import VALIDATED, FinetuneConfig
 from vmae.core.train.optim import OptimConfig
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments.tracking import TrackingConfig
 
 Stage = Literal["probe", "knn", "finetune"]

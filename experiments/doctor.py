@@ -66,7 +66,8 @@ def _read_back() -> str:
     import av
     import numpy as np
 
-    from vmae.core.video.reader import probe_video, read_clip
+    from vmae.core.video.probe import probe_video
+    from vmae.core.video.reader import read_clip
 
     frames = np.full((16, 64, 96, 3), 40, np.uint8)
     for i in range(16):

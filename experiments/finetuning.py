@@ -27,7 +27,8 @@ from vmae.core.numerics import derive_seed
 from vmae.core.progress import Progress
 from vmae.core.train.finetune import finetune
 from vmae.core.train.task import Report, TrainResult
-from vmae.core.video.dataset import ClipDataset, build_cache
+from vmae.core.video.cache import build_cache
+from vmae.core.video.clips import ClipDataset
 from vmae.experiments import jobs, run, video_map
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig

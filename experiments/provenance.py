@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vmae.core.video.annotations import Sample, read_annotations
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.annotations import read_annotations
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 

@@ -25,7 +25,7 @@ class VideoModel(PythonModel):
         import torch
 
         from vmae.core.config import from_dict
-        from vmae.core.video.dataset import DataConfig
+        from vmae.core.video.config import DataConfig
         from vmae.core.weights.checkpoint import load_model
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,8 +51,8 @@ class VideoModel(PythonModel):
         from vmae.core.measure.evaluate import evaluate
         from vmae.core.measure.probe import extract_features
         from vmae.core.model.classifier import VideoClassifier
-        from vmae.core.video.annotations import Sample
-        from vmae.core.video.dataset import ClipDataset
+        from vmae.core.video.clips import ClipDataset
+        from vmae.core.video.samples import Sample
 
         paths = [str(p) for p in np.asarray(model_input, dtype=object).reshape(-1)]
         samples = [Sample(path=p, label=0) for p in paths]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import vmae
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import results
 from vmae.experiments.finetuning import config_of_model

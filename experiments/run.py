@@ -26,9 +26,11 @@ from vmae.core.numerics import clip_to_video, derive_seed, make_generator
 from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
 from vmae.core.train.task import Report, TrainResult
-from vmae.core.video.annotations import Sample, num_classes, read_annotations, subset
+from vmae.core.video.annotations import read_annotations
 from vmae.core.video.cache import DecodedCache
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample, num_classes, subset
 from vmae.core.weights.checkpoint import CONFIG_NAME, load_matching
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json

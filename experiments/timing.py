@@ -22,9 +22,11 @@ from vmae.core.model.masking import sample_masks
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, resolve_precision
 from vmae.core.train.optim import build_optimizer
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import ClipDataset, DataConfig
-from vmae.core.video.reader import cached_info, read_clip
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.probe_store import cached_info
+from vmae.core.video.reader import read_clip
+from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 
 

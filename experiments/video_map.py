@@ -29,10 +29,11 @@ from vmae.core.measure.probe import Pooling, extract_features
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
-from vmae.core.video.annotations import Sample
 from vmae.core.video.cache import DecodedCache
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.video.isolate import Outcome, Runner
+from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig

@@ -44,7 +44,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "vmae.cli.runs_delete -> vmae.cli.runs": "one file a verb, what they share below them",
         "vmae.cli.runs_export -> vmae.cli.runs": "one file a verb, what they share below them",
         "vmae.cli.runs_register -> vmae.cli.runs": "one file a verb, what they share below them",
-        "vmae.core.video.ava -> vmae.core.video.annotations": "samples become a file of their own",
         "vmae.dashboard.decode_worker -> vmae.dashboard.upload": "the worker owns its limits",
         "vmae.experiments.finetuning -> vmae.experiments.distributed": "stages and executors",
         "vmae.experiments.jobs -> vmae.experiments.distributed": "stages and executors",
@@ -68,9 +67,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "experiments/sweeps/spec.py make_plan": "resources in one dataclass",
     },
     "long file": {
-        "core/video/dataset.py": "configuration, clips and loader apart",
-        "core/video/demo_data.py": "to be split",
-        "core/video/reader.py": "reader and stills apart",
         "core/weights/convert.py": "to be split",
         "experiments/bench/gpu_suite.py": "iterates over the ops' descriptors",
         "experiments/bench/kernels.py": "cases lie with their op",

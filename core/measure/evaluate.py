@@ -17,7 +17,8 @@ from vmae.core.errors import InputError
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
 from vmae.core.train.parallel import World
-from vmae.core.video.dataset import ClipDataset, build_loader
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.loader import build_loader
 
 
 @dataclass(frozen=True, kw_only=True)

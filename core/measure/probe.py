@@ -20,7 +20,8 @@ from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
 from vmae.core.progress import Progress
-from vmae.core.video.dataset import ClipDataset, build_loader
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.loader import build_loader
 
 Pooling = Literal["mean", "time", "tokens"]
 

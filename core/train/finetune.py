@@ -22,7 +22,7 @@ from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
 from vmae.core.train.task import Report, StepContext, TrainResult, silent
-from vmae.core.video.dataset import ClipDataset
+from vmae.core.video.clips import ClipDataset
 
 VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
 """What an epoch's validation measures that can say which epoch is best (`train.best_by`)."""

@@ -32,7 +32,8 @@ from vmae.core.train.optim import Ema, OptimConfig, build_optimizer, grad_norm, 
 from vmae.core.train.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
 from vmae.core.train.state import list_states, load_newest_state, save_state
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
-from vmae.core.video.dataset import ClipDataset, build_loader
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.loader import build_loader
 from vmae.core.weights.checkpoint import build_model, describe_model, save_model
 
 
@@ -165,7 +166,6 @@ class Trainer:
             # While a step is captured no other thread may use the device.
             device=None if train.cuda_graph else self.device,
         )
-        self.loader.yield_empty = True
         self.backward: Callable[..., Tensor] = self._forward_backward
         if train.cuda_graph:
             rows = self.micro_batch * self.dataset.clips_per_video

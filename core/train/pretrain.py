@@ -19,7 +19,7 @@ from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
 from vmae.core.train.task import Report, StepContext, TrainResult, silent
 from vmae.core.train.watch import collapse_warning, flat_loss_warning, prediction_variance
-from vmae.core.video.dataset import ClipDataset
+from vmae.core.video.clips import ClipDataset
 
 AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 

@@ -17,46 +17,17 @@ V2 (0: the first image, whatever its name). The lists of UCF101, HMDB51, Kinetic
 from __future__ import annotations
 
 import os
-import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
+from vmae.core.video.samples import VIDEO_SUFFIXES, Sample, read_lines
 
 AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava"]
 FORMATS: tuple[str, ...] = get_args(AnnotationFormat)
-VIDEO_SUFFIXES = (
-    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
-    ".gif", ".npy",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class PersonBox:
-    """A person in a key frame of AVA: `box` is `(x1, y1, x2, y2)` in shares of the frame's width and height,
-    `actions` the ids (from 1) of everything they do, `person` their number within the video."""
-
-    box: tuple[float, float, float, float]
-    actions: tuple[int, ...]
-    person: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One line of a list. `label` is -1 where there is none.
-
-    `start` and `num_frames` choose a stretch of the frames; `num_frames` None means to the end. `time_s`, in
-    seconds on the list's clock, is the key frame that the clip is centred on, and `boxes` who is in it (AVA).
-    """
-
-    path: str
-    label: int
-    start: int = 0
-    num_frames: int | None = None
-    time_s: float | None = None
-    boxes: tuple[PersonBox, ...] = ()
 
 
 def read_annotations(
@@ -90,10 +61,8 @@ def read_annotations(
         )
     lines = read_lines(csv)
     root = Path(data_root) if data_root else csv.parent
-    from vmae.core.video import ava
-
-    if format == "ava" or (format == "auto" and lines and ava.looks_like_ava(lines[0][1])):
-        return ava.read_ava(csv, root)
+    if format == "ava" or (format == "auto" and lines and looks_like_ava(lines[0][1])):
+        return read_ava(csv, root)
     samples: list[Sample] = []
     for where, line in lines:
         if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):
@@ -103,24 +72,6 @@ def read_annotations(
     if not samples:
         raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
     return samples
-
-
-def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str, str]]:
-    """The non-empty lines of a list, stripped, each with where it stands (`train.csv:3`).
-
-    Raises:
-        InputError: no such file, a folder, or no UTF-8 text.
-    """
-    try:
-        text = Path(csv).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{csv}: expected a {what}, found no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{csv}: expected a {what}, got a folder") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{csv}: expected a readable UTF-8 {what}, got {e}") from None
-    # Not splitlines(): a path may hold characters that it takes for line ends (a form feed, U+2028).
-    return [(f"{csv}:{n}", line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
@@ -139,9 +90,7 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
             raise InputError(f"{csv}: a path with a line break cannot be listed: {s.path!r}")
         path = _quoted(s.path)
         if s.time_s is not None:
-            from vmae.core.video import ava
-
-            lines += ava.ava_rows(s)
+            lines += ava_rows(s)
         elif s.start == 0 and s.num_frames is None:
             lines.append(f"{path} {s.label}\n")
         elif s.label < 0:
@@ -160,30 +109,6 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
         ) from None
     temporary.write_bytes(text)
     os.replace(temporary, csv)
-
-
-def subset(samples: list[Sample], share: float, seed: int) -> list[Sample]:
-    """A share of the list: of every label alike (at least one each), in the list's order.
-
-    The draw depends on `seed` alone, so a smaller share's samples are among a larger one's.
-    """
-    if share >= 1:
-        return list(samples)
-    rng = random.Random(f"vmae-subset-{seed}")
-    by_label: dict[int, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_label.setdefault(sample.label, []).append(index)
-    kept: list[int] = []
-    for label in sorted(by_label):
-        indices = by_label[label]
-        rng.shuffle(indices)
-        kept += indices[: max(1, round(len(indices) * share))]
-    return [samples[i] for i in sorted(kept)]
-
-
-def num_classes(samples: list[Sample]) -> int:
-    """One more than the largest label; 0 where no sample has a label."""
-    return max((s.label for s in samples), default=-1) + 1
 
 
 _ONE = re.compile(r"^(?P<path>.*?\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<a>[+-]?\d+)$")

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import VIDEO_SUFFIXES, PersonBox, Sample, read_lines
+from vmae.core.video.samples import VIDEO_SUFFIXES, PersonBox, Sample, read_lines
 
 _COLUMNS = "video_id,timestamp,x1,y1,x2,y2,action_id,person_id"
 _ROW = re.compile(

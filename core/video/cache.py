@@ -21,9 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import Sample
+from vmae.core.video.config import DataConfig
+from vmae.core.video.container import DEFAULT_TIMEOUT_S
 from vmae.core.video.isolate import run_limited
-from vmae.core.video.reader import DEFAULT_TIMEOUT_S, VideoInfo, probe_video, read_clip
+from vmae.core.video.probe import VideoInfo, probe_video
+from vmae.core.video.reader import read_clip
+from vmae.core.video.samples import Sample
 
 R = TypeVar("R")
 ProgressCallback = Callable[[int, int], None]
@@ -120,6 +123,26 @@ class DecodedCache:
         if progress is not None:
             progress(len(paths), len(paths))
         return cache
+
+
+def build_cache(
+    samples: Sequence[Sample],
+    config: DataConfig,
+    *,
+    workers: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> DecodedCache | None:
+    """The decoded cache that `config` asks for (None where it asks for none); see `DecodedCache.build`."""
+    if not config.cache:
+        return None
+    return DecodedCache.build(
+        samples,
+        config.cache_dir,
+        config.decoded_short_side,
+        workers=workers,
+        progress=progress,
+        timeout_s=config.timeout_s,
+    )
 
 
 def _digest(paths: list[str], short_side: int) -> str:

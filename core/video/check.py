@@ -23,17 +23,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from vmae.core.errors import VideoError
-from vmae.core.video.annotations import Sample
+from vmae.core.video.container import DEFAULT_TIMEOUT_S
 from vmae.core.video.isolate import Runner, run_isolated
-from vmae.core.video.probe import pack, unpack
-from vmae.core.video.reader import (
-    DEFAULT_TIMEOUT_S,
-    VideoInfo,
-    decord_agrees,
-    first_frame,
-    open_video,
-    probe_video,
-)
+from vmae.core.video.probe import VideoInfo, probe_video
+from vmae.core.video.probe_store import pack, unpack
+from vmae.core.video.reader import decord_agrees, open_video
+from vmae.core.video.samples import Sample
+from vmae.core.video.stills import first_frame
 
 NOTES = {
     "variable_frame_rate": "time between frames varies: a fixed stride in frames is no fixed stride in time",

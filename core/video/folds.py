@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.video.annotations import Sample
 from vmae.core.video.index import DatasetIndex
+from vmae.core.video.samples import Sample
 
 
 def find_groups(spec: str, samples: Sequence[Sample], table: str | Path | None = None) -> list[str]:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.video.annotations import VIDEO_SUFFIXES, Sample, write_annotations
+from vmae.core.video.annotations import write_annotations
 from vmae.core.video.ava import read_ava, read_excluded, read_label_map
-from vmae.core.video.reader import IMAGE_SUFFIXES
+from vmae.core.video.samples import VIDEO_SUFFIXES, Sample
+from vmae.core.video.stills import IMAGE_SUFFIXES
 
 Layout = Literal["folders", "kinetics", "ucf101", "hmdb51", "ssv2", "rawframes", "ava"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)

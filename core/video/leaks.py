@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import Sample
 from vmae.core.video.isolate import Runner, run_isolated
-from vmae.core.video.reader import probe_video, read_clip
+from vmae.core.video.probe import probe_video
+from vmae.core.video.reader import read_clip
+from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import uniform_indices
 
 FRAMES = 5

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import Sample
 from vmae.core.video.isolate import Runner, run_isolated
-from vmae.core.video.reader import VideoInfo, open_video, probe_video, read_clip
+from vmae.core.video.probe import VideoInfo, probe_video
+from vmae.core.video.reader import open_video, read_clip
+from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import dense_indices
 
 MANIFEST = "optimize.jsonl"

@@ -114,39 +114,3 @@ def multi_view_indices(
     step = max(1.0 * spare / (segments - 1), 0)
     starts = np.array([int(s * step) for s in range(segments)])
     return thinned[starts[:, None] + np.arange(frames)[None, :]]
-
-
-def sliding_windows(num_frames: int, frames: int, stride: int, sampling_rate: int = 1) -> np.ndarray:
-    """Windows for features: `frames` frames `sampling_rate` apart, a new window every `stride` frames.
-
-    As in the V2 feature extractor (`range(0, num_frames - 15, stride)` for 16 frames); a video shorter than
-    one window gives one window under the pad rule.
-
-    Returns:
-        int64 `[num_windows, frames]`.
-    """
-    _require(num_frames=num_frames, frames=frames, stride=stride, sampling_rate=sampling_rate)
-    span = (frames - 1) * sampling_rate + 1
-    starts = np.arange(0, max(1, num_frames - span + 1), stride, dtype=np.int64)
-    windows = starts[:, None] + sampling_rate * np.arange(frames, dtype=np.int64)[None, :]
-    return np.minimum(windows, num_frames - 1)
-
-
-def spatial_crop_offsets(height: int, width: int, size: tuple[int, int], crops: int) -> list[tuple[int, int]]:
-    """`(top, left)` of `crops` test crops of `size` spread along the longer side, centred on the shorter.
-
-    Official: `spatial_step = (max(h, w) - short_side) / (crops - 1)`, `start = int(i * step)`; with one crop
-    the centre.
-    """
-    _require(crops=crops)
-    crop_h, crop_w = size
-    if crop_h > height or crop_w > width:
-        raise InputError(f"crop: expected at most {height}x{width}, got {crop_h}x{crop_w}")
-    offsets = []
-    for i in range(crops):
-        share = 0.5 if crops == 1 else i / (crops - 1)
-        if width >= height:
-            offsets.append(((height - crop_h) // 2, int((width - crop_w) * share)))
-        else:
-            offsets.append((int((height - crop_h) * share), (width - crop_w) // 2))
-    return offsets

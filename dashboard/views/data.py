@@ -11,8 +11,9 @@ import streamlit as st
 
 from vmae.core.errors import VideoError, VmaeError
 from vmae.core.model.masking import MASK_TYPES, mask_counts, sample_mask
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample
 from vmae.dashboard import charts, render
 from vmae.dashboard.clips import ClipInfo, clip_info, data_grid, frame_indices, read_frames
 from vmae.dashboard.components import picked, player_data, show_player

@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from vmae.core.model.videomae import VideoMAE
-from vmae.core.video.annotations import Sample
+from vmae.core.video.samples import Sample
 from vmae.dashboard import charts, features, render, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices
 from vmae.dashboard.components import picked, player_data, show_player

@@ -13,7 +13,7 @@ from vmae.core.errors import VmaeError
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.masking import MASK_TYPES
 from vmae.core.model.videomae import VideoMAE
-from vmae.core.video.annotations import Sample
+from vmae.core.video.samples import Sample
 from vmae.dashboard import export, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, fit, frame_indices, last_start
 from vmae.dashboard.components import show_viewer

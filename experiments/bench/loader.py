@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from vmae.core.video import augment
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import ClipDataset, DataConfig
-from vmae.core.video.reader import VideoInfo, open_video, probe_video, read_clip
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.probe import VideoInfo, probe_video
+from vmae.core.video.reader import open_video, read_clip
+from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import dense_indices
 
 FRAMES, RATE, SIZE = 16, 4, (224, 224)

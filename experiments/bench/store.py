@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.config import flatten
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments import results
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.results import Filter

@@ -113,7 +113,8 @@ def _memory() -> float:
 
 def measure_list(folder: Path, videos: int) -> dict[str, float]:
     """What the driver does with a list of `videos` lines (of one small file) before any trial, in seconds."""
-    from vmae.core.video.annotations import read_annotations, subset
+    from vmae.core.video.annotations import read_annotations
+    from vmae.core.video.samples import subset
 
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(min(videos, 1000)):

@@ -11,7 +11,7 @@ from vmae.core.train.config import TrainConfig
 from vmae.core.train.finetune import FinetuneConfig
 from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig, PipelineConfig
 
 DEMO_DATA = "data/demo"

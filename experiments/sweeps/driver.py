@@ -98,7 +98,7 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
         InputError, VideoError: bad lists, held-out videos or a share of the list that does not fill a batch
             are refused here, before anything is started.
     """
-    from vmae.core.video.annotations import subset
+    from vmae.core.video.samples import subset
     from vmae.experiments.run import open_data
 
     data = open_data(plan.base, cache_dir(store.runs_dir), progress)

@@ -580,7 +580,7 @@ def _evaluated(
 
 def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     from vmae.core.model.classifier import VideoClassifier
-    from vmae.core.video.dataset import ClipDataset
+    from vmae.core.video.clips import ClipDataset
     from vmae.core.weights.checkpoint import load_model
     from vmae.experiments import run
     from vmae.experiments.finetuning import finetune_stage

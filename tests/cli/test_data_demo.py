@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from vmae.cli.data_demo import demo
-from vmae.core.video.demo_data import CLASSES, DemoDataConfig
+from vmae.core.video.demo_data import DemoDataConfig
+from vmae.core.video.demo_scene import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--clips-per-class", "2", "--size", "32", "--seconds", "0.5"]

@@ -222,7 +222,7 @@ def test_features_of_every_readable_video_and_the_bad_ones_by_name(
 
     from vmae.core.measure.probe import extract_features
     from vmae.core.video.annotations import read_annotations
-    from vmae.core.video.dataset import ClipDataset
+    from vmae.core.video.clips import ClipDataset
     from vmae.core.weights.checkpoint import load_model
     from vmae.experiments.config import ExperimentConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmae.cli.main import run
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
 from vmae.experiments.sweeps.spec import Plan, Trial

@@ -18,7 +18,7 @@ from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.optim import OptimConfig
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, _cause, interface_of, train_on_workers

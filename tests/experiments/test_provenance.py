@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.provenance import config_tags, data_digest, keep_digest, shared_tags
 

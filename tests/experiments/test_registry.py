@@ -14,8 +14,9 @@ import torch
 from vmae.core.errors import InputError, VideoError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import save_model
 from vmae.experiments import registry, results
 from vmae.experiments.tracking import Store, Tracker, store_at

@@ -11,7 +11,7 @@ import pytest
 
 from vmae.core.config import override
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import Sample, subset
+from vmae.core.video.samples import Sample, subset
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json

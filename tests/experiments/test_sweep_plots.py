@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import write_json
 from vmae.experiments.sweeps import plots

@@ -20,10 +20,12 @@ from vmae.core.measure.evaluate import (
     write_predictions,
 )
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.video.annotations import Sample, read_annotations
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.annotations import read_annotations
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.video.demo_data import make_demo_data
 from vmae.core.video.reader import read_clip
+from vmae.core.video.samples import Sample
 
 FRAMES, RATE, SEGMENTS, CROPS = 4, 3, 3, 3
 HEIGHT, WIDTH = 112, 64

@@ -23,7 +23,8 @@ from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import make_generator
 from vmae.core.video.annotations import read_annotations
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 
 CONFIG = ProbeConfig(epochs=30, lrs=(0.03, 0.3), weight_decays=(0.0, 1e-3))
 

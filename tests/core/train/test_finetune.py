@@ -17,7 +17,8 @@ from vmae.core.train.mixing import MixConfig, soft_targets
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.task import TrainResult
 from vmae.core.video.annotations import read_annotations
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
 
 DATA = DataConfig(frames=4, sampling_rate=1, size=(32, 32), short_side=32, augment="none", workers=0)

@@ -26,7 +26,8 @@ from vmae.core.train.optim import OptimConfig
 from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
 from vmae.core.video.annotations import read_annotations
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[3]

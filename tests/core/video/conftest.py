@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fractions
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import av
 import cv2
 import numpy as np
 import pytest
+
+from vmae.core.video.samples import Sample
 
 
 def picture(i: int, height: int, width: int, background: np.ndarray) -> np.ndarray:
@@ -184,3 +188,30 @@ def truth() -> Callable[[Path | str], list[np.ndarray]]:
 def make_video() -> Callable[..., Path]:
     """`make_video(path, frames=..., size=..., codec=...)`; see `encode`."""
     return encode
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Eleven videos of 20 to 30 frames and two sizes, of three classes."""
+    folder = tmp_path_factory.mktemp("set")
+    return [
+        Sample(path=str(encode(folder / f"{i}.mp4", frames=20 + i, size=(48, 64 + 2 * (i % 2)))), label=i % 3)
+        for i in range(11)
+    ]
+
+
+@pytest.fixture
+def some_bad(samples: list[Sample], tmp_path: Path) -> list[Sample]:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(Path(samples[0].path).read_bytes()[:900])
+    return [*samples[:6], Sample(path=str(bad), label=1), *samples[6:]]
+
+
+@pytest.fixture
+def a_hang(samples: list[Sample], tmp_path: Path) -> Iterator[list[Sample]]:
+    """Seven videos and a folder of frames of which one is a pipe that nobody writes to: opening it waits in
+    the system call for ever."""
+    os.mkfifo(tmp_path / "img_1.png")
+    yield [*samples[:3], Sample(path=str(tmp_path), label=0), *samples[3:7]]
+    with contextlib.suppress(OSError):  # lets a reader of this process go
+        os.close(os.open(tmp_path / "img_1.png", os.O_WRONLY | os.O_NONBLOCK))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import Sample, num_classes, read_annotations, write_annotations
+from vmae.core.video.annotations import read_annotations, write_annotations
+from vmae.core.video.samples import Sample, num_classes
 
 
 def read(tmp_path: Path, text: str, **options: object) -> list[Sample]:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import PersonBox, Sample, read_annotations, write_annotations
+from vmae.core.video.annotations import read_annotations, write_annotations
 from vmae.core.video.ava import read_ava, read_excluded, read_label_map
 from vmae.core.video.check import check_samples
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.video.index import index_dataset, write_index
+from vmae.core.video.samples import PersonBox, Sample
 
 ROWS = """\
 -5KQ66 é,0902,0.077,0.151,0.283,0.811,80,1

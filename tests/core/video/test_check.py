@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vmae.core.video.annotations import Sample
 from vmae.core.video.check import NOTES, check_file, check_samples, write_report
-from vmae.core.video.dataset import ClipDataset, DataConfig
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
 from vmae.core.video.isolate import Outcome
-from vmae.core.video.probe import Probes, probes_path, save_probes
-from vmae.core.video.reader import probe_video
+from vmae.core.video.probe import probe_video
+from vmae.core.video.probe_store import Probes, probes_path, save_probes
+from vmae.core.video.samples import Sample
 
 
 def test_good_files_of_all_kinds(any_kind: Path) -> None:

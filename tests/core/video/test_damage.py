@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import VideoError
-from vmae.core.video.reader import probe_video, read_clip
+from vmae.core.video.probe import probe_video
+from vmae.core.video.reader import read_clip
 
 LIMIT_S = 5.0
 REASONS = {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import Sample
 from vmae.core.video.folds import (
     describe_folds,
     find_groups,
@@ -20,6 +19,7 @@ from vmae.core.video.folds import (
     read_folds,
     write_folds,
 )
+from vmae.core.video.samples import Sample
 
 
 def samples(*paths):

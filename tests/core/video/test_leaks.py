@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vmae.core.video.annotations import Sample
 from vmae.core.video.leaks import frame_hashes, hash_videos, near_pairs, shared_groups
+from vmae.core.video.samples import Sample
 
 pytest.importorskip("imagehash", reason="needs the package ImageHash")
 

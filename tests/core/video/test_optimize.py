@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import Sample
 from vmae.core.video.optimize import (
     MANIFEST,
     OptimizeConfig,
@@ -21,7 +20,9 @@ from vmae.core.video.optimize import (
     optimize_samples,
     target_names,
 )
-from vmae.core.video.reader import probe_video, read_clip
+from vmae.core.video.probe import probe_video
+from vmae.core.video.reader import read_clip
+from vmae.core.video.samples import Sample
 
 CONFIG = OptimizeConfig(short_side=64, gop=4, crf=12)
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.reader import cached_info, open_video, probe_video, read_clip, resized_shape
+from vmae.core.video.probe import probe_video, resized_shape
+from vmae.core.video.probe_store import cached_info
+from vmae.core.video.reader import open_video, read_clip
 
 EDIT_LISTS = ("h264_edit_list", "h264_edit_list_long")
 Truth = Callable[[Path | str], list[np.ndarray]]

@@ -9,7 +9,6 @@ from vmae.core.errors import InputError
 from vmae.core.video.sampling import (
     dense_indices,
     multi_view_indices,
-    sliding_windows,
     uniform_indices,
 )
 
@@ -91,16 +90,6 @@ def test_one_segment_is_central() -> None:
     assert multi_view_indices(160, 16, 4, 1, uniform=True).tolist() == [uniform_indices(160, 16).tolist()]
 
 
-@pytest.mark.parametrize("num_frames", LENGTHS)
-@pytest.mark.parametrize("stride", [1, 4, 16])
-def test_sliding_windows(num_frames: int, stride: int) -> None:
-    windows = sliding_windows(num_frames, 16, stride)
-    expected = [list(range(s, s + 16)) for s in range(0, num_frames - 15, stride)]
-    if not expected:
-        expected = [[min(i, num_frames - 1) for i in range(16)]]
-    assert windows.tolist() == expected
-
-
 def test_nothing_leaves_the_video() -> None:
     rng = np.random.default_rng(0)
     for n in range(1, 130):
@@ -109,7 +98,6 @@ def test_nothing_leaves_the_video() -> None:
             uniform_indices(n, 16, rng),
             multi_view_indices(n, 16, 3, 5),
             multi_view_indices(n, 16, 3, 3, uniform=True),
-            sliding_windows(n, 16, 5, 2),
         ):
             assert indices.min() >= 0
             assert indices.max() < n

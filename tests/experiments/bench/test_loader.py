@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from vmae.cli.main import main
-from vmae.core.video.reader import probe_video
+from vmae.core.video.probe import probe_video
 from vmae.experiments.bench.loader import (
     READERS,
     bench_loader,

@@ -1,0 +1,107 @@
+"""Where clips come from and how they are cut: one configuration for lists, clips and loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vmae.core.errors import InputError
+from vmae.core.video.annotations import AnnotationFormat
+from vmae.core.video.rand_augment import RandAugment
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    train_csv: str = ""
+    val_csv: str = ""
+    test_csv: str = ""
+    train_share: float = 1.0
+    """Share of the training list that is pre-trained on (of every class alike; a smaller share's videos are
+    among a larger one's). Probes and fine-tuning read the whole list."""
+    data_root: str = ""
+    """Folder that relative paths in the lists start from; empty: the list's own folder."""
+    annotation_format: AnnotationFormat = "auto"
+    time_origin_s: float = 0.0
+    """Second of an AVA list's clock at which the files begin: 0 for whole films, 900 for the usual cuts."""
+    reader: Literal["pyav", "decord"] = "pyav"
+    """`pyav`: by seeking where the file's probe allows it, else from its start (the fastest measured, see
+    docs/bench_loader.md). `decord`: where a trial of each file shows the right frames, else as `pyav`."""
+    frames: int = 16
+    """Frames of a clip, T."""
+    sampling_rate: int = 4
+    """Stride between a clip's frames (dense sampling)."""
+    sampling: Literal["dense", "uniform"] = "dense"
+    """`dense`: fixed stride (Kinetics); `uniform`: one frame per equal segment (Something-Something)."""
+    size: tuple[int, int] = (224, 224)
+    """Height and width of a clip in pixels."""
+    short_side: int = 256
+    """Videos with a larger short side are scaled down to this as they are decoded; 0: never."""
+    augment: Literal["none", "multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
+    """Training crop. `none`: the centre, as in validation."""
+    flip: bool = False
+    """Mirror half of the training clips. Never where left and right are classes."""
+    rand_augment: str = ""
+    """RandAugment of training clips in timm's grammar, e.g. `rand-m7-n4-mstd0.5-inc1`; empty: none."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation of training clips change by up to this share."""
+    random_erasing: float = 0.0
+    """Probability that a box of a training clip is filled with noise."""
+    repeats: int = 1
+    """Clips per decoded training video (repeated sampling, R), each with a crop, flip, augmentation and mask
+    of its own. A batch holds batch_size x R clips; an epoch is one pass over the videos whatever R (in clips
+    R passes: `effective_epoch`), clips/s counts clips, and the learning rate is not scaled with R."""
+    repeat_time: Literal["shared", "own"] = "shared"
+    """`shared`: the R clips show the same frames (V1's and V2's `num_sample`). `own`: each starts at a time
+    of its own (MAE-ST's `repeat_aug`); decoded once all the same, but more frames of the video."""
+    segments: int = 5
+    """Temporal views of a test video."""
+    crops: int = 3
+    """Spatial views of each temporal view of a test video."""
+    cache: bool = False
+    """Decode the lists once into a memory-mapped file at `cache_short_side`."""
+    cache_dir: str = "runs/cache"
+    cache_short_side: int = 0
+    """Short side of the cached frames; 0: `short_side`, or where that is 0 the clip's."""
+    workers: int = 2
+    """Loader processes; 0: load in the training process."""
+    prefetch: int = 2
+    """Batches that each worker prepares ahead."""
+    timeout_s: float = 30.0
+    """A file that takes longer to open and read is bad. A read that is stuck inside one call of a decoder is
+    given up after twice that, and the loader's processes are replaced, so that nothing of it stays; with
+    `workers: 0` a thread of the training process is lost to it until that ends."""
+    max_bad_share: float = 0.01
+    """Training stops when more than this share of an epoch's videos is bad."""
+    bad_eval: Literal["error", "count"] = "error"
+    """A bad file in validation or test: stop, or count it as wrong. It is never left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "sampling_rate", "repeats", "segments", "crops", "prefetch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("workers", "short_side", "cache_short_side"):
+            if getattr(self, name) < 0:
+                raise InputError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
+        if not 0 < self.train_share <= 1:
+            raise InputError(f"data.train_share: expected a share in (0, 1], got {self.train_share}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"data.max_bad_share: expected a share in [0, 1], got {self.max_bad_share}")
+        if not 0 <= self.random_erasing <= 1:
+            raise InputError(f"data.random_erasing: expected a probability, got {self.random_erasing}")
+        if self.color_jitter < 0:
+            raise InputError(f"data.color_jitter: expected 0 or more, got {self.color_jitter}")
+        RandAugment.parse(self.rand_augment)
+        for name, known in (("reader", ("pyav", "decord")), ("repeat_time", ("shared", "own"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"data.{name}: expected {' or '.join(known)}, got '{getattr(self, name)}'")
+        if self.timeout_s <= 0:
+            raise InputError(f"data.timeout_s: expected more than 0 seconds, got {self.timeout_s}")
+
+    @property
+    def decoded_short_side(self) -> int:
+        """Short side of cached frames in pixels."""
+        return self.cache_short_side or self.short_side or min(self.size)
