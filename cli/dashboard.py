@@ -41,13 +41,13 @@ def dashboard(
 ) -> None:
     """Open the dashboard on the runs (Ctrl-C ends it)."""
     import os
+    import sys
 
     from vmae.cli.ports import check_port
     from vmae.core.errors import CheckpointError, InputError
     from vmae.core.video.annotations import read_annotations
-    from vmae.dashboard import server
-    from vmae.dashboard.files import list_files
-    from vmae.dashboard.settings import VARIABLE, Settings
+    from vmae.core.weights.files import list_files
+    from vmae.experiments.tracking import store_at
 
     if upload_mb < 1:
         raise InputError(f"--upload-mb: expected at least 1, got {upload_mb}")
@@ -63,14 +63,17 @@ def dashboard(
     for path in data:
         read_annotations(path, data_root)
     check_port(host, port)
-    settings = Settings(
-        runs_dir=str(runs_dir.resolve()) if runs_dir else "",
-        checkpoints=tuple(str(p.resolve()) for p in checkpoints),
-        data=tuple(str(p.resolve()) for p in data),
-        data_root=str(data_root.resolve()) if data_root else "",
-        mlflow_url=mlflow_url,
-        upload_mb=upload_mb,
-    )
-    os.environ[VARIABLE] = settings.to_env()
-    click.echo(f"dashboard on {settings.store.runs_dir}: http://{host}:{port}  (Ctrl-C ends it)")
-    server.serve(host=host, port=port, upload_mb=upload_mb)
+    store = store_at(runs_dir)
+    given = [("--host", host), ("--port", str(port)), ("--upload-mb", str(upload_mb))]
+    given += [("--checkpoint", str(p.resolve())) for p in checkpoints]
+    given += [("--data", str(p.resolve())) for p in data]
+    for option, folder in (("--runs-dir", runs_dir), ("--data-root", data_root)):
+        if folder is not None:
+            given.append((option, str(folder.resolve())))
+    if mlflow_url:
+        given.append(("--mlflow-url", mlflow_url))
+    click.echo(f"dashboard on {store.runs_dir}: http://{host}:{port}  (Ctrl-C ends it)")
+    sys.stdout.flush()
+    # The server takes this process's place: whoever started this one ends it, and nothing is left behind.
+    command = [sys.executable, "-m", "vmae.dashboard", *(f"{option}={value}" for option, value in given)]
+    os.execv(sys.executable, command)

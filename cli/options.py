@@ -91,6 +91,19 @@ def require_writable(*files: Path) -> None:
             raise InputError(f"{file}: expected a place that can be written, got {what}")
 
 
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something goes, unless `yes`; InputError where there is no terminal to ask on."""
+    import sys
+
+    from vmae.core.errors import InputError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError("expected --yes where there is no terminal to ask on; nothing was removed")
+    click.confirm(question, abort=True)
+
+
 @contextmanager
 def fitness_shown() -> Iterator[None]:
     """Inside, an unfit cluster is shown as a table, one row a node, before the error's line."""

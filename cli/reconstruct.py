@@ -67,16 +67,16 @@ def reconstruct(
     import torch
 
     from vmae.core.errors import InputError
+    from vmae.core.measure.films import film, film_rows, form_label
     from vmae.core.measure.reconstruct import reconstruct as rebuild
-    from vmae.core.measure.reconstruct import reconstruction_metrics, to_rgb
+    from vmae.core.measure.reconstruct import reconstruction_metrics
     from vmae.core.model.masking import sample_mask
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.numerics import clip_to_video, make_generator
+    from vmae.core.video.fit import fit, to_channels
     from vmae.core.video.probe_store import cached_info
     from vmae.core.video.reader import read_clip
     from vmae.core.video.sampling import dense_indices
-    from vmae.dashboard import render
-    from vmae.dashboard.clips import fit, to_channels
     from vmae.experiments import run
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import load_model_at
@@ -106,7 +106,8 @@ def reconstruct(
         indices = np.minimum(start + rate * np.arange(grid.frames), info.num_frames - 1)
     else:
         raise InputError(f"--start: expected a frame below {info.num_frames} (the video's), got {start}")
-    frames = to_channels(fit(read_clip(video, indices, info=info), grid), grid.channels)
+    frames = fit(read_clip(video, indices, info=info), grid.height, grid.width)
+    frames = to_channels(frames, grid.channels)
 
     device = run.default_device()
     model.to(device).eval()
@@ -114,23 +115,9 @@ def reconstruct(
     forms = ["as_trained", "model_only"] if form == "both" else [form]
     if made.target == "raw":
         forms = ["as_trained"]
-    labels = {
-        "as_trained": "predicted pixels" if made.target == "raw" else "as trained (true patch statistics)",
-        "model_only": "model only",
-    }
-    rows = [("original", to_rgb(made.original[0])), ("encoder sees", to_rgb(made.masked_input[0]))]
-    rows += [(labels[f], to_rgb(getattr(made, f)[0])) for f in forms]
-    last = getattr(made, forms[-1])[0]
-    rows.append((f"error 0..{render.ERROR_MAX:g}", render.error_map(made.original[0], last)))
-    scale = max(1, round(192 / grid.height))
-    if kind == ".png":
-        content = render.png_bytes(rows, scale=max(1, scale // 2))
-    else:
-        wide = render.side_by_side(rows, scale=scale)
-        content = render.gif_bytes(wide, fps) if kind == ".gif" else render.mp4_bytes(wide, fps)
-    output.write_bytes(content)
+    output.write_bytes(film(kind.removeprefix("."), film_rows(made, forms), fps))
     for f in forms:
         numbers = reconstruction_metrics(made, f).means()
         text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-        click.echo(f"{labels[f]}: {text} (masked pixels)")
+        click.echo(f"{form_label(made.target, f)}: {text} (masked pixels)")
     click.echo(f"wrote {output}")

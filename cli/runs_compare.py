@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vmae.cli.options import runs_dir_option
-from vmae.cli.runs import open_store
+from vmae.cli.runs_common import open_store
 
 
 @click.command()

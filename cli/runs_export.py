@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vmae.cli.options import runs_dir_option
-from vmae.cli.runs import filter_options, filters_of, open_store
+from vmae.cli.runs_common import filter_options, filters_of, open_store
 
 
 @click.command()

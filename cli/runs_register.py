@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import runs_dir_option
-from vmae.cli.runs import open_store
+from vmae.cli.runs_common import open_store
 
 if TYPE_CHECKING:
     from vmae.experiments.tracking import Store

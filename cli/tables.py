@@ -36,3 +36,16 @@ def number(value: float | None, digits: int = 3, spread: float | None = None) ->
         return "-"
     text = f"{value:.{digits}f}"
     return text if spread is None or math.isnan(spread) else f"{text} ±{spread:.{digits}f}"
+
+
+def count_text(number: int, one: str, many: str | None = None) -> str:
+    """`1 run`, `2 runs`; `many` where the plural is another word."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit that suits them: `12 B`, `3.4 MiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"

@@ -9,6 +9,12 @@ BLUE, ORANGE, GREY = "#2f81f7", "#e8590c", "#8b949e"
 Rows = Sequence[dict[str, Any]]
 
 
+def thin(points: list[tuple[int, float]], most: int = 400) -> list[tuple[int, float]]:
+    """At most about `most` points of a curve, its last one among them."""
+    every = -(-len(points) // most) or 1
+    return [*points[:-1:every], points[-1]] if points else []
+
+
 def ranking(rows: Rows, *, field: str, metric: str, lines: dict[str, float], percent: bool) -> dict[str, Any]:
     """A sweep's metric against the swept value: mean, spread over seeds, every seed, reference lines.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmae.core.errors import InputError
+from vmae.core.video.fit import fit
 
 if TYPE_CHECKING:
     # The process that decodes uploads imports this module and must not import torch.
@@ -65,31 +65,8 @@ def read_frames(clip: ClipInfo, indices: np.ndarray, grid: TokenGrid) -> np.ndar
     """uint8 [T, H, W, 3] of a data set's clip at the model's size. Raises VideoError where it is bad."""
     from vmae.core.video.reader import read_clip
 
-    return fit(read_clip(clip.path, indices + clip.first, _short_side(clip.height, clip.width, grid)), grid)
-
-
-def fit(frames: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """Scale uint8 [T, H, W, 3] to cover the model's frame and cut the centre out."""
-    import cv2
-
-    h, w = frames.shape[1:3]
-    scale = max(grid.height / h, grid.width / w)
-    if scale != 1:
-        size = (max(grid.width, round(w * scale)), max(grid.height, round(h * scale)))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        frames = np.stack([cv2.resize(f, size, interpolation=method) for f in frames])
-    top, left = (frames.shape[1] - grid.height) // 2, (frames.shape[2] - grid.width) // 2
-    return np.ascontiguousarray(frames[:, top : top + grid.height, left : left + grid.width])
-
-
-def to_channels(frames: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] as the model's channels. Raises InputError for other than 1 or 3."""
-    if channels == 3:
-        return frames
-    if channels == 1:
-        grey = np.asarray(frames, np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        return grey.round().astype(np.uint8)[..., None]
-    raise InputError(f"the viewer shows models of 1 or 3 channels; this one takes {channels}")
+    side = _short_side(clip.height, clip.width, grid)
+    return fit(read_clip(clip.path, indices + clip.first, side), grid.height, grid.width)
 
 
 def data_grid(frames: int, height: int, width: int, patch_size: int = 2) -> TokenGrid:

@@ -14,13 +14,17 @@ import numpy as np
 
 from vmae.core.errors import VmaeError
 
+FAULT = 3
+"""Exit code for a file whose fault it could name."""
+MAX_FRAMES = 300
+SHORT_SIDE = 224
+MAX_DECODED_BYTES = 96 * 2**20
 _MEMORY_LIMIT = 4 * 2**30
 
 
 def main(path: str, seconds: float) -> int:
     """Limit this process, decode, write; see the module."""
     from vmae.core.video.reader import open_video
-    from vmae.dashboard.upload import _FAULT, MAX_DECODED_BYTES, MAX_FRAMES, SHORT_SIDE
 
     cpu = max(1, round(seconds))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
@@ -41,7 +45,7 @@ def main(path: str, seconds: float) -> int:
         detail = getattr(e, "detail", str(e))
         # The file's place on this machine is nobody's business.
         print(f"{reason}\t{detail.replace(path, 'the file')}", file=sys.stderr)
-        return _FAULT
+        return FAULT
     buffer = io.BytesIO()
     np.savez(buffer, frames=frames, fps=info.fps, total=info.num_frames)
     sys.stdout.buffer.write(buffer.getvalue())

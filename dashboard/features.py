@@ -10,12 +10,12 @@ import streamlit as st
 import torch
 from torch import Tensor
 
+from vmae.core.measure.films import colourise
 from vmae.core.measure.probe import extract_features
 from vmae.core.model.videomae import attention_maps
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample
-from vmae.dashboard import render
 from vmae.dashboard.viewer import load_videomae, use_threads
 
 MOST_CLIPS = 600
@@ -188,7 +188,7 @@ def overlay(
     chosen token `mark` (slot, row, column) is framed white.
     """
     share = (weights / max(top, 1e-12)).clip(0, 1)
-    colours = render.colourise(share)  # [t, h, w, 3]
+    colours = colourise(share)  # [t, h, w, 3]
     size = frames.shape[1] // weights.shape[1]
     big = colours.repeat(tubelet, 0).repeat(size, 1).repeat(size, 2).astype(np.float32)
     alpha = share.repeat(tubelet, 0).repeat(size, 1).repeat(size, 2)[..., None] * 0.75 + 0.1

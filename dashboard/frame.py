@@ -11,7 +11,7 @@ from typing import ParamSpec
 import streamlit as st
 
 from vmae.core.errors import VmaeError
-from vmae.dashboard.files import ModelFile, list_files
+from vmae.core.weights.files import ModelFile, list_files
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, read_catalog
 

@@ -1,6 +1,6 @@
 """`python -m vmae.dashboard.measure RUNS`: how fast the dashboard feels, measured in a real browser.
 
-Starts `vmae dashboard` on the run directory and a headless Chromium (playwright, of the `test` extra), and
+Starts the dashboard on the run directory and a headless Chromium (playwright, of the `test` extra), and
 prints: the time from opening the page to its first pictures, for the first viewer of a server and for later
 ones; from letting go of the ratio slider to new pictures on the screen; and what 200 further interactions
 add to the server's memory.
@@ -41,7 +41,7 @@ def served(runs_dir: str) -> Iterator[tuple[str, int]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "vmae", "dashboard", "--runs-dir", runs_dir, "--port", str(port)]
+    command = [sys.executable, "-m", "vmae.dashboard", "--runs-dir", runs_dir, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         while True:

@@ -16,7 +16,7 @@ from vmae.core.errors import VmaeError
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import WEIGHTS_NAME
-from vmae.dashboard.files import ModelFile
+from vmae.core.weights.files import ModelFile
 from vmae.dashboard.settings import Settings
 from vmae.experiments.results import CHECKPOINT_TAG, Run, list_runs
 from vmae.experiments.tracking import KIND_TAG
@@ -204,6 +204,11 @@ def class_names(dataset: DatasetEntry) -> dict[int, str]:
     if not file.is_file():
         return {}
     return dict(enumerate(line.strip() for line in file.read_text().splitlines()))
+
+
+def class_name(label: int, names: dict[int, str]) -> str:
+    """The class's name, or its number."""
+    return names.get(label, f"class {label}" if label >= 0 else "no label")
 
 
 def _number(text: str | None) -> float | None:

@@ -18,12 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import VideoError
+from vmae.dashboard import decode_worker
 from vmae.dashboard.clips import ClipInfo
 
 TIME_LIMIT_S = 20.0
-MAX_FRAMES = 300
-SHORT_SIDE = 224
-MAX_DECODED_BYTES = 96 * 2**20
 MAX_NAME = 60
 # Viewers that upload at once wait for each other, not for the machine.
 _TURNS = threading.BoundedSemaphore(2)
@@ -49,7 +47,7 @@ def decode_upload(content: bytes, name: str, *, time_limit_s: float = TIME_LIMIT
     with tempfile.TemporaryDirectory(prefix="vmae-upload-") as folder:
         file = Path(folder) / "upload.bin"
         file.write_bytes(content)
-        command = [sys.executable, "-m", "vmae.dashboard.decode_worker", str(file), str(time_limit_s)]
+        command = [sys.executable, "-m", decode_worker.__name__, str(file), str(time_limit_s)]
         try:
             with _TURNS:
                 done = subprocess.run(
@@ -60,7 +58,7 @@ def decode_upload(content: bytes, name: str, *, time_limit_s: float = TIME_LIMIT
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason, _, detail = (lines[-1] if lines else "unreadable").partition("\t")
-        if done.returncode != _FAULT:
+        if done.returncode != decode_worker.FAULT:
             reason, detail = "unreadable", f"the decoder ended with code {done.returncode}"
         raise VideoError(shown, reason, detail)
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as result:
@@ -76,7 +74,3 @@ def decode_upload(content: bytes, name: str, *, time_limit_s: float = TIME_LIMIT
         height=frames.shape[1],
     )
     return Upload(info, frames, note)
-
-
-_FAULT = 3
-"""Exit code of the worker for a file it could name the fault of."""

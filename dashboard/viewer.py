@@ -11,13 +11,15 @@ import streamlit as st
 import torch
 
 from vmae.core.errors import InputError
+from vmae.core.measure import films
 from vmae.core.measure.reconstruct import Reconstruction, reconstruct, reconstruction_metrics, to_rgb
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.masking import mask_from_bool, sample_mask
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.video.fit import to_channels
 from vmae.core.weights.checkpoint import load_model
 from vmae.dashboard import render
-from vmae.dashboard.clips import ClipInfo, frame_indices, read_frames, to_channels
+from vmae.dashboard.clips import ClipInfo, frame_indices, read_frames
 from vmae.dashboard.components import with_version
 from vmae.dashboard.state import pack_mask, unpack_mask
 
@@ -99,7 +101,7 @@ def compute_side(path: str, stamp: int, frames_key: str, _frames: np.ndarray, ma
     picture = getattr(made, form)[0]
     return Side(
         made=render.sprite_sheet(to_rgb(picture)),
-        error=render.sprite_sheet(render.error_map(made.original[0], picture)),
+        error=render.sprite_sheet(films.error_map(made.original[0], picture)),
         mask=mask,
         label=made.labels[form],
         target=made.target,
@@ -155,8 +157,8 @@ def payload(
         "fps": clip.fps / stride,
         "indices": [int(i) for i in indices],
         "original": original,
-        "palette": render.palette_stops(),
-        "errorMax": render.ERROR_MAX,
+        "palette": films.palette_stops(),
+        "errorMax": films.ERROR_MAX,
         "sides": [
             {
                 "tag": tag,

@@ -25,31 +25,19 @@ LAYERS = {
     "dashboard": {"dashboard", "experiments", "core", "kernels"},
 }
 HEAVY = {"ray", "mlflow", "streamlit", "click", "decord"}
+PROGRAMS = {"vmae.dashboard"}
+"""Packages with a `__main__`: to start one in a process of its own is no import of it."""
 LONGEST_FUNCTION = {"experiments": 80}
 LONGEST_FUNCTION_ELSEWHERE = 120
 LONGEST_FILE = 500
 
 ALLOWED: dict[str, dict[str, str]] = {
-    "layer": {
-        "cli/dashboard.py imports vmae.dashboard.server": "the dashboard gets an entry of its own",
-        "cli/dashboard.py imports vmae.dashboard.files.list_files": "the dashboard gets an entry of its own",
-        "cli/dashboard.py imports vmae.dashboard.settings.VARIABLE": "the dashboard gets an entry of its own",
-        "cli/dashboard.py imports vmae.dashboard.settings.Settings": "the dashboard gets an entry of its own",
-        "cli/reconstruct.py imports vmae.dashboard.render": "drawing moves down",
-        "cli/reconstruct.py imports vmae.dashboard.clips.fit": "drawing moves down",
-        "cli/reconstruct.py imports vmae.dashboard.clips.to_channels": "drawing moves down",
-    },
+    "layer": {},
     "circle": {
-        "vmae.cli.runs_compare -> vmae.cli.runs": "one file a verb, what they share below them",
-        "vmae.cli.runs_delete -> vmae.cli.runs": "one file a verb, what they share below them",
-        "vmae.cli.runs_export -> vmae.cli.runs": "one file a verb, what they share below them",
-        "vmae.cli.runs_register -> vmae.cli.runs": "one file a verb, what they share below them",
-        "vmae.dashboard.decode_worker -> vmae.dashboard.upload": "the worker owns its limits",
         "vmae.experiments.finetuning -> vmae.experiments.distributed": "stages and executors",
         "vmae.experiments.jobs -> vmae.experiments.distributed": "stages and executors",
     },
     "private": {
-        "dashboard/decode_worker.py takes vmae.dashboard.upload._FAULT": "the worker owns its limits",
         "experiments/bench/kernels.py takes vmae.kernels.attention.library._plan": "an op's descriptor",
         "experiments/bench/sweeps.py takes vmae.experiments.sweeps.driver._tune": "the bench's own Ray",
         "experiments/housekeeping.py takes vmae.experiments.tracking._Sender": "the tracking package",
@@ -117,6 +105,8 @@ class House:
                 assert not node.level, f"{self.places[module]}:{node.lineno}: a relative import"
                 yield from (f"{node.module}.{a.name}" for a in node.names)
         for text in self.strings(module):
+            if text in PROGRAMS and f"{text}.__main__" in self.paths:
+                continue
             if whole := _WHOLE.fullmatch(text):
                 yield ".".join(w for w in whole.groups() if w)
             for owner, names in _CODE.findall(text):

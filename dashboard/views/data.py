@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 
 from vmae.core.errors import VideoError, VmaeError
+from vmae.core.measure.films import mp4_bytes
 from vmae.core.model.masking import MASK_TYPES, mask_counts, sample_mask
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
@@ -19,12 +20,11 @@ from vmae.dashboard.clips import ClipInfo, clip_info, data_grid, frame_indices, 
 from vmae.dashboard.components import picked, player_data, show_player
 from vmae.dashboard.frame import catalog, empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import DatasetEntry, check_report, class_names, read_samples
+from vmae.dashboard.sources import DatasetEntry, check_report, class_name, class_names, read_samples
 from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
+from vmae.dashboard.thumbnails import THUMB_FRAMES, THUMB_SIZE, thumbnail
 
 PER_PAGE = 24
-THUMB_FRAMES = 12
-THUMB_SIZE = 96
 AUGMENTS: tuple[Literal["none", "multi_scale_crop", "random_resized_crop"], ...] = (
     "none",
     "multi_scale_crop",
@@ -66,11 +66,6 @@ def page() -> None:
     _augmentations(dataset, samples, names)
 
 
-def class_name(label: int, names: dict[int, str]) -> str:
-    """The class's name, or its number."""
-    return names.get(label, f"class {label}" if label >= 0 else "no label")
-
-
 def _balance(samples: Sequence[Sample], names: dict[int, str]) -> None:
     counts = Counter(s.label for s in samples)
     st.subheader(f"{len(samples)} clips, {len(counts)} classes", anchor=False)
@@ -93,14 +88,6 @@ def _report(dataset: DatasetEntry) -> None:
 
 
 # -- clips ---------------------------------------------------------------------------------------------
-
-
-@st.cache_data(max_entries=512, show_spinner=False)
-def thumbnail(clip: ClipInfo) -> str:
-    """A few frames spread over the whole clip, small, as a sprite sheet."""
-    grid = data_grid(THUMB_FRAMES, THUMB_SIZE, THUMB_SIZE)
-    spread = np.linspace(0, clip.num_frames - 1, THUMB_FRAMES).round().astype(np.int64)
-    return render.sprite_sheet(read_frames(clip, spread, grid), quality=80)
 
 
 @st.fragment
@@ -156,7 +143,7 @@ def _video_bytes(clip: ClipInfo) -> bytes:
     height = round(clip.height * side / min(clip.height, clip.width)) // 2 * 2
     width = round(clip.width * side / min(clip.height, clip.width)) // 2 * 2
     frames = read_frames(clip, np.arange(count), data_grid(count, height, width))
-    return render.mp4_bytes(frames, clip.fps)
+    return mp4_bytes(frames, clip.fps)
 
 
 def _one(clip: ClipInfo, sample: Sample, names: dict[int, str]) -> None:

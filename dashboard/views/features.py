@@ -12,8 +12,8 @@ from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices
 from vmae.dashboard.components import picked, player_data, show_player
 from vmae.dashboard.frame import catalog, empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import CheckpointEntry, DatasetEntry, class_names, read_samples
-from vmae.dashboard.views.data import THUMB_FRAMES, THUMB_SIZE, class_name, thumbnail
+from vmae.dashboard.sources import CheckpointEntry, DatasetEntry, class_name, class_names, read_samples
+from vmae.dashboard.thumbnails import THUMB_FRAMES, THUMB_SIZE, thumbnail
 
 NEIGHBOURS = 8
 MAX_HEADS = 16

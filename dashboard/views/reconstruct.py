@@ -13,13 +13,21 @@ from vmae.core.errors import VmaeError
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.masking import MASK_TYPES
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.video.fit import fit
 from vmae.core.video.samples import Sample
 from vmae.dashboard import export, viewer
-from vmae.dashboard.clips import ClipInfo, clip_info, fit, frame_indices, last_start
+from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices, last_start
 from vmae.dashboard.components import show_viewer
 from vmae.dashboard.frame import catalog, empty_state, guarded, plain, show_error
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import Catalog, CheckpointEntry, DatasetEntry, class_names, read_samples
+from vmae.dashboard.sources import (
+    Catalog,
+    CheckpointEntry,
+    DatasetEntry,
+    class_name,
+    class_names,
+    read_samples,
+)
 from vmae.dashboard.state import (
     RATIO_MAX,
     RATIO_MIN,
@@ -225,8 +233,7 @@ def _choose_clip(settings: Settings, found: Catalog) -> ClipInfo | None:
 def _clip_label(index: int, samples: Sequence[Sample], names: dict[int, str]) -> str:
     if index >= len(samples):
         return str(index)
-    label = samples[index].label
-    return f"{index} · {names.get(label, f'class {label}' if label >= 0 else 'no label')}"
+    return f"{index} · {class_name(samples[index].label, names)}"
 
 
 def _upload(settings: Settings) -> Upload | None:
@@ -378,7 +385,7 @@ def _frames(clip: ClipInfo, indices: np.ndarray, view: ViewState, grid: TokenGri
     if clip.path:
         return viewer.load_frames(clip, view.stride, view.start, grid, viewer.grid_key(grid))
     upload: Upload = st.session_state["upload"]
-    return fit(upload.frames[indices], grid)
+    return fit(upload.frames[indices], grid.height, grid.width)
 
 
 def _second_mask(view: ViewState, grid: TokenGrid, mask: str) -> str:

@@ -16,7 +16,6 @@ from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import SCORES, probe_score
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
-from vmae.dashboard.views.sweeps import thin
 from vmae.experiments.results import SWEEP_TAG, Filter, Run, history, list_runs, pictures
 from vmae.experiments.tracking import KIND_TAG
 
@@ -153,7 +152,7 @@ def _curves(settings: Settings, runs: Sequence[Run]) -> None:
     found = [
         (r, step, value)
         for r in runs
-        for step, value in thin(history(settings.store, r.run_id, metric))
+        for step, value in charts.thin(history(settings.store, r.run_id, metric))
         if math.isfinite(value)
     ]
     values = [value for _, _, value in found]

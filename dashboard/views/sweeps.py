@@ -122,19 +122,13 @@ def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None
     points = [
         {"run": r.run.run_id, "name": r.value, "step": step, "score": value}
         for r in rows
-        for step, value in thin(history(settings.store, r.run.run_id, metric))
+        for step, value in charts.thin(history(settings.store, r.run.run_id, metric))
     ]
     st.vega_lite_chart(
         charts.curves(points, colour=_title(fields), x="step", y=metric), width="stretch", key="sweep_curves"
     )
     if metric.endswith("loss") and "mask.ratio" in fields:
         st.caption("The loss at different mask ratios measures different tasks: it does not rank them.")
-
-
-def thin(points: list[tuple[int, float]], most: int = 400) -> list[tuple[int, float]]:
-    """At most about `most` points of a curve, its last one among them."""
-    every = -(-len(points) // most) or 1
-    return [*points[:-1:every], points[-1]] if points else []
 
 
 _COLUMNS = {

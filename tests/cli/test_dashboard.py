@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +17,8 @@ from vmae.cli.dashboard import dashboard
 from vmae.core.errors import VmaeError
 from vmae.dashboard import server
 from vmae.dashboard.settings import VARIABLE, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(*arguments: str) -> str:
@@ -44,19 +50,44 @@ def test_bad_options_are_one_line(arguments: tuple[str, ...], expected: str) -> 
     assert expected in refused(*arguments)
 
 
-def test_it_listens_on_this_machine_only_and_hands_its_settings_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: dict[str, object] = {}
-    monkeypatch.setattr(server, "serve", lambda **options: started.update(options))
-    monkeypatch.setenv(VARIABLE, "")
+def test_it_listens_on_this_machine_only_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    result = CliRunner().invoke(dashboard, ["--runs-dir", str(tmp_path), "--port", str(port)])
-    assert result.exit_code == 0, result.exception
-    assert started == {"host": "127.0.0.1", "port": port, "upload_mb": 64}
-    assert Settings.from_env().runs_dir == str(tmp_path)
+    command = [sys.executable, "-m", "vmae", "dashboard", "--runs-dir", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert f"dashboard on {tmp_path}: http://127.0.0.1:{port}" in process.stdout.readline()
+            end = time.monotonic() + 120
+            while not (places := _listening(process.pid)):
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            assert places == {("127.0.0.1", port)}
+            arguments = psutil.Process(process.pid).cmdline()
+            assert arguments[1:3] == ["-m", "vmae.dashboard"], "it is this process, not a child of it"
+            assert f"--runs-dir={tmp_path}" in arguments
+        finally:
+            process.terminate()
+    assert process.returncode is not None
+
+
+def _listening(pid: int) -> set[tuple[str, int]]:
+    found = psutil.Process(pid).net_connections(kind="inet")
+    return {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}
+
+
+def test_the_server_hands_its_settings_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vmae.dashboard import __main__ as program
+
+    started: dict[str, object] = {}
+    monkeypatch.setattr(program, "serve", lambda **options: started.update(options))
+    monkeypatch.setenv(VARIABLE, "")
+    program.main([f"--runs-dir={tmp_path}", "--port=9", "--data=a.csv", "--data=b.csv", "--upload-mb=3"])
+    assert started == {"host": "127.0.0.1", "port": 9, "upload_mb": 3}
+    expected = Settings(runs_dir=str(tmp_path), data=("a.csv", "b.csv"), upload_mb=3)
+    assert Settings.from_env() == expected
 
 
 def test_streamlit_is_told_to_stay_at_home() -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from vmae.core.errors import CheckpointError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights import files
 from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
-from vmae.dashboard import files
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import read_catalog
 from vmae.dashboard.viewer import load_videomae

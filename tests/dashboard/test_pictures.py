@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from vmae.core.errors import InputError
+from vmae.core.measure import films
+from vmae.core.video.fit import fit, to_channels
 from vmae.dashboard import features, render
-from vmae.dashboard.clips import data_grid, fit, frame_indices, last_start, to_channels
+from vmae.dashboard.clips import data_grid, frame_indices, last_start
 from vmae.dashboard.components import picked, player_data
 from vmae.dashboard.viewer import draw_mask, stroke_mask
 
@@ -43,27 +45,27 @@ def test_a_wide_sheet_goes_on_in_the_next_row() -> None:
 def test_the_error_map_has_a_fixed_scale() -> None:
     zero = np.zeros((1, 1, 3, 3), np.uint8)
     other = np.zeros_like(zero)
-    other[0, 0, 1], other[0, 0, 2] = round(render.ERROR_MAX * 255), 255
-    colours = render.error_map(zero, other)[0, 0].astype(int)
+    other[0, 0, 1], other[0, 0, 2] = round(films.ERROR_MAX * 255), 255
+    colours = films.error_map(zero, other)[0, 0].astype(int)
     assert (colours[1] == colours[2]).all()
     assert colours[0].sum() < 30 < colours[1].sum()
     # The same error has the same colour whatever else is in the picture.
-    assert (render.error_map(zero[:, :, :1], other[:, :, 1:2])[0, 0, 0] == colours[1]).all()
+    assert (films.error_map(zero[:, :, :1], other[:, :, 1:2])[0, 0, 0] == colours[1]).all()
 
 
 def test_exports_hold_every_frame() -> None:
     import av
 
     rows = [("original", frames()), ("made", frames(seed=1))]
-    side = render.side_by_side(rows, scale=2)
+    side = films.side_by_side(rows, scale=2)
     assert side.shape[0] == 5
     assert side.shape[1] % 2 == side.shape[2] % 2 == 0
-    gif = Image.open(io.BytesIO(render.gif_bytes(side, 10.0)))
+    gif = Image.open(io.BytesIO(films.gif_bytes(side, 10.0)))
     assert gif.n_frames == 5
-    with av.open(io.BytesIO(render.mp4_bytes(side, 12.5))) as container:
+    with av.open(io.BytesIO(films.mp4_bytes(side, 12.5))) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
         assert float(container.streams.video[0].average_rate) == 12.5
-    assert Image.open(io.BytesIO(render.png_bytes(rows))).size == (5 * 26 - 2, 2 * (16 + 18) - 2)
+    assert Image.open(io.BytesIO(films.png_bytes(rows))).size == (5 * 26 - 2, 2 * (16 + 18) - 2)
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0, [0, 3, 6, 9]), (-1, [0, 3, 6, 9]), (5, [5, 8, 9, 9])])
@@ -76,14 +78,14 @@ def test_frame_indices_stay_inside(start: int, expected: list[int]) -> None:
 def test_fit_covers_and_cuts_the_centre() -> None:
     video = np.zeros((2, 10, 40, 3), np.uint8)
     video[:, :, 15:25] = 200
-    out = fit(video, data_grid(2, 20, 20))
+    out = fit(video, 20, 20)
     assert out.shape == (2, 20, 20, 3)
     assert out[:, :, 1:-1].min() == 200
 
 
 def test_other_channels_are_refused_with_a_sentence() -> None:
     assert to_channels(frames(), 1).shape == (5, 16, 24, 1)
-    with pytest.raises(InputError, match="takes 2"):
+    with pytest.raises(InputError, match="got one of 2"):
         to_channels(frames(), 2)
 
 

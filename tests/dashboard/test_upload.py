@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vmae.core.errors import VideoError
-from vmae.dashboard import upload
+from vmae.dashboard.decode_worker import MAX_FRAMES
 from vmae.dashboard.upload import decode_upload
 
 
@@ -67,14 +67,14 @@ def test_a_long_video_is_cut_and_says_so(
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        for _ in range(upload.MAX_FRAMES + 20):
+        for _ in range(MAX_FRAMES + 20):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     content = path.read_bytes()
     path.unlink()
     found = decode_upload(content, "long.mp4")
-    assert len(found.frames) == upload.MAX_FRAMES
-    assert found.note == f"The first {upload.MAX_FRAMES} of {upload.MAX_FRAMES + 20} frames are used."
+    assert len(found.frames) == MAX_FRAMES
+    assert found.note == f"The first {MAX_FRAMES} of {MAX_FRAMES + 20} frames are used."
 
 
 def test_the_decoder_does_not_import_torch() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WEIGHTS_NAME = "model.safetensors"  # vmae.core.weights.checkpoint's, whose import takes torch's time
+WEIGHTS_NAME = "model.safetensors"  # as in `checkpoint`, whose import takes torch's time
 
 MOST_FILES = 200
 MOST_FOLDERS = 5000

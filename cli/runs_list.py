@@ -1,0 +1,103 @@
+"""`vmae runs list`: runs as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmae.cli.options import runs_dir_option
+from vmae.cli.runs_common import cell, filter_options, filters_of, open_store
+
+if TYPE_CHECKING:
+    from vmae.experiments.results import Filter, Run
+    from vmae.experiments.tracking import Store
+
+DEFAULT_COLUMNS = (
+    "id,name,kind,status,started,minutes,pretrain/loss,eval/loss,finetune/loss,probe/top1,finetune/top1"
+)
+
+
+@click.command("list")
+@filter_options
+@click.option(
+    "--sort",
+    help="Column to sort by: a metric, a parameter, minutes, name, ...  [default: newest first]",
+)
+@click.option("--ascending", is_flag=True, help="Smallest (or oldest) first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="Show at most this many; 0 for all.",
+)
+@click.option("--columns", help=f"Columns, comma separated.  [default: {DEFAULT_COLUMNS}]")
+@click.option("--json", "as_json", is_flag=True, help="Everything about each run, as JSON.")
+@runs_dir_option
+@click.pass_context
+def list_(
+    ctx: click.Context,
+    where: tuple[str, ...] = (),
+    kind: str | None = None,
+    sweep: str | None = None,
+    sort: str | None = None,
+    ascending: bool = False,
+    limit: int = 30,
+    columns: str | None = None,
+    as_json: bool = False,
+    runs_dir: Path | None = None,
+) -> None:
+    """List runs, newest first; the trials of a --sweep best first."""
+    from vmae.experiments import results
+
+    store = open_store(ctx, runs_dir)
+    filters = filters_of(store, where, kind, sweep)
+    names = [n.strip() for n in (columns or DEFAULT_COLUMNS).split(",") if n.strip()]
+    results.check_columns(store, [*(names if columns else []), *([sort] if sort else [])])
+    found = results.list_runs(
+        store,
+        where=filters,
+        sort=sort or (_sweep_metric(store, sweep) if sweep else "start_ms"),
+        descending=not ascending,
+        limit=limit or None,
+        columns=None if as_json else names,
+    )
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in found], indent=1))
+    elif not found:
+        click.echo(_nothing(store, filters))
+    else:
+        click.echo(_table(found, names, keep_empty=columns is not None))
+        if len(found) == limit:
+            click.echo(f"(the first {limit}; --limit 0 shows all)", err=True)
+
+
+def _sweep_metric(store: Store, sweep: str) -> str:
+    """The metric that ranks a sweep's trials."""
+    from vmae.experiments import results
+
+    parent = next((s for s in results.list_sweeps(store) if s.name == sweep), None)
+    return parent.tags.get("vmae.metric", "probe/top1") if parent else "probe/top1"
+
+
+def _nothing(store: Store, filters: list[Filter]) -> str:
+    if filters:
+        conditions = " and ".join(f"{f.column} {f.op} {f.value}" for f in filters)
+        return f"no run in {store.uri} with {conditions}"
+    return f"no runs yet in {store.uri}; start some with `vmae sweep masking_ratio` or `vmae pretrain`"
+
+
+def _table(found: Sequence[Run], columns: list[str], keep_empty: bool) -> str:
+    from vmae.cli.tables import format_table
+
+    rows = [[cell(run, c) for c in columns] for run in found]
+    if not keep_empty:
+        # A metric that none of the shown runs has would be a column of dashes.
+        full = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]
+        columns = [columns[i] for i in full]
+        rows = [[row[i] for i in full] for row in rows]
+    return format_table(columns, rows, left=sum(c in ("id", "name", "kind", "status") for c in columns))
