@@ -35,7 +35,7 @@ def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> Non
     if torch.cuda.is_available():
         import time
 
-        from vmae.experiments.bench.gpu_suite import run_ops
+        from vmae.experiments.bench.gpu_work import run_ops
 
         def say(line: str) -> None:
             click.echo(line, err=as_json)

@@ -13,20 +13,26 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Dense bf16 peak (TFLOP/s) and memory (GiB) as the vendor states them."""
+    """Dense bf16 peak (TFLOP/s) and memory (GiB) as the vendor states them; `device`: as CUDA names it."""
 
     tflops: float
     memory_gib: float
+    device: str = ""
 
 
 GPUS: dict[str, Gpu] = {
     "v100": Gpu(tflops=125, memory_gib=32),  # fp16: it has no bf16
     "a100": Gpu(tflops=312, memory_gib=80),
-    "h100": Gpu(tflops=989, memory_gib=80),
-    "h200": Gpu(tflops=989, memory_gib=141),
+    "h100": Gpu(tflops=989, memory_gib=80, device="NVIDIA H100 80GB HBM3"),
+    "h200": Gpu(tflops=989, memory_gib=141, device="NVIDIA H200"),
     "b200": Gpu(tflops=2250, memory_gib=180),
     "4090": Gpu(tflops=165, memory_gib=24),
 }
+
+
+def peak_flops(device: str) -> float | None:
+    """Return the dense bf16 peak, FLOP/s, of a GPU by the name CUDA gives it; None for one not listed."""
+    return next((g.tflops * 1e12 for g in GPUS.values() if device and g.device == device), None)
 
 
 @dataclass(frozen=True, kw_only=True)

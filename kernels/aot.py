@@ -16,56 +16,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vmae.kernels.add_norm.configs import PROGRAMS, norm_block
-from vmae.kernels.attention.configs import (
-    CANDIDATES,
-    SWEEP_HEAD_DIM,
-    AttentionPlan,
-    Tile,
-    default_plan,
-    head_block,
-    key_tiles,
-)
-from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
+from vmae.kernels.descriptor import Case
 from vmae.kernels.dispatch import FAMILIES
-from vmae.kernels.gelu_mlp.configs import mlp_tiles
-from vmae.kernels.patch_gather.configs import WARPS, gather_block, loss_block
+from vmae.kernels.registry import compile_cases
 
 TABLE_FILE = Path(__file__).parent / "results" / "aot.json"
 # Bytes of shared memory that one program may use; compilation succeeds above it, the launch does not.
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 # Registers may drift by this much between compiler releases before the check calls it a change.
 REGISTER_DRIFT = 24
-_DTYPE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One kernel in one configuration for one family.
-
-    types: pointer types by argument name (`*bf16`). constants: compile-time arguments and arguments equal to
-    1, which the launcher bakes in. aligned: integer arguments that are multiples of 16 at the named shape.
-    """
-
-    name: str
-    family: int
-    module: str
-    kernel: str
-    types: dict[str, str]
-    constants: dict[str, Any]
-    aligned: tuple[str, ...] = ()
-    options: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        return f"{self.name} | sm_{self.family}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,254 +58,6 @@ class Resources:
         if self.registers * 32 * self.num_warps > 65_536:
             found.append(f"{self.registers} registers x {self.num_warps} warps pass the register file")
         return found
-
-
-def _attention_cases(
-    n: int, d: int, dtype: torch.dtype, family: int, lengths: bool = False
-) -> Iterator[Case]:
-    for kernel, tile in _kernels_of(default_plan(n, d, dtype, family)):
-        yield _attention_case(kernel, tile, n, d, dtype, family, lengths)
-
-
-def _candidate_tiles(family: int) -> Iterator[Case]:
-    """What the GPU suite's sweep may choose; the first of a kernel is its default and listed already."""
-    for kernel, tiles in CANDIDATES.get(family, {}).items():
-        n = 160 if kernel.startswith("short") else 1568
-        for tile in tiles[1:]:
-            kernels = ("long_dq", "long_dkdv") if tile.form == "long" else (kernel,)
-            for name in kernels:
-                case = _attention_case(name, tile, n, SWEEP_HEAD_DIM, torch.bfloat16, family, False)
-                yield replace(case, name=f"{case.name} as {tile}")
-
-
-def _attention_case(
-    kernel: str, tile: Tile, n: int, d: int, dtype: torch.dtype, family: int, lengths: bool
-) -> Case:
-    t = "*" + _DTYPE[dtype]
-    types = dict.fromkeys(("qkv_ptr", "out_ptr", "dout_ptr", "dqkv_ptr"), t)
-    types |= {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "len_ptr": "*i64"}
-    label = f"N={n} D={d} {_DTYPE[dtype]}" + (" lengths" if lengths else "")
-    constants: dict[str, Any] = {"D": d, "BLOCK_D": head_block(d), "HAS_LENGTHS": lengths}
-    constants["BLOCK_M"] = tile.block_m
-    if kernel.startswith("short"):
-        constants["N"] = n
-    if kernel.startswith("short") and tile.form != "two_pass":
-        constants["KEYS_A"], constants["KEYS_B"] = key_tiles(n, tile.form)
-    else:
-        constants["BLOCK_N"] = tile.block_n
-    if kernel.startswith("long"):
-        constants["PEELED"] = tile.peeled
-    return Case(
-        name=f"attention/{kernel} {label}",
-        family=family,
-        module="attention",
-        kernel=f"_{kernel}_two_pass_kernel" if tile.form == "two_pass" else f"_{kernel}_kernel",
-        types=types,
-        constants=constants,
-        aligned=("stride_b", "stride_n", "stride_part", "stride_h", "first")
-        + (("N",) if n % 16 == 0 else ()),
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-    )
-
-
-def _kernels_of(plan: AttentionPlan) -> Iterator[tuple[str, Tile]]:
-    if plan.short_fwd is not None:
-        yield "short_fwd", plan.short_fwd
-    else:
-        yield "long_fwd", plan.fwd
-    if plan.short_bwd is not None:
-        yield "short_bwd", plan.short_bwd
-    else:
-        yield "long_dq", plan.dq
-        yield "long_dkdv", plan.dkdv
-
-
-def _patch_constants(patch: int, tubelet: int, channels: int, runs: bool) -> dict[str, Any]:
-    constants = {"P": tubelet * patch**2 * channels, "C": channels, "PATCH": patch, "TUBELET": tubelet}
-    # The launcher bakes in arguments equal to 1: the channel's stride (channels last) or the column's.
-    return constants | ({"stride_c": 1} if runs else {"stride_w": 1})
-
-
-def _patch_cases(family: int) -> Iterator[Case]:
-    for patch, tubelet, runs in ((16, 2, True), (16, 2, False), (14, 2, True), (8, 2, True)):
-        constants = _patch_constants(patch, tubelet, 3, runs)
-        p = constants["P"]
-        label = f"P={p} {'channels last' if runs else 'channels first'}"
-        aligned = ("stride_b", "stride_t", "stride_h", "K") + (() if runs else ("stride_c",))
-        rows, run = constants["TUBELET"] * constants["PATCH"], constants["PATCH"] * constants["C"]
-        block_r, block_w, warps = gather_block(rows, run)
-        for out in ("bf16", "fp32"):
-            yield Case(
-                name=f"gather/fwd {label} uint8 to {out}",
-                family=family,
-                module="patch_gather",
-                kernel="_gather_fwd_kernel",
-                types={"video_ptr": "*u8", "index_ptr": "*i64", "table_ptr": "*fp32", "out_ptr": f"*{out}"},
-                constants=constants | {"BLOCK_R": block_r, "BLOCK_W": block_w, "RUNS": runs},
-                aligned=aligned,
-                options={"num_warps": warps},
-            )
-        yield Case(
-            name=f"gather/bwd {label} bf16",
-            family=family,
-            module="patch_gather",
-            kernel="_gather_bwd_kernel",
-            types={"dout_ptr": "*bf16", "index_ptr": "*i64", "table_ptr": "*fp32", "dvideo_ptr": "*fp32"},
-            constants=constants | {"BLOCK_R": block_r, "BLOCK_W": block_w},
-            aligned=aligned,
-            options={"num_warps": warps},
-        )
-        block_r, block_w, warps = loss_block(rows, run)
-        forms = [("mse", True, False)]
-        if (patch, runs) == (16, True):
-            forms += [
-                ("mse", True, True),
-                ("l1", True, False),
-                ("smooth_l1", True, False),
-                ("mse", False, False),
-            ]
-        for loss, normalised, weighted in forms:
-            for write in (("loss", "grad"), ("loss",), ("grad",)):
-                target = "normalised" if normalised else "raw"
-                yield Case(
-                    name=f"loss/{'+'.join(write)} {label} {loss} {target}" + (" weights" if weighted else ""),
-                    family=family,
-                    module="patch_loss",
-                    kernel="_patch_loss_kernel",
-                    types=dict.fromkeys(("pred_ptr", "dpred_ptr"), "*bf16")
-                    | dict.fromkeys(("weight_ptr", "norm_ptr", "dloss_ptr", "part_ptr"), "*fp32")
-                    | {"video_ptr": "*u8", "index_ptr": "*i64"},
-                    constants=constants
-                    | {
-                        "BLOCK_R": block_r,
-                        "BLOCK_W": block_w,
-                        "RUNS": runs,
-                        "LOSS": loss,
-                        "NORMALISED": normalised,
-                    }
-                    | {"HAS_WEIGHTS": weighted, "HAS_DLOSS": write == ("grad",)}
-                    | {"WRITE_LOSS": "loss" in write, "WRITE_GRAD": "grad" in write},
-                    aligned=aligned,
-                    options={"num_warps": warps},
-                )
-    yield Case(
-        name="loss/scale_unless_one bf16",
-        family=family,
-        module="patch_loss",
-        kernel="_scale_unless_one_kernel",
-        types={"x_ptr": "*bf16", "factor_ptr": "*fp32"},
-        constants={"BLOCK": 4096},
-        aligned=("total",),
-    )
-
-
-def _candidate_warps(family: int, patches: list[Case]) -> Iterator[Case]:
-    """The gather and the loss with the other warps that the GPU suite's sweep may choose."""
-    if family not in CANDIDATES:
-        return
-    swept = re.compile(r"(gather/fwd .* to bf16|loss/.* mse normalised)$")
-    for case in patches:
-        if swept.match(case.name) and "P=1536 channels last" in case.name:
-            for warps in WARPS[case.name.split("/")[0]][1:]:
-                yield replace(case, name=f"{case.name} as {warps} warps", options={"num_warps": warps})
-
-
-def _token_cases(family: int) -> Iterator[Case]:
-    for d in (192, 384, 512, 640):
-        block = width_block(d)
-        constants = {"D": d, "BLOCK_R": ROWS, "BLOCK_D": block}
-        for t in ("bf16", "fp32"):
-            yield Case(
-                name=f"tokens/fwd D={d} {t}",
-                family=family,
-                module="decoder_tokens",
-                kernel="_assemble_fwd_kernel",
-                types={"visible_ptr": f"*{t}", "token_ptr": "*fp32", "pos_ptr": "*fp32", "out_ptr": f"*{t}"}
-                | {"visible_index_ptr": "*i64", "masked_index_ptr": "*i64"},
-                constants=constants,
-                aligned=("V", "M"),
-                options={"num_warps": 4},
-            )
-            yield Case(
-                name=f"tokens/bwd D={d} {t}",
-                family=family,
-                module="decoder_tokens",
-                kernel="_assemble_bwd_kernel",
-                types={"dout_ptr": f"*{t}", "dvisible_ptr": f"*{t}", "part_ptr": "*fp32"},
-                constants=constants | {"SPLITS": SPLITS},
-                aligned=("V", "M"),
-                options={"num_warps": 4},
-            )
-
-
-def _candidate_cases(family: int) -> Iterator[Case]:
-    """add_layer_norm and mlp: compiled and held to the gate, although the model does not call them yet."""
-    for d in (384, 768, 1024):
-        rows, block, warps = norm_block(d)
-        constants: dict[str, Any] = {"D": d, "BLOCK_R": rows, "BLOCK_D": block}
-        streams = {
-            "residual_ptr": "*fp32",
-            "total_ptr": "*fp32",
-            "dtotal_ptr": "*fp32",
-            "dresidual_ptr": "*fp32",
-        }
-        types = streams | {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "part_ptr": "*fp32"}
-        types |= {"x_ptr": "*bf16", "y_ptr": "*bf16", "dy_ptr": "*bf16", "dx_ptr": "*bf16"}
-        for kernel, more in (("fwd", {}), ("bwd", {"PROGRAMS": PROGRAMS})):
-            yield Case(
-                name=f"add_norm/{kernel} D={d} bf16 on fp32",
-                family=family,
-                module="add_norm",
-                kernel=f"_add_norm_{kernel}_kernel",
-                types=types,
-                constants=constants | more,
-                aligned=("R",),
-                options={"num_warps": warps},
-            )
-    for dtype in (torch.bfloat16, torch.float32):
-        t = "*" + _DTYPE[dtype]
-        tiles = dict(mlp_tiles(dtype, family))
-        options = {k: int(str(tiles.pop(k))) for k in ("num_warps", "num_stages")}
-        for kernel in ("linear_gelu", "linear_dgelu"):
-            names = ("x_ptr", "w_ptr", "bias_ptr", "h_ptr", "a_ptr", "dy_ptr", "dh_ptr")
-            yield Case(
-                name=f"mlp/{kernel} {_DTYPE[dtype]}",
-                family=family,
-                module="gelu_mlp",
-                kernel=f"_{kernel}_kernel",
-                types=dict.fromkeys(names, t) | {"part_ptr": "*fp32"},
-                constants=tiles,
-                aligned=("M", "N", "K"),
-                options=options,
-            )
-
-
-def cases(families: tuple[int, ...] = FAMILIES) -> Iterator[Case]:
-    """Every shipped kernel and configuration, at the published shapes."""
-    bf16 = torch.bfloat16
-    for family in families:
-        for n, d in ((80, 64), (160, 64), (196, 64), (160, 80)):  # encoders: tube 0.95, 0.9; L/H
-            yield from _attention_cases(n, d, bf16, family)
-        yield from _attention_cases(160, 64, bf16, family, lengths=True)
-        for n, d in ((1568, 64), (1568, 80), (944, 64), (1568, 32)):
-            yield from _attention_cases(n, d, bf16, family)
-        yield from _attention_cases(1568, 64, bf16, family, lengths=True)
-        yield from _attention_cases(1568, 64, torch.float16, family)
-        yield from _attention_cases(1568, 64, torch.float32, family)
-        # The other head dims, and the longest short sequences: every tile that `attention_plan` gives.
-        for d in (16, 24, 96, 128):
-            yield from _attention_cases(160, d, bf16, family)
-            yield from _attention_cases(1568, d, bf16, family)
-        for d in (32, 64):
-            yield from _attention_cases(256, d, bf16, family)
-        for d in (16, 32, 128):
-            yield from _attention_cases(1568, d, torch.float32, family)
-        yield from _candidate_tiles(family)
-        patches = list(_patch_cases(family))
-        yield from patches
-        yield from _candidate_warps(family, patches)
-        yield from _token_cases(family)
-        yield from _candidate_cases(family)
 
 
 _INTEGERS = ("H", "N", "first", "K", "nh", "nw", "V", "M", "R", "total")
@@ -451,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     table = load_table() if TABLE_FILE.is_file() else {"rows": {}}
     rows: dict[str, Any] = dict(table["rows"]) if args.only or args.family else {}
     failed = 0
-    for case in cases(tuple(args.family) if args.family else FAMILIES):
+    for case in compile_cases(tuple(args.family) if args.family else FAMILIES):
         if not re.search(args.only, case.key):
             continue
         resources = compile_case(case)

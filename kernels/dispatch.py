@@ -30,14 +30,6 @@ from vmae.kernels.checks import require
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 MODES = ("auto", "torch", "triton")
-OPS = (
-    "gather_patches",
-    "fused_attention",
-    "masked_patch_loss",
-    "assemble_decoder_tokens",
-    "add_layer_norm",
-    "mlp",
-)
 EVIDENCE_FILE = Path(__file__).parent / "results" / "evidence.json"
 FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are compiled and configured for
 
@@ -76,6 +68,16 @@ def use_kernels(chosen: str) -> Iterator[None]:
         yield
     finally:
         _override = before
+
+
+def in_mode(chosen: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `op` as called inside `use_kernels(chosen)`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with use_kernels(chosen):
+            return op(*args, **kwargs)
+
+    return run
 
 
 def interpreting() -> bool:
@@ -192,31 +194,3 @@ def _say_once(op: str, reason: str) -> None:
     if (op, reason) not in _said:
         _said.add((op, reason))
         _log.warning("%s takes the torch path although VMAE_KERNELS=triton: %s", op, reason)
-
-
-# The sizes `kernel_status` asks about: ViT-B at 16x224x224, tube masking 0.9.
-_STATUS_SIZES = {
-    "gather_patches": (1536,),
-    "fused_attention": (160, 1568),
-    "masked_patch_loss": (1536,),
-    "assemble_decoder_tokens": (384,),
-    "add_layer_norm": (768,),
-    "mlp": (768,),
-}
-
-
-def kernel_status() -> list[KernelStatus]:
-    """Return, for every op at ViT-B's sizes, the path taken on this machine in the mode in force, and why.
-
-    Asked for the current CUDA device where there is one, else for CPU tensors; attention is listed once
-    per regime (the encoder's and the decoder's length).
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    index = torch.cuda.current_device() if device == "cuda" else -1
-    rows = []
-    for op in OPS:
-        for size in _STATUS_SIZES[op]:
-            status = decide(op, device, index, None, size)
-            name = f"{op} N={size}" if op == "fused_attention" else op
-            rows.append(KernelStatus(op=name, path=status.path, reason=status.reason))
-    return rows

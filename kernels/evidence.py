@@ -13,19 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vmae.kernels.dispatch import EVIDENCE_FILE, FAMILIES, OPS
+from vmae.kernels.dispatch import EVIDENCE_FILE, FAMILIES
+from vmae.kernels.registry import OPS
 
 MARGIN = 1.02  # below that a difference is within the spread of two runs
 # What the torch path of an op is called in the benches; torch.compile fuses it, so its time counts too.
 TORCH_PATH = ("torch path", "compiled torch path", "sdpa default")
-_SIZE = {
-    "gather_patches": "P",
-    "fused_attention": "N",
-    "masked_patch_loss": "P",
-    "assemble_decoder_tokens": "D",
-    "add_layer_norm": "D",
-    "mlp": "D",
-}
 
 
 def family_of(result: dict[str, Any]) -> str:
@@ -40,7 +33,7 @@ def rows_of(result: dict[str, Any], source: str) -> dict[str, list[dict[str, Any
     for op in OPS:
         measured: dict[int, list[tuple[float, float]]] = {}
         for row in result.get("ops", []):
-            if row["op"] != op:
+            if row["op"] != op.name:
                 continue
             times = {t["name"]: t["ms"] for t in row["timings"] if t["ms"] is not None}
             others = [times[n] for n in TORCH_PATH if n in times]
@@ -48,14 +41,14 @@ def rows_of(result: dict[str, Any], source: str) -> dict[str, list[dict[str, Any
                 continue
             # A refused kernel never wins. Where a size was timed forward and with its backward, both count.
             ours = times.get("ours", float("inf"))
-            measured.setdefault(row["shape"][_SIZE[op]], []).append((ours, min(others)))
+            measured.setdefault(row["shape"][op.size], []).append((ours, min(others)))
         sizes = sorted(measured)
         for i, size in enumerate(sizes):
             wins = all(ours * MARGIN <= other for ours, other in measured[size])
             low = 0 if i == 0 else (sizes[i - 1] + size) // 2 + 1
             high = 1 << 30 if i == len(sizes) - 1 else (size + sizes[i + 1]) // 2
             ratios = ", ".join(f"{other / ours:.2f}x" for ours, other in measured[size])
-            table.setdefault(op, []).append(
+            table.setdefault(op.name, []).append(
                 {
                     "min_size": low,
                     "max_size": high,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from vmae.kernels.add_norm.reference import add_layer_norm_reference as add_layer_norm
 from vmae.kernels.attention.reference import fused_attention_reference as fused_attention
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference as assemble_decoder_tokens
-from vmae.kernels.gelu_mlp.reference import mlp_reference as mlp
 from vmae.kernels.patch_gather.reference import gather_patches_reference as gather_patches
 from vmae.kernels.patch_loss.reference import masked_patch_loss_reference as masked_patch_loss
 from vmae.kernels.patch_loss.reference import patch_targets_reference as patch_targets
 
 __all__ = [
-    "add_layer_norm",
     "assemble_decoder_tokens",
     "fused_attention",
     "gather_patches",
     "masked_patch_loss",
-    "mlp",
     "patch_targets",
 ]

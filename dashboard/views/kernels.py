@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from vmae.core.plan import peak_flops
 from vmae.dashboard import charts
-from vmae.experiments.bench.report import BASELINES, PEAK_BF16_FLOP_PER_S, RESULTS, load_results
+from vmae.experiments.bench.report import RESULTS, load_results
 from vmae.kernels import kernel_status
+from vmae.kernels.registry import BASELINES
 
 SUITE = "python -m vmae.experiments.bench.gpu_suite --out kernels/results"
 CPU_STEP = Path(__file__).resolve().parents[2] / "docs" / "bench_step.json"
@@ -138,7 +140,7 @@ def _ops(rows: list[dict[str, Any]]) -> None:
 
 
 def _steps(result: dict[str, Any]) -> None:
-    peak = PEAK_BF16_FLOP_PER_S.get(result["machine"].get("gpu", ""))
+    peak = peak_flops(result["machine"].get("gpu", ""))
     table = pd.DataFrame(
         [
             {

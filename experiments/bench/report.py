@@ -6,20 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vmae.core.plan import peak_flops
 from vmae.kernels.checks import require
+from vmae.kernels.descriptor import Bar
+from vmae.kernels.registry import BASELINES, OPS
 
 RESULTS = Path(__file__).resolve().parents[2] / "kernels" / "results"
-PEAK_BF16_FLOP_PER_S = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # the vendor's, dense
-# For every timed op: the variants it is held against, as the issue's targets name them.
-BASELINES = {
-    "fused_attention": ("sdpa default", "sdpa flash", "sdpa cudnn", "sdpa efficient"),
-    "gather_patches": ("torch path", "compiled torch path"),
-    "patch_embedding": ("official: normalise, conv3d, index", "compiled official"),
-    "masked_patch_loss": ("official: labels, mse", "compiled torch path", "compiled official"),
-    "assemble_decoder_tokens": ("torch path", "compiled torch path"),
-    "add_layer_norm": ("torch path", "compiled torch path"),
-    "mlp": ("torch path", "compiled torch path"),
-}
 
 
 def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -64,7 +56,7 @@ def ops_table(result: dict[str, Any]) -> str:
         seconds = ours * 1e-3
         ratios = [
             f"{t['name']} {t['ms'] / ours:.2f}x"
-            for name in BASELINES[row["op"]]
+            for name in BASELINES.get(row["op"], ())
             for t in row["timings"]
             if t["name"] == name and t["ms"] is not None
         ]
@@ -76,7 +68,7 @@ def ops_table(result: dict[str, Any]) -> str:
 
 def steps_table(result: dict[str, Any]) -> str:
     """One line per size, ratio and variant of the whole pre-training step."""
-    peak = PEAK_BF16_FLOP_PER_S.get(result["machine"].get("gpu", ""))
+    peak = peak_flops(result["machine"].get("gpu", ""))
     rows = []
     for row in result.get("steps", []):
         name = row["variant"] + (" + graph" if row["graph"] else "")
@@ -96,20 +88,16 @@ def _best(row: dict[str, Any], names: tuple[str, ...]) -> float | None:
     return min(times) if times else None
 
 
-# (what, op, tokens or None, what is timed, baselines, bar): ratios of the baseline's time to ours.
-_OP_BARS = (
-    ("encoder attention", "fused_attention", 160, "fwd", BASELINES["fused_attention"], 1.5),
-    ("encoder attention", "fused_attention", 160, "fwd+bwd", BASELINES["fused_attention"], 1.8),
-    ("decoder attention", "fused_attention", 1568, "fwd+bwd", BASELINES["fused_attention"], 1.0),
-    ("gather + linear", "patch_embedding", None, "fwd", ("official: normalise, conv3d, index",), 10.0),
-    ("loss", "masked_patch_loss", None, "fwd+bwd", ("official: labels, mse",), 6.0),
-    ("loss", "masked_patch_loss", None, "fwd+bwd", ("compiled torch path", "compiled official"), 1.5),
-)
 _STEP_BARS = (
     ("transformers sdpa", 2.0),
     ("transformers sdpa + compile", 1.4),
     ("ours, torch path + compile", 1.10),
 )
+
+
+def _is_about(bar: Bar, row: dict[str, Any]) -> bool:
+    tokens = bar.tokens in (None, row["shape"].get("N"))
+    return row["op"] == bar.bench and row["what"] == bar.timed and tokens
 
 
 def bars_table(result: dict[str, Any]) -> str:
@@ -122,18 +110,12 @@ def bars_table(result: dict[str, Any]) -> str:
         shown = "-" if ratio is None else f"{ratio:.2f}x"
         rows.append([what, against, shown, f"{sign} {bar:g}x", "yes" if met else "no"])
 
-    for what, op, tokens, timed, baselines, bar in _OP_BARS:
-        row = next(
-            (
-                r
-                for r in result.get("ops", [])
-                if r["op"] == op and r["what"] == timed and tokens in (None, r["shape"].get("N"))
-            ),
-            None,
-        )
-        ours, other = (None, None) if row is None else (_ours(row), _best(row, baselines))
-        label = f"{what} N={tokens} {timed}" if tokens else f"{what} {timed}"
-        add(label, "best of " + ", ".join(baselines), other / ours if ours and other else None, bar)
+    for target in (bar for op in OPS for bar in op.bars):
+        row = next((r for r in result.get("ops", []) if _is_about(target, r)), None)
+        ours, other = (None, None) if row is None else (_ours(row), _best(row, target.baselines))
+        label = " ".join([target.what, *([f"N={target.tokens}"] if target.tokens else []), target.timed])
+        ratio = other / ours if ours and other else None
+        add(label, "best of " + ", ".join(target.baselines), ratio, target.ratio)
     steps = [r for r in result.get("steps", []) if (r["size"], r["ratio"]) == ("base", 0.9) and "ms" in r]
     # What the torch path needs no kernel for is no kernel's merit.
     ours_rows = [r for r in steps if r["variant"].startswith(("ours, kernels", "ours, best"))]
@@ -208,13 +190,11 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     grid = [10 ** (x / 20) for x in range(-10, 75)]
     axes.plot(grid, [min(matrix, copy * x) / 1e12 for x in grid], color="0.3", label="measured roof")
-    markers = {"fused_attention": "o", "gather_patches": "s", "patch_embedding": "D",
-               "masked_patch_loss": "^", "assemble_decoder_tokens": "v",
-               "add_layer_norm": "P", "mlp": "X"}  # fmt: skip
+    markers = dict(zip(BASELINES, "osD^vPX", strict=False))
     seen: set[str] = set()
     for row in result.get("ops", []):
         ours = _ours(row)
-        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES[row["op"]] and t["ms"]]
+        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES.get(row["op"], ()) and t["ms"]]
         x = row["flops"] / row["bytes"]
         for ms, color in ((min(others) if others else None, "tab:gray"), (ours, "tab:orange")):
             if ms is None:
@@ -222,7 +202,7 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
             label = row["op"] if color == "tab:orange" and row["op"] not in seen else None
             seen |= {row["op"]} if label else set()
             y = row["flops"] / (ms * 1e-3) / 1e12
-            axes.plot(x, y, markers[row["op"]], color=color, markersize=8, label=label)
+            axes.plot(x, y, markers.get(row["op"], "."), color=color, markersize=8, label=label)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
     axes.set_title(f"{result['machine'].get('gpu', '')}: ours (orange), best baseline (gray)")
     axes.legend(fontsize=8)
@@ -241,7 +221,7 @@ def draw_ratios(result: dict[str, Any], path: Path) -> None:
     bars = []
     for row in result.get("ops", []):
         ours = _ours(row)
-        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES[row["op"]] and t["ms"]]
+        others = [t["ms"] for t in row["timings"] if t["name"] in BASELINES.get(row["op"], ()) and t["ms"]]
         if ours and others:
             bars.append((f"{row['op']} {row['what']}\n{_shape(row)}", min(others) / ours))
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * max(1, len(bars))), layout="constrained")

@@ -1,11 +1,8 @@
 """The whole pre-training step, timed: ours in every form against transformers' VideoMAE on the same GPU.
 
-`vmae.experiments.bench.gpu_suite` finds this module by name (its `--step-module`, default
-`vmae.experiments.bench.step`) and calls `cases`, `warm_case`, `run_case` and `profile_step`; kernels never
-import core. Forward, loss, backward, clipping and AdamW; random resident clips, so no loading is timed. Ours
+Forward, loss, backward, clipping and AdamW; random resident clips, so no loading is timed. Ours
 reads uint8 clips; transformers' receives clips that are already normalised floats, which spares it work.
-Variants of a case take turns;
-medians and quartiles stay.
+Variants of a case take turns; medians and quartiles stay.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from vmae.core.model.masking import MaskConfig, TokenMask, sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.plan import make_plan
 from vmae.core.train.graph import capture_step
+from vmae.experiments.bench.peers import peer_pixels, transformers_model
 from vmae.kernels import use_kernels
 
 LOSS_TOLERANCE = 1e-2  # relative difference of the first loss against our torch path, bfloat16
@@ -134,32 +132,11 @@ def our_step(
 
 def transformers_step(case: StepCase, device: str, *, compile_backend: str | None) -> Callable[[], Tensor]:
     """transformers' VideoMAEForPreTraining with sdpa attention, same sizes, optimiser and precision."""
-    import transformers
-
-    ours = case.config()
-    shared: Any = transformers  # its own annotations lag behind what its configs take
-    config = shared.VideoMAEConfig(
-        image_size=ours.height,
-        patch_size=ours.patch_size,
-        num_frames=ours.frames,
-        tubelet_size=ours.tubelet_size,
-        hidden_size=ours.embed_dim,
-        num_hidden_layers=ours.depth,
-        num_attention_heads=ours.num_heads,
-        intermediate_size=ours.mlp_dim,
-        decoder_hidden_size=ours.decoder_embed_dim,
-        decoder_num_hidden_layers=ours.decoder_depth,
-        decoder_num_attention_heads=ours.decoder_num_heads,
-        decoder_intermediate_size=ours.decoder_mlp_dim,
-        attn_implementation="sdpa",
-    )
     torch.manual_seed(0)
-    model = shared.VideoMAEForPreTraining(config).to(device).train()
+    model = transformers_model(case.config()).to(device).train()
     optimizer = _optimizer(model, device)
     video, mask = _inputs(case, device)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1, 1) for v in (ours.mean, ours.std))
-    pixels = ((video.float() / 255 - mean) / std).transpose(1, 2).contiguous()  # [B, T, C, H, W]
-    masked = mask.to_bool()
+    pixels, masked = peer_pixels(case.config(), video), mask.to_bool()
     forward = model if compile_backend is None else torch.compile(model, backend=compile_backend)
 
     def step() -> Tensor:

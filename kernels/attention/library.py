@@ -23,7 +23,8 @@ torch.library.define(
 )
 
 
-def _plan(qkv: Tensor, first: int = 0) -> AttentionPlan:
+def plan_for(qkv: Tensor, first: int = 0) -> AttentionPlan:
+    """Return the configured kernels and tiles of a call."""
     plan = attention_plan(qkv.shape[1], qkv.shape[4], qkv.dtype, family_of(qkv))
     # Only the long kernels leave out the rows before `first`.
     return replace(plan, short_fwd=None, short_bwd=None) if first else plan
@@ -68,7 +69,7 @@ def launch_fwd(
     """
     from vmae.kernels.attention import triton_kernels as kernels
 
-    plan = _plan(qkv, first) if plan is None else plan
+    plan = plan_for(qkv, first) if plan is None else plan
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     b, n, _, h, d = qkv.shape
@@ -106,7 +107,7 @@ def launch_bwd(
     """
     from vmae.kernels.attention import triton_kernels as kernels
 
-    plan = _plan(qkv, first) if plan is None else plan
+    plan = plan_for(qkv, first) if plan is None else plan
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     b, n, _, h, _ = qkv.shape

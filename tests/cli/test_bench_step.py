@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vmae.cli.bench_step import CONTENDERS, _stepper
 from vmae.cli.main import main
+from vmae.experiments.bench.cpu_step import CONTENDERS, Cell, stepper
 
 pytest.importorskip("transformers", reason="needs transformers")
-CELL = (8, 32, 32, 2)
+CELL = Cell(size="tiny", frames=8, height=32, width=32, batch=2, precision="fp32", mask_ratio=0.75)
 
 
 def test_contenders_start_at_the_loss_of_an_untrained_model() -> None:
     # Different random weights, the same targets of unit variance: every first loss is near 1 and falls.
     for contender in CONTENDERS:
-        one = _stepper(contender, "tiny", CELL, "fp32", 0.75)
+        one = stepper(contender, CELL)
         first = one()
         assert 0.8 < first < 2.5
         assert one() != first

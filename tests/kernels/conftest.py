@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vmae.kernels.dispatch import interpreting
+from vmae.kernels.registry import OPS
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +48,5 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
                 return lambda *a, **k: poison(real_empty_like(*a, **k))
             return getattr(torch, name)
 
-    for op in ("attention", "patch_gather", "patch_loss", "decoder_tokens", "gelu_mlp", "add_norm"):
-        monkeypatch.setattr(f"vmae.kernels.{op}.library.torch", PoisonedTorch())
+    for op in OPS:
+        monkeypatch.setattr(f"vmae.kernels.{op.folder}.library.torch", PoisonedTorch())

@@ -17,6 +17,7 @@ from vmae import kernels
 from vmae.kernels import dispatch, evidence
 from vmae.kernels.attention import configs
 from vmae.kernels.patch_gather import configs as patches
+from vmae.kernels.registry import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +40,7 @@ def test_status_names_every_op_with_a_reason() -> None:
     for mode in dispatch.MODES:
         with kernels.use_kernels(mode):
             rows = kernels.kernel_status()
-        assert {r.op.split()[0] for r in rows} == set(dispatch.OPS)
+        assert {r.op.split()[0] for r in rows} == {op.name for op in OPS}
         assert all(r.reason for r in rows)
         if mode == "torch":
             assert {r.path for r in rows} == {"torch"}
@@ -156,7 +157,7 @@ def test_a_dry_run_is_no_evidence(tmp_path: Path) -> None:
 def test_checked_in_evidence_names_known_ops_and_paths() -> None:
     for ops in dispatch.load_evidence().values():
         for op, rows in ops.items():
-            assert op in dispatch.OPS
+            assert op in {known.name for known in OPS}
             assert all(r["path"] in ("torch", "triton") and r["why"] for r in rows)
 
 

@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from vmae.experiments.bench import gpu_suite, report
-from vmae.experiments.bench import kernels as bench
+from vmae.experiments.bench import gpu_suite, gpu_work, report
+from vmae.kernels import timing
 from vmae.kernels.attention import configs
+from vmae.kernels.decoder_tokens.bench import tokens_bench
+from vmae.kernels.descriptor import OpBench, Variant
 from vmae.kernels.patch_gather import configs as patches
+from vmae.kernels.registry import BASELINES
 from vmae.kernels.supervise import Journal
+
+pytestmark = pytest.mark.usefixtures("honest_interpreter")
 
 
 @pytest.fixture(scope="module")
-def dry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def dry(honest_interpreter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("suite")
     assert gpu_suite.main(["--dry-run", "--in-process", "--parts", "b", "--out", str(out)]) == 0
     yield out / "gpu_dry_run.json"
@@ -30,12 +35,13 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_dry_run_checks_and_times_every_op(dry: Path) -> None:
     result = json.loads(dry.read_text())
     assert result["dry_run"] is True
-    assert {row["op"] for row in result["ops"]} == set(report.BASELINES)
+    assert result["left_out"] == []
+    assert {row["op"] for row in result["ops"]} == set(BASELINES)
     for row in result["ops"]:
-        for timing in row["timings"]:
-            assert timing["refused"] is None, (row["op"], timing)
-            assert timing["error"] < bench.TOLERANCE
-            assert timing["ms"] > 0
+        for variant in row["timings"]:
+            assert variant["refused"] is None, (row["op"], variant)
+            assert variant["error"] < timing.TOLERANCE
+            assert variant["ms"] > 0
 
 
 def test_dry_run_times_the_tiles(dry: Path) -> None:
@@ -60,34 +66,34 @@ def test_dry_run_of_all_parts(tmp_path: Path) -> None:
 
 
 def test_a_wrong_kernel_is_not_timed() -> None:
-    good = bench.tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
-    wrong = bench.Variant(name="ours", run=lambda x: tuple(r * 1.5 for r in good.variants[1].run(x)))
-    item = bench.OpBench(**{**vars(good), "variants": [wrong, good.variants[1]]})
-    result = bench.run_bench(item, "cpu", rounds=1, min_ms=0.1)
+    good = tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
+    wrong = Variant(name="ours", run=lambda x: tuple(r * 1.5 for r in good.variants[1].run(x)))
+    item = OpBench(**{**vars(good), "variants": [wrong, good.variants[1]]})
+    result = timing.run_bench(item, "cpu", rounds=1, min_ms=0.1)
     assert result.timings[0].ms is None
     assert "wrong output" in str(result.timings[0].refused)
     assert result.timings[1].ms is not None
 
 
 def test_what_hung_before_is_not_run_again() -> None:
-    item = bench.tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
+    item = tokens_bench(2, 3, 5, 16, device="cpu", compiled=False)
     told: list[str] = []
-    result = bench.run_bench(item, "cpu", rounds=1, min_ms=0.1, skip={"ours": "hung"}, announce=told.append)
+    result = timing.run_bench(item, "cpu", rounds=1, min_ms=0.1, skip={"ours": "hung"}, announce=told.append)
     assert [t.refused for t in result.timings] == ["hung", None]
     assert set(told) == {"torch path"}
 
 
 def test_the_worker_goes_on_behind_the_journal(tmp_path: Path) -> None:
     journal = Journal(path=tmp_path / "journal")
-    how: dict[str, Any] = {"dry_run": True, "step_module": ""}
-    names = [item.name for item in gpu_suite.work_items("cpu", "b", **how)]
+    how: dict[str, Any] = {"dry_run": True}
+    names = [item.name for item in gpu_work.work_items("cpu", "b", **how)]
     assert names[0] == "ceilings"
     assert len(names) == len(set(names))
     for name in names:
-        if name != "op 5":
+        if name != "op decoder tokens":
             journal.done(name, "ceilings", {}, took_s=0)
-    journal.write(blame="op 5", part="ours", why="hung")
-    gpu_suite.work(journal, "cpu", "b", begin=time.monotonic(), budget_s=3600, **how)
+    journal.write(blame="op decoder tokens", part="ours", why="hung")
+    gpu_work.work(journal, "cpu", "b", begin=time.monotonic(), budget_s=3600, **how)
     (row,) = [e["value"] for e in journal.read() if e.get("key") == "ops"]
     assert {t["name"]: t["refused"] for t in row["timings"]} == {"ours": "hung", "torch path": None}
     assert journal.finished() == set(names)
@@ -96,9 +102,9 @@ def test_the_worker_goes_on_behind_the_journal(tmp_path: Path) -> None:
 def test_a_former_result_serves_the_parts_measured_now(tmp_path: Path) -> None:
     tile = configs.CANDIDATES[90]["short_bwd"][1]
     row = {"kernel": "short_bwd", "shape": {}, "best": str(tile), "candidates": []}
-    how: dict[str, Any] = {"dry_run": True, "step_module": "", "budget_s": 3600}
+    how: dict[str, Any] = {"dry_run": True, "budget_s": 3600}
     try:
-        gpu_suite.work(
+        gpu_work.work(
             Journal(path=tmp_path / "journal"),
             "cpu",
             "",
@@ -113,10 +119,10 @@ def test_a_former_result_serves_the_parts_measured_now(tmp_path: Path) -> None:
 
 def test_out_of_time_is_said(tmp_path: Path) -> None:
     journal = Journal(path=tmp_path / "journal")
-    how: dict[str, Any] = {"dry_run": True, "step_module": ""}
-    gpu_suite.work(journal, "cpu", "b", begin=time.monotonic() - 10, budget_s=9, **how)
+    how: dict[str, Any] = {"dry_run": True}
+    gpu_work.work(journal, "cpu", "b", begin=time.monotonic() - 10, budget_s=9, **how)
     left = [e["left_out"] for e in journal.read()]
-    assert left == [item.name for item in gpu_suite.work_items("cpu", "b", **how)]
+    assert left == [item.name for item in gpu_work.work_items("cpu", "b", **how)]
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,94 @@
+"""Part (a) of the GPU suite: the kernel tests, small launches of every kernel, compute-sanitizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae.kernels import use_kernels
+from vmae.kernels.registry import OPS
+from vmae.kernels.supervise import kill_group
+from vmae.kernels.timing import relative_error
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def small_launches(device: str) -> float:
+    """Launch every kernel once on small, awkward shapes; return the largest relative error."""
+    with use_kernels("triton"):
+        return max(
+            relative_error(got.detach().cpu(), ref.detach().cpu())
+            for op in OPS
+            for got, ref in op.small_launches(device)
+        )
+
+
+def environment() -> dict[str, str]:
+    """The environment of the suite's processes: this checkout, and compiled kernels where there is a GPU."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    if torch.cuda.is_available():
+        env["TRITON_INTERPRET"] = "0"
+    return env
+
+
+@dataclass(kw_only=True)
+class Background:
+    """A process whose output goes to a file, so that one that is cut off leaves what it had said."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, command: list[str], log: Path, **env: str) -> Background:
+        with log.open("wb") as f:
+            process = subprocess.Popen(
+                command, stdout=f, stderr=f, cwd=ROOT, env=environment() | env, start_new_session=True
+            )
+        return cls(process=process, log=log)
+
+    def result(self, until: float) -> dict[str, Any]:
+        """Wait until `until` (time.monotonic) at most: exit code (None: cut off) and the last lines."""
+        try:
+            code: int | None = self.process.wait(timeout=max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            kill_group(self.process)
+            code = None
+        tail = self.log.read_text(errors="replace").strip().splitlines()[-12:]
+        return {"exit_code": code, "tail": tail} | ({} if code is not None else {"cut_off": True})
+
+
+def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, Any]]:
+    """Start the kernel tests, small launches of every kernel, and compute-sanitizer over those."""
+    me = [sys.executable, "-m", "vmae.experiments.bench.gpu_suite", "--small-launches"]
+    started: dict[str, Background | dict[str, Any]] = {}
+    tests = ROOT / "tests" / "kernels" / "test_triton.py"
+    if not tests.is_file():
+        started["pytest"] = {"skipped": "the tests are not part of this installation"}
+    elif importlib.util.find_spec("pytest") is None:
+        started["pytest"] = {"skipped": "pytest is not installed"}
+    else:
+        command = [sys.executable, "-m", "pytest", str(tests), "-q", "-W", "ignore", "-p", "no:cacheprovider"]
+        if device == "cpu":
+            command += ["-k", "decoder_tokens and dtype0"]
+        elif importlib.util.find_spec("xdist") is not None:
+            command += ["-n", "10", "--dist", "worksteal"]  # compiling is most of the time
+        started["pytest"] = Background.start(command, folder / "pytest.log")
+    if device == "cpu":
+        me.append("--dry-run")
+    started["small_launches"] = Background.start(me, folder / "small.log")
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if device != "cuda" or not Path(sanitizer).exists():
+        started["sanitizer"] = {"skipped": "no compute-sanitizer here"}
+    else:
+        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *me]
+        started["sanitizer"] = Background.start(command, folder / "sanitizer.log")
+    return started

@@ -1,1 +1,0 @@
-"""Residual add and layer norm in one pass."""
