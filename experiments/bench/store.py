@@ -81,19 +81,8 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
             parent = run_id if is_sweep else parent
             name = sweep if is_sweep else f"ratio{number % 7}_s{number % 3}"
             start = now + number * 60_000
-            values = (
-                run_id,
-                name,
-                "UNKNOWN",
-                "",
-                "",
-                "bench",
-                "FINISHED",
-                start,
-                start + 50_000,
-                "",
-                "active",
-            )
+            about = (run_id, name, "UNKNOWN", "", "", "bench", "FINISHED")
+            values = (*about, start, start + 50_000, "", "active")
             marks = ",".join("?" * 13)
             uri = str(store.runs_dir / "artifacts" / run_id / "artifacts")
             db.execute(f"insert into runs ({columns}) values ({marks})", (*values, uri, experiment))
