@@ -38,7 +38,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "vmae.experiments.jobs -> vmae.experiments.distributed": "stages and executors",
     },
     "private": {
-        "experiments/bench/kernels.py takes vmae.kernels.attention.library._plan": "an op's descriptor",
         "experiments/bench/sweeps.py takes vmae.experiments.sweeps.driver._tune": "the bench's own Ray",
         "experiments/housekeeping.py takes vmae.experiments.tracking._Sender": "the tracking package",
         "experiments/housekeeping.py takes vmae.experiments.tracking._client": "the tracking package",
@@ -48,16 +47,12 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     "long function": {
         "cli/sweep.py sweep": "options in one object",
-        "experiments/bench/gpu_suite.py _run_suite": "iterates over the ops' descriptors",
-        "experiments/bench/store.py fill_store": "to be split",
         "experiments/distributed.py train_on_workers": "executors",
         "experiments/sweeps/driver.py _tune": "to be split",
         "experiments/sweeps/spec.py make_plan": "resources in one dataclass",
     },
     "long file": {
         "core/weights/convert.py": "to be split",
-        "experiments/bench/gpu_suite.py": "iterates over the ops' descriptors",
-        "experiments/bench/kernels.py": "cases lie with their op",
         "experiments/results.py": "to be split",
         "experiments/sweeps/trial.py": "executors",
         "experiments/tracking.py": "the tracking package",

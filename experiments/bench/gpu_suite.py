@@ -32,11 +32,10 @@ from typing import Any
 import torch
 
 from vmae.experiments.bench import tiles
-from vmae.experiments.bench.gpu_tests import Background, environment, small_launches, start_tests
+from vmae.experiments.bench.gpu_tests import Background, environment, start_tests
 from vmae.experiments.bench.gpu_work import WARMERS, describe_op, describe_step, warm, work, work_items
 from vmae.experiments.bench.machine import machine
 from vmae.kernels.supervise import Journal, supervise
-from vmae.kernels.timing import TOLERANCE
 
 SCHEMA = 1
 PARTS = "abcd"
@@ -132,7 +131,6 @@ def main(argv: list[str] | None = None) -> int:
         "--budget-s", type=float, help="seconds for everything (default: 470; a dry run takes what it needs)"
     )
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, to test the suite")
-    parser.add_argument("--small-launches", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--known", type=Path, help=argparse.SUPPRESS)
@@ -142,10 +140,6 @@ def main(argv: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() and not args.dry_run else "cpu"
     if args.budget_s is None:
         args.budget_s = 3600.0 if args.dry_run else 470.0
-    if args.small_launches:
-        error = small_launches(device)
-        print(f"largest relative error {error:.2e}")
-        return 0 if error < TOLERANCE else 1
     if not set(args.parts) <= set(PARTS):
         parser.error(f"expected --parts among {PARTS}; got {args.parts!r}")
     if device == "cpu" and not args.dry_run:

@@ -1,4 +1,7 @@
-"""Part (a) of the GPU suite: the kernel tests, small launches of every kernel, compute-sanitizer."""
+"""Part (a) of the GPU suite: the kernel tests, small launches of every kernel, compute-sanitizer.
+
+`python -m vmae.experiments.bench.gpu_tests DEVICE` makes the small launches.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import torch
 from vmae.kernels import use_kernels
 from vmae.kernels.registry import OPS
 from vmae.kernels.supervise import kill_group
-from vmae.kernels.timing import relative_error
+from vmae.kernels.timing import TOLERANCE, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +71,7 @@ class Background:
 
 def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, Any]]:
     """Start the kernel tests, small launches of every kernel, and compute-sanitizer over those."""
-    me = [sys.executable, "-m", "vmae.experiments.bench.gpu_suite", "--small-launches"]
+    me = [sys.executable, "-m", "vmae.experiments.bench.gpu_tests", device]
     started: dict[str, Background | dict[str, Any]] = {}
     tests = ROOT / "tests" / "kernels" / "test_triton.py"
     if not tests.is_file():
@@ -82,8 +85,6 @@ def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, A
         elif importlib.util.find_spec("xdist") is not None:
             command += ["-n", "10", "--dist", "worksteal"]  # compiling is most of the time
         started["pytest"] = Background.start(command, folder / "pytest.log")
-    if device == "cpu":
-        me.append("--dry-run")
     started["small_launches"] = Background.start(me, folder / "small.log")
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if device != "cuda" or not Path(sanitizer).exists():
@@ -92,3 +93,14 @@ def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, A
         command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *me]
         started["sanitizer"] = Background.start(command, folder / "sanitizer.log")
     return started
+
+
+def main(argv: list[str]) -> int:
+    """Launch every kernel on the device named; return 1 where a result is wrong."""
+    error = small_launches(argv[0])
+    print(f"largest relative error {error:.2e}")
+    return 0 if error < TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
