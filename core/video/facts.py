@@ -1,0 +1,86 @@
+"""What a list of videos is like: counts, classes and the median video, from a few probes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.video.annotations import Sample
+from vmae.core.video.dataset import DataConfig
+from vmae.core.video.reader import cached_info
+
+PROBED = 48
+"""Videos of a list that are opened for its medians."""
+_SIDES = re.compile(r"left|right|clockwise|leftward|rightward|east|west|cw|ccw|forehand|backhand", re.I)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFacts:
+    """Medians are over up to `PROBED` readable videos, spread over the list."""
+
+    videos: int
+    class_counts: tuple[int, ...]
+    """Videos of each label that occurs, in the order of labels; empty where the list has none."""
+    classes: int
+    """One more than the largest label."""
+    names: tuple[str, ...] = ()
+    """Of the classes, where they are known."""
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+    @property
+    def seconds(self) -> float:
+        """Length of the median video."""
+        return self.frames / self.fps
+
+    @property
+    def chance(self) -> float:
+        """One over the number of classes; 0 without labels."""
+        return 1 / self.classes if self.classes else 0.0
+
+    @property
+    def largest_share(self) -> float:
+        """Accuracy of always naming the largest class; 0 without labels."""
+        return max(self.class_counts) / sum(self.class_counts) if self.class_counts else 0.0
+
+    def sided(self) -> list[str]:
+        """Names of classes that a mirror may change into another: left, right, clockwise, backhand, ..."""
+        return [n for n in self.names if _SIDES.search(n)]
+
+
+def list_facts(samples: Sequence[Sample], names: Sequence[str] = (), probed: int = PROBED) -> ListFacts:
+    """Count the list and open some of its videos. Raises InputError where none of them can be read."""
+    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(probed, len(samples))).astype(int)]
+    infos = []
+    for sample in chosen:
+        with contextlib.suppress(VideoError):
+            infos.append((cached_info(sample.path), sample))
+    if not infos:
+        raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")
+    counts = Counter(s.label for s in samples if s.label >= 0)
+    return ListFacts(
+        videos=len(samples),
+        class_counts=tuple(counts[label] for label in sorted(counts)),
+        classes=max(counts, default=-1) + 1,
+        names=tuple(names),
+        frames=int(statistics.median(s.num_frames or i.num_frames - s.start for i, s in infos)),
+        fps=statistics.median(i.fps for i, _ in infos) or 25.0,
+        height=int(statistics.median(i.height for i, _ in infos)),
+        width=int(statistics.median(i.width for i, _ in infos)),
+    )
+
+
+def coverage(facts: ListFacts, data: DataConfig) -> float:
+    """Share of the median video that one clip of `data` spans from first to last frame, in (0, 1]."""
+    if data.sampling == "uniform":
+        return 1.0
+    return min(1.0, ((data.frames - 1) * data.sampling_rate + 1) / max(1, facts.frames))
