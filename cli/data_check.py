@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vmae.cli.data_leaks import beside, find_and_show
 from vmae.cli.options import counted, require_writable, where_to_run
 
 
@@ -33,6 +34,16 @@ from vmae.cli.options import counted, require_writable, where_to_run
 @click.option(
     "--time-origin", type=float, default=0.0, show_default=True, help="AVA: second at which the files begin."
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Other lists that should share nothing with CSV.  [default: train.csv, val.csv, test.csv beside it]",
+)
+@click.option("--no-leaks", is_flag=True, help="Do not compare with other lists.")
+@click.option(
+    "--groups", metavar="REGEX|FILE", help="Also name the groups two lists share (as in data index)."
+)
 @click.option("--report", type=click.Path(path_type=Path), default=None, help="[default: CSV.report.csv]")
 @click.option("--clean", type=click.Path(path_type=Path), default=None, help="[default: CSV.clean.csv]")
 @click.option(
@@ -48,6 +59,9 @@ def check(
     quick: bool,
     try_decord: bool,
     time_origin: float,
+    against: tuple[Path, ...],
+    no_leaks: bool,
+    groups: str | None,
     report: Path | None,
     clean: Path | None,
     address: str | None,
@@ -57,6 +71,9 @@ def check(
 
     Writes a report (csv, and its summary as text), a list of the good files, and what reading must know about
     each file (CSV.probes, used by training). Ends with code 1 when a file is bad.
+
+    Videos that look nearly like one of the other lists' are named (perceptual hashes of five frames of each),
+    and all of them written to CSV.leaks.csv.
     """
     from vmae.core.progress import progress
     from vmae.core.video.annotations import read_annotations, write_annotations
@@ -112,5 +129,11 @@ def check(
         )
     click.echo(f"report: {report} (summary: {report.with_suffix('.txt')})")
     click.echo(f"clean list: {clean} ({len(good)} lines)" if good else "no clean list: every file is bad")
+    others = {p: read_annotations(p, data_root) for p in against or beside(csv)} if not no_leaks else {}
+    if others and good:
+        with where_to_run(address, (s.path for s in samples)) as (runner, default_workers):
+            find_and_show(
+                csv, samples, others, groups=groups, workers=workers or default_workers or 1, runner=runner
+            )
     if bad:
         raise click.exceptions.Exit(1)

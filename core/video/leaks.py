@@ -9,6 +9,7 @@ different ones, of 86,000.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,12 +41,9 @@ class NearPair:
 def frame_hashes(path: str, frames: int = FRAMES) -> list[int]:
     """64-bit perceptual hashes of frames spread evenly over a video; frames without contrast are left out.
 
-    Raises VideoError for a bad file, InputError where ImageHash is not installed.
+    Raises VideoError for a bad file.
     """
-    try:
-        import imagehash
-    except ImportError:
-        raise InputError("expected the package ImageHash for perceptual hashes, found none") from None
+    import imagehash
     from PIL import Image
 
     info = probe_video(path)
@@ -62,7 +60,14 @@ def hash_videos(
     progress: Callable[[int, int], None] | None = None,
     runner: Runner = run_isolated,
 ) -> dict[str, list[int]]:
-    """`frame_hashes` of each path, in processes that can be killed; a bad file has none."""
+    """`frame_hashes` of each path, in processes that can be killed; a bad file has none.
+
+    Raises InputError where ImageHash is not installed.
+    """
+    if importlib.util.find_spec("imagehash") is None:
+        raise InputError(
+            "expected the package ImageHash (pip install ImageHash) to compare lists, found none"
+        )
     names = sorted(set(paths))
     found: dict[str, list[int]] = {}
     outcomes = runner(_hashes_or_none, names, workers=workers, limit_s=timeout_s)

@@ -147,3 +147,27 @@ def test_index_with_groups_parts_no_session(tmp_path: Path) -> None:
     assert "expected --layout NAME for a folder" in str(result.exception)
     result = run("data", "index", tmp_path / "folds.csv", "--layout", "folders")
     assert "--layout: expected a folder, got the file" in str(result.exception)
+
+
+def test_check_names_what_two_lists_share(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imagehash", reason="needs the package ImageHash")
+    a, b, c = folder / "train/a b/1.mp4", folder / "train/é/1.mp4", folder / "val/é/1.mp4"
+    (tmp_path / "train.csv").write_text(f"{a} 0\n{b} 1\n", encoding="utf-8")
+    (tmp_path / "val.csv").write_text(f"{c} 1\n{a} 0\n", encoding="utf-8")
+    (tmp_path / "groups.csv").write_text(f"path,group\n{a},one\n{b},two\n{c},two\n", encoding="utf-8")
+    arguments = ("data", "check", tmp_path / "train.csv", "--workers", 1, "--quick")
+    result = run(*arguments, "--groups", tmp_path / "groups.csv")
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 videos of val.csv show nearly the same picture as one of train.csv" in result.output
+    assert f"  {a} like {a} (the same file)" in result.output
+    assert "2 groups are in train.csv and in val.csv: one, two" in result.output
+    assert (tmp_path / "train.leaks.csv").read_text(encoding="utf-8").splitlines() == [
+        "list,what,first,second,bits",
+        f"val.csv,frames,{a},{a},0",
+        "val.csv,group,one,one,",
+        "val.csv,group,two,two,",
+    ]
+    (tmp_path / "apart.csv").write_text(f"{c} 1\n", encoding="utf-8")
+    result = run(*arguments, "--against", tmp_path / "apart.csv")
+    assert "apart.csv: no video looks like one of train.csv" in result.output
+    assert "val.csv" not in run(*arguments, "--no-leaks").output
