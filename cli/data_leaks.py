@@ -12,9 +12,9 @@ import click
 from vmae.cli.options import counted
 
 if TYPE_CHECKING:
-    from vmae.core.video.annotations import Sample
     from vmae.core.video.isolate import Runner
     from vmae.core.video.leaks import NearPair
+    from vmae.core.video.samples import Sample
 
 SHOWN = 10
 NAMES = ("train.csv", "val.csv", "test.csv")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from vmae.core.errors import InputError
 from vmae.core.progress import format_duration
-from vmae.core.video.annotations import Sample
 from vmae.core.video.facts import ListFacts, coverage
+from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 
 SHORT_S = 10.0

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import DataConfig
-from vmae.core.video.reader import cached_info
+from vmae.core.video.config import DataConfig
+from vmae.core.video.probe_store import cached_info
+from vmae.core.video.samples import Sample
 
 PROBED = 48
 """Videos of a list that are opened for its medians."""

@@ -6,8 +6,8 @@ import pytest
 
 from vmae.core.config import override
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import Sample
 from vmae.core.video.facts import ListFacts
+from vmae.core.video.samples import Sample
 from vmae.experiments import recipes
 from vmae.experiments.outlook import outlook, shared_videos
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import Sample
-from vmae.core.video.dataset import DataConfig
+from vmae.core.video.config import DataConfig
 from vmae.core.video.facts import coverage, list_facts
+from vmae.core.video.samples import Sample
 
 
 def test_medians_counts_and_sides(tmp_path, make_video):
