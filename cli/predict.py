@@ -53,18 +53,17 @@ def predict(
 
     import numpy as np
 
-    from vmae.core.errors import InputError
     from vmae.core.measure.evaluate import evaluate
     from vmae.core.model.classifier import VideoClassifier
     from vmae.core.video.clips import ClipDataset
     from vmae.core.video.samples import Sample
+    from vmae.core.weights.models import expect_model
     from vmae.experiments import finetuning, run
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import load_model_at
 
     model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
-    if not isinstance(model, VideoClassifier):
-        raise InputError(f"expected a fine-tuned classifier, got a pre-trained model at {checkpoint}")
+    model = expect_model(model, VideoClassifier, checkpoint, wanted="a fine-tuned classifier")
     names = _names(labels_file, meta, model.num_classes)
     for note in notes:
         click.echo(f"note: {note}", err=True)

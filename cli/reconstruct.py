@@ -77,6 +77,7 @@ def reconstruct(
     from vmae.core.video.probe_store import cached_info
     from vmae.core.video.reader import read_clip
     from vmae.core.video.sampling import dense_indices
+    from vmae.core.weights.models import expect_model
     from vmae.experiments import run
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import load_model_at
@@ -89,8 +90,8 @@ def reconstruct(
     if not 0 < fps <= 120:
         raise InputError(f"--fps: expected more than 0 and at most 120, got {fps:g}")
     model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
-    if not isinstance(model, VideoMAE):
-        raise InputError(f"expected a pre-trained model with a decoder, got a classifier at {checkpoint}")
+    wanted = "a pre-trained model with a decoder"
+    model = expect_model(model, VideoMAE, checkpoint, wanted=wanted)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     grid = model.config.grid

@@ -18,6 +18,7 @@ from vmae.core.model.masking import mask_from_bool, sample_mask
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.video.fit import to_channels
 from vmae.core.weights.checkpoint import load_model
+from vmae.core.weights.models import expect_model
 from vmae.dashboard import render
 from vmae.dashboard.clips import ClipInfo, frame_indices, read_frames
 from vmae.dashboard.components import with_version
@@ -35,9 +36,7 @@ def load_videomae(path: str, stamp: int) -> VideoMAE:
 
     Raises InputError where the checkpoint holds a classifier, CheckpointError where it cannot be read.
     """
-    model, _ = load_model(path)
-    if not isinstance(model, VideoMAE):
-        raise InputError(f"{path}: expected a pre-training checkpoint (VideoMAE), got {type(model).__name__}")
+    model = expect_model(load_model(path)[0], VideoMAE, path, wanted="a pre-training checkpoint")
     return model.eval().requires_grad_(False)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from vmae.core.config import flatten
-from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import (
     Evaluation,
     VideoPrediction,
@@ -22,20 +21,21 @@ from vmae.core.measure.evaluate import (
     write_predictions,
 )
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.model.videomae import VideoMAEConfig, VideoModel
 from vmae.core.numerics import derive_seed
 from vmae.core.progress import Progress
 from vmae.core.train.finetune import finetune
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.cache import build_cache
 from vmae.core.video.clips import ClipDataset
+from vmae.core.weights.models import expect_model
 from vmae.experiments import jobs, run, video_map
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
-from vmae.experiments.weights import Model, load_model_at, model_source
+from vmae.experiments.weights import load_model_at, model_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FinetuneOutcome:
 
 
 def build_classifier(
-    config: ExperimentConfig, num_classes: int, init: Model | None = None
+    config: ExperimentConfig, num_classes: int, init: VideoModel | None = None
 ) -> VideoClassifier:
     """A classifier on `config.model`'s encoder, with `init`'s encoder weights where there are any.
 
@@ -61,8 +61,7 @@ def build_classifier(
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
         model = VideoClassifier(shape, num_classes)
     if init is not None:
-        state = init.encoder.state_dict()
-        model.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("norm.")})
+        model.load_encoder(init)
     return model
 
 
@@ -80,7 +79,7 @@ def finetune_stage(
     data: run.Data,
     run_dir: Path,
     *,
-    init: Model | None = None,
+    init: VideoModel | None = None,
     device: torch.device,
     tracker: Tracker | None = None,
     report: Report | None = None,
@@ -210,8 +209,8 @@ def finetune_run(
             return FinetuneOutcome(result=result, evaluation=None, folder=home)
         evaluation = None
         if data.val is not None:
-            best, _, _ = load_model_at(store, str(result.best_model_path or result.model_path))
-            assert isinstance(best, VideoClassifier)
+            place = str(result.best_model_path or result.model_path)
+            best = expect_model(load_model_at(store, place)[0], VideoClassifier, place)
             shown = test_progress(len(data.val)) if test_progress is not None else None
             evaluation = evaluate_stage(
                 best,
@@ -244,11 +243,8 @@ def evaluate_run(
     than the list.
     """
     model, meta, _ = load_model_at(store, source)
-    if not isinstance(model, VideoClassifier):
-        raise InputError(
-            f"expected a fine-tuned classifier, got a pre-trained model at {source}: "
-            "`vmae finetune --init` or `vmae probe` it"
-        )
+    place = f"{source}: `vmae finetune --init` or `vmae probe` it"
+    model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)
     dataset = test_list(config, store.runs_dir / "cache")
@@ -314,7 +310,7 @@ def evaluation_config(store: Store, source: str) -> ExperimentConfig:
     return config_of_model(model, meta)
 
 
-def config_of_model(model: Model, meta: dict[str, Any]) -> ExperimentConfig:
+def config_of_model(model: VideoModel, meta: dict[str, Any]) -> ExperimentConfig:
     """A configuration with the clip shape of a model and, where it carries it, how it sampled frames."""
     base = ExperimentConfig()
     c = model.config

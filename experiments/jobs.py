@@ -15,17 +15,18 @@ import torch
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.core.measure.probe import ProbeResult
-from vmae.core.model.videomae import VideoMAE
+from vmae.core.model.videomae import VideoMAE, VideoModel
 from vmae.core.train.config import check_capturable
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
+from vmae.core.weights.models import expect_model
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.remote import Mirror
 from vmae.experiments.tracking import Store, Tracker, create_store
-from vmae.experiments.weights import Model, model_source, with_init
+from vmae.experiments.weights import model_source, with_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def begin(
     cache_progress: run.CacheProgress | None,
     workers: WorkersConfig | None,
     notes: Callable[[str], None] | None,
-) -> tuple[ExperimentConfig, Model | None, run.Data, Path, torch.device]:
+) -> tuple[ExperimentConfig, VideoModel | None, run.Data, Path, torch.device]:
     """What every training run starts with: (configuration, initial model, data, folder, device).
 
     The configuration is that of the initial model where there is one; what that changed goes to `notes`. It
@@ -159,8 +160,7 @@ def pretrain_run(
                 config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
             )
             loaded, _ = load_model(result.model_path)
-            assert isinstance(loaded, VideoMAE)
-            model = loaded.to(device)
+            model = expect_model(loaded, VideoMAE, result.model_path).to(device)
         tracker.set_tags({"vmae.checkpoint": str(result.model_path)})
         run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
@@ -215,8 +215,7 @@ def model_to_probe(
             if (folder / "config.yaml").exists():
                 return checkpoint, ExperimentConfig.load(folder / "config.yaml")
         model, _ = load_model(checkpoint)
-        if not isinstance(model, VideoMAE):
-            raise InputError(f"--checkpoint: expected a pre-trained model, got a {type(model).__name__}")
+        model = expect_model(model, VideoMAE, checkpoint)
         base = ExperimentConfig()
         data = replace(base.data, frames=model.config.frames, size=(model.config.height, model.config.width))
         return checkpoint, replace(base, model=model.config, data=data)
@@ -262,9 +261,7 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
     """Probe the model at `checkpoint` and record the result as a run of its own."""
     if not config.data.val_csv:
         raise InputError("expected a held-out list (--val), got none")
-    model, _ = load_model(checkpoint)
-    if not isinstance(model, VideoMAE):
-        raise InputError(f"expected a pre-trained model at {checkpoint}, got a {type(model).__name__}")
+    model = expect_model(load_model(checkpoint)[0], VideoMAE, checkpoint)
     device = run.default_device()
     model.to(device)
     data = run.open_data(config, store.runs_dir / "cache")

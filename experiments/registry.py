@@ -24,8 +24,7 @@ from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, _client, _first_line
 
 if TYPE_CHECKING:
-    from vmae.core.model.classifier import VideoClassifier
-    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.model.videomae import VideoModel
 
 _REQUIREMENTS = (
     "mlflow", "torch", "numpy", "einops", "safetensors", "decord", "av", "opencv-python-headless", "pillow",
@@ -136,7 +135,7 @@ def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:
             )
 
 
-def _data_of(run: Run, model: VideoMAE | VideoClassifier, meta: dict[str, Any]) -> DataConfig:
+def _data_of(run: Run, model: VideoModel, meta: dict[str, Any]) -> DataConfig:
     """How the run cut its clips (from its parameters; from the checkpoint where it has none), no lists."""
     data = config_of_model(model, meta).data
     known = {k.removeprefix("data."): v for k, v in run.params.items() if k.startswith("data.")}

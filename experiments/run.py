@@ -32,6 +32,7 @@ from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample, num_classes, subset
 from vmae.core.weights.checkpoint import CONFIG_NAME, load_matching
+from vmae.core.weights.models import expect_model
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json, write_json
 from vmae.experiments.provenance import environment
@@ -110,11 +111,8 @@ def build_model(config: ExperimentConfig) -> VideoMAE:
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
         model = VideoMAE(config.model)
     if config.init:
-        init = initial_weights(config).model
-        if not isinstance(init, VideoMAE):
-            raise InputError(
-                f"expected a pre-trained model with a decoder at {config.init}, got a classifier"
-            )
+        wanted = "a pre-trained model with a decoder"
+        init = expect_model(initial_weights(config).model, VideoMAE, config.init, wanted=wanted)
         load_matching(model, init.state_dict(), config.init)
     return model
 

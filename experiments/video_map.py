@@ -27,7 +27,7 @@ from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.probe import Pooling, extract_features
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.videomae import VideoMAE
+from vmae.core.model.videomae import VideoMAE, VideoModel
 from vmae.core.progress import Progress
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.clips import ClipDataset
@@ -35,6 +35,7 @@ from vmae.core.video.config import DataConfig
 from vmae.core.video.isolate import Outcome, Runner
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
+from vmae.core.weights.models import expect_model
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.run import default_device, read_list
@@ -204,8 +205,7 @@ def do_part(
         "progress": progress,
     }
     if work.kind == "classify":
-        if not isinstance(model, VideoClassifier):
-            raise InputError(f"expected a classifier at {work.checkpoint}, got a pre-trained model")
+        model = expect_model(model, VideoClassifier, work.checkpoint)
         found = evaluate(model, dataset, num_classes=model.num_classes, **how)
         return [
             Row(index=index[p.index], values=p.probs, views=p.views, reason=p.error, detail=p.detail)
@@ -230,7 +230,7 @@ def do_part(
 
 
 @functools.lru_cache(maxsize=1)
-def _model(checkpoint: str, modified: int) -> VideoMAE | VideoClassifier:
+def _model(checkpoint: str, modified: int) -> VideoModel:
     """Loaded once in each process."""
     model, _ = load_model(checkpoint)
     return model.to(default_device())
@@ -300,8 +300,7 @@ def features_run(
     `source` is a classifier, VmaeError where no video can be read.
     """
     model, meta, _ = load_model_at(store, source)
-    if not isinstance(model, VideoMAE):
-        raise InputError(f"expected a pre-trained model, got a classifier at {source}")
+    model = expect_model(model, VideoMAE, source)
     data = replace(config.data, bad_eval="count")
     samples = read_list(data, data.test_csv)
     checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)

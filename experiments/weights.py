@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME
-from vmae.core.weights.convert import Loaded
+from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.files import read_json
 from vmae.experiments.remote import fetched
 from vmae.experiments.tracking import Store
-
-Model = VideoMAE | VideoClassifier
 
 
 def model_source(store: Store, text: str) -> str:
@@ -40,7 +37,7 @@ def model_source(store: Store, text: str) -> str:
     return text
 
 
-def load_model_at(store: Store, text: str) -> tuple[Model, dict[str, Any], tuple[str, ...]]:
+def load_model_at(store: Store, text: str) -> tuple[VideoModel, dict[str, Any], tuple[str, ...]]:
     """`(model, meta, notes)` of a run's name, a path or a zoo name.
 
     Raises InputError for an unknown name (the nearest run or zoo entry is named), CheckpointError for a file
@@ -76,7 +73,7 @@ def initial_weights(config: ExperimentConfig) -> Loaded:
 
 def with_init(
     config: ExperimentConfig, store: Store
-) -> tuple[ExperimentConfig, Model | None, tuple[str, ...]]:
+) -> tuple[ExperimentConfig, VideoModel | None, tuple[str, ...]]:
     """The configuration with its model section as `config.init` has it, the weights, and notes on them.
 
     The widths are the checkpoint's; the clip's shape and the patches stay the configuration's (positions are
@@ -90,7 +87,7 @@ def with_init(
     c = loaded.model.config
     kept = ["embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "pos_grid"]
     kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels"]
-    if isinstance(c, VideoMAEConfig):
-        kept += ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
+    decoder = ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
+    kept += [name for name in decoder if hasattr(c, name)]
     shape = {name: getattr(c, name) for name in kept}
     return replace(config, model=replace(config.model, **shape)), loaded.model, loaded.notes

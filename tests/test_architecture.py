@@ -52,7 +52,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "experiments/sweeps/spec.py make_plan": "resources in one dataclass",
     },
     "long file": {
-        "core/weights/convert.py": "to be split",
         "experiments/results.py": "to be split",
         "experiments/sweeps/trial.py": "executors",
         "experiments/tracking.py": "the tracking package",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
-from vmae.core.model.grid import TokenGrid
 from vmae.core.model.layers import init_weights
-from vmae.core.model.videomae import Encoder, EncoderConfig, VideoMAE, all_indices
+from vmae.core.model.videomae import Encoder, EncoderConfig, VideoModel, all_indices
 
 POOLS = ("mean", "first")
 
@@ -41,11 +41,14 @@ class VideoClassifierConfig(EncoderConfig):
         return cls.from_dict(shared | overrides)
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(VideoModel):
     """Video to logits: encoder over all tokens, mean, `fc_norm`, dropout, `head`.
 
     There is no class token (MCG-NJU/VideoMAE, `modeling_finetune.py`).
     """
+
+    title = "a classifier"
+    config: VideoClassifierConfig
 
     def __init__(self, config: VideoClassifierConfig, num_classes: int) -> None:
         super().__init__()
@@ -63,10 +66,12 @@ class VideoClassifier(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(config.init_scale)
 
-    @property
-    def grid(self) -> TokenGrid:
-        """The token grid."""
-        return self.config.grid
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "num_classes": self.num_classes}
+
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        return cls(VideoClassifierConfig.from_dict(values["config"]), values["num_classes"])
 
     def forward_features(self, video: Tensor) -> Tensor:
         """[B, C, T, H, W] (uint8, or floating point in [0, 1]) to [B, D], before dropout and head."""
@@ -78,25 +83,18 @@ class VideoClassifier(nn.Module):
         """Class scores [B, num_classes] before softmax. Raises InputError on a video of another shape."""
         return self.head(self.dropout(self.forward_features(video)))
 
-    @classmethod
-    def from_pretrained(
-        cls, videomae: VideoMAE, num_classes: int, *, init_scale: float = 0.001, **overrides: object
-    ) -> VideoClassifier:
-        """A classifier with the weights of a pre-trained encoder.
+    def load_encoder(self, source: VideoModel) -> None:
+        """Take over the encoder's weights of another model of the same clip shape and widths.
 
         The encoder's final norm is dropped where tokens are averaged and `fc_norm` starts fresh, as
-        published. `overrides` replace fields of VideoClassifierConfig (drop_path, dropout, ...); the clip
-        shape must stay (another shape: `vmae.core.weights.checkpoint.adapt_model`).
+        published. Raises InputError for another clip shape (`vmae.core.weights.checkpoint.adapt_model`).
         """
-        config = VideoClassifierConfig.from_encoder(videomae.config, init_scale=init_scale, **overrides)
-        if config.grid != videomae.grid:
+        if self.grid != source.grid:
             raise InputError(
-                f"expected the pre-trained clip shape {videomae.grid.clip_shape}"
-                f" ({videomae.grid.describe()}), got {config.grid.clip_shape} ({config.grid.describe()})"
+                f"expected the pre-trained clip shape {source.grid.clip_shape}"
+                f" ({source.grid.describe()}), got {self.grid.clip_shape} ({self.grid.describe()})"
             )
-        model = cls(config, num_classes)
-        state = videomae.encoder.state_dict()
-        if config.pool == "mean":
+        state = source.encoder.state_dict()
+        if self.config.pool == "mean":
             state = {k: v for k, v in state.items() if not k.startswith("norm.")}
-        model.encoder.load_state_dict(state)
-        return model
+        self.encoder.load_state_dict(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -247,6 +247,33 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
+class VideoModel(nn.Module):
+    """A model on the encoder: what checkpoints, training and measuring ask of every one.
+
+    Another one (a detector, a student of a distillation) is a subclass and an entry of
+    `vmae.core.weights.models.MODELS`.
+    """
+
+    title: ClassVar[str]
+    """What it is called in an error's sentence, with its article."""
+    config: EncoderConfig
+    encoder: Encoder
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid."""
+        return self.config.grid
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON values that `from_description` makes it again from, with fresh weights."""
+        return {"config": self.config.to_dict()}
+
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `describe`; other keys of `values` are left alone. InputError for bad values."""
+        raise NotImplementedError
+
+
 class Decoder(nn.Module):
     """Blocks over visible and mask tokens; predicts the patches of the last ones."""
 
@@ -273,13 +300,15 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class VideoMAE(nn.Module):
+class VideoMAE(VideoModel):
     """The pre-training model, V1 and V2.
 
     Videos are uint8 (0 to 255) or floating point in [0, 1], [B, C, T, H, W] with any strides (a permuted
     view of a loader's [B, T, H, W, C] is welcome); normalisation happens inside.
     """
 
+    title = "a pre-trained model"
+    config: VideoMAEConfig
     pos_embed: Tensor
 
     def __init__(self, config: VideoMAEConfig) -> None:
@@ -296,10 +325,9 @@ class VideoMAE(nn.Module):
         # As in the official code, encoder_to_decoder keeps torch's own initialisation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    @property
-    def grid(self) -> TokenGrid:
-        """The token grid."""
-        return self.config.grid
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        return cls(VideoMAEConfig.from_dict(values["config"]))
 
     def forward(self, video: Tensor, mask: TokenMask, decode: Tensor | None = None) -> Tensor:
         """The pre-training loss, a scalar of float32 (float64 for a float64 model).
@@ -409,20 +437,19 @@ def check_finite(video: Tensor) -> None:
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, video: Tensor, layer: int) -> Tensor:
+def attention_maps(model: VideoModel, video: Tensor, layer: int) -> Tensor:
     """The attention weights of one encoder layer on the whole clip, [B, heads, N, N], rows are queries.
 
-    `model` has an `encoder` (VideoMAE or VideoClassifier); `layer` counts from 0, negative from the end.
+    `layer` counts from 0, negative from the end.
     Computed on demand, outside the training path. Raises InputError for a layer that is not there.
     """
-    encoder: Any = model.encoder
-    grid = encoder.config.grid
+    encoder, grid = model.encoder, model.grid
     grid.check_video(video)
     depth = len(encoder.blocks)
     if not -depth <= layer < depth:
         raise InputError(f"expected a layer from 0 to {depth - 1} (or negative from the end), got {layer}")
     x = encoder.embed(video, all_indices(video, grid))
-    blocks = list(encoder.blocks)
+    blocks: list[Any] = list(encoder.blocks)
     chosen = layer % depth
     for block in blocks[:chosen]:
         x = block(x)

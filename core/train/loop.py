@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError, VmaeError
+from vmae.core.model.videomae import VideoModel
 from vmae.core.numerics import autocast, derive_seed, resolve_precision
 from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
 from vmae.core.train.graph import CapturedBackward
@@ -34,7 +35,8 @@ from vmae.core.train.state import list_states, load_newest_state, save_state
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.loader import build_loader
-from vmae.core.weights.checkpoint import build_model, describe_model, save_model
+from vmae.core.weights.checkpoint import save_model
+from vmae.core.weights.models import build_model, describe_model
 
 
 class TrainingDiverged(VmaeError):
@@ -71,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        model: nn.Module,
+        model: VideoModel,
         dataset: ClipDataset,
         *,
         optim: OptimConfig,

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import CheckpointError, InputError
-from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.grid import TokenGrid
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoModel
+from vmae.core.weights.models import FORMAT, build_model, describe_model
 
-FORMAT = "vmae-1"
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
 
-def save_model(path: str | os.PathLike[str], model: nn.Module, meta: dict[str, Any] | None = None) -> Path:
-    """Write a VideoMAE or VideoClassifier with its configuration and `meta` (JSON values).
+def save_model(path: str | os.PathLike[str], model: VideoModel, meta: dict[str, Any] | None = None) -> Path:
+    """Write a model of `vmae.core.weights.models.MODELS` with its configuration and `meta` (JSON values).
 
     A `path` ending in `.safetensors` becomes one file, which carries the configuration in its header; any
     other becomes a directory with `model.safetensors` (the same file) and a readable `config.json`. Writes
@@ -56,7 +55,7 @@ def save_model(path: str | os.PathLike[str], model: nn.Module, meta: dict[str, A
     return file
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[VideoMAE | VideoClassifier, dict[str, Any]]:
+def load_model(path: str | os.PathLike[str]) -> tuple[VideoModel, dict[str, Any]]:
     """Read what `save_model` wrote: `(model, meta)`, on the CPU, in training mode, in the saved dtype.
 
     Raises CheckpointError where the file is missing, cut short, of another format or does not match its
@@ -110,17 +109,6 @@ def match_dtype(model: nn.Module, state: dict[str, Tensor], source: str) -> None
     model.to(dtypes.pop())
 
 
-def build_model(header: dict[str, Any]) -> VideoMAE | VideoClassifier:
-    """The model (fresh weights) that a checkpoint's header describes."""
-    kind = header.get("model")
-    if kind == "VideoMAE":
-        return VideoMAE(VideoMAEConfig.from_dict(header["config"]))
-    if kind == "VideoClassifier":
-        config = VideoClassifierConfig.from_dict(header["config"])
-        return VideoClassifier(config, header["num_classes"])
-    raise CheckpointError(f"expected a checkpoint of VideoMAE or VideoClassifier, got {kind!r}")
-
-
 def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
     """Load `state` into `model`; every key and shape must match, else a CheckpointError lists both sides."""
     own = model.state_dict()
@@ -153,25 +141,8 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def describe_model(model: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about itself: format, class, configuration, meta."""
-    kind = next((c for c in (VideoMAE, VideoClassifier) if isinstance(model, c)), None)
-    if not isinstance(model, VideoMAE | VideoClassifier) or kind is None:
-        raise CheckpointError(f"expected a VideoMAE or VideoClassifier to save, got {type(model).__name__}")
-    header: dict[str, Any] = {
-        "format": FORMAT,
-        # A sharded model's class is one that FSDP made.
-        "model": kind.__name__,
-        "config": model.config.to_dict(),
-        "meta": meta,
-    }
-    if isinstance(model, VideoClassifier):
-        header["num_classes"] = model.num_classes
-    return header
-
-
 def adapt_model(
-    model: VideoMAE | VideoClassifier,
+    model: VideoModel,
     *,
     frames: int | None = None,
     height: int | None = None,
@@ -179,7 +150,7 @@ def adapt_model(
     patch_size: int | None = None,
     tubelet_size: int | None = None,
     resize_patch_embed: bool = False,
-) -> tuple[VideoMAE | VideoClassifier, tuple[str, ...]]:
+) -> tuple[VideoModel, tuple[str, ...]]:
     """The same weights for another clip shape: `(model, notes)`, a new model where anything changes.
 
     Another resolution or frame count changes no weight; the fixed positions of the new grid are interpolated

@@ -12,7 +12,7 @@ from vmae.core.errors import CheckpointError, InputError, nearest
 
 if TYPE_CHECKING:
     # torch is imported only to read a checkpoint, not to list or fetch one.
-    from vmae.core.weights.convert import Loaded
+    from vmae.core.weights.models import Loaded
 
 _HF = "hf://"
 _DRIVE = "https://drive.google.com/file/d/"
@@ -164,7 +164,8 @@ def load_init(
     (with what to download by hand and where to put it).
     """
     from vmae.core.weights.checkpoint import adapt_model
-    from vmae.core.weights.convert import Loaded, read_model
+    from vmae.core.weights.convert import read_model
+    from vmae.core.weights.models import Loaded
 
     path = resolve(source)
     loaded = read_model(path, num_heads=num_heads)

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from vmae.core.config import override
-from vmae.core.errors import InputError
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress, progress
 from vmae.core.train.task import Report
 from vmae.core.video.demo_data import make_demo_data
 from vmae.core.weights.checkpoint import load_model
+from vmae.core.weights.models import expect_model
 from vmae.experiments import recipes, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.finetuning import finetune_stage
@@ -75,12 +75,7 @@ def compare(
             loss = result.metrics["loss"]
             rows.append({"seed": seed, "arm": "pre-training", "loss": loss, "steps": result.steps})
         else:
-            loaded, _ = load_model(pretrained)
-            if not isinstance(loaded, VideoMAE):
-                raise InputError(
-                    f"--pretrained: expected a pre-trained model, got a classifier: {pretrained}"
-                )
-            model = loaded
+            model = expect_model(load_model(pretrained)[0], VideoMAE, f"--pretrained {pretrained}")
         for arm, changes in ARMS.items():
             config = override(finetuning, {**changes, "train.seed": seed})
             name = arm.replace(" ", "-").replace(",", "")

@@ -548,6 +548,7 @@ def _task_in(runs_dir: Path, work: str, config: dict[str, Any], home: str, threa
 
     from vmae.core.config import from_dict
     from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.checkpoint import load_model
     from vmae.experiments import run
 
@@ -560,7 +561,7 @@ def _task_in(runs_dir: Path, work: str, config: dict[str, Any], home: str, threa
     if work == "evaluate":
         assert isinstance(loaded, VideoClassifier)
         return _evaluated(loaded, settings, part / "evaluation", cache, device)
-    assert not isinstance(loaded, VideoClassifier)
+    assert isinstance(loaded, VideoMAE)
     return _measured(work, loaded, settings, run.open_data(settings, cache), device)
 
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from vmae.cli.main import main
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.weights.convert import read_model, to_official
+from vmae.core.weights.convert import read_model
+from vmae.core.weights.official import to_official
 
 
 def test_official_to_hf_to_ours_and_back(tmp_path: Path) -> None:

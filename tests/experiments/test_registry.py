@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
@@ -79,7 +79,8 @@ print("RESULT", json.dumps([vmae.__file__, *[m.predict(sys.argv[4:]) for m in mo
 def test_registered_models_predict_in_a_fresh_process(store: Store, mini_data: Path, tmp_path: Path) -> None:
     pretrained = _model()
     torch.manual_seed(1)
-    classifier = VideoClassifier.from_pretrained(pretrained, 3, init_scale=1.0)
+    classifier = VideoClassifier(VideoClassifierConfig.from_encoder(pretrained.config, init_scale=1.0), 3)
+    classifier.load_encoder(pretrained)
     runs = [
         _run(store, "pre", pretrained, {}),
         _run(store, "tuned", classifier, {"labels": ["up", "down", "left"]}),

@@ -318,10 +318,16 @@ def test_initialisation_is_the_official_one() -> None:
         assert tensor.abs().max().item() == pytest.approx(largest, abs=0.001)
 
 
+def on_encoder(pretrained: VideoMAE, **changes: Any) -> VideoClassifier:
+    model = VideoClassifier(VideoClassifierConfig.from_encoder(pretrained.config, **changes), 5)
+    model.load_encoder(pretrained)
+    return model
+
+
 class TestClassifier:
     def test_takes_a_pretrained_encoder(self) -> None:
         pre = build().float()
-        model = VideoClassifier.from_pretrained(pre, 5, drop_path=0.1, dropout=0.2)
+        model = on_encoder(pre, drop_path=0.1, dropout=0.2)
         assert model.config.drop_path == 0.1 and model.dropout.p == 0.2
         own = model.encoder.state_dict()
         assert all(
@@ -331,12 +337,12 @@ class TestClassifier:
         assert model.head.weight.abs().max() < 1e-4
         assert model(clip(pre.grid).float()).shape == (2, 5)
         with pytest.raises(InputError, match="expected the pre-trained clip shape"):
-            VideoClassifier.from_pretrained(pre, 5, height=32)
+            on_encoder(pre, height=32)
 
     def test_pools(self) -> None:
         pre = build().float()
         video = clip(pre.grid).float()
-        mean, first = (VideoClassifier.from_pretrained(pre, 5, pool=p).eval() for p in ("mean", "first"))
+        mean, first = (on_encoder(pre, pool=p).eval() for p in ("mean", "first"))
         torch.testing.assert_close(first.forward_features(video), pre.encode(video)[:, 0])
         tokens = mean.encoder(video, torch.arange(pre.grid.num_tokens).expand(2, -1))
         torch.testing.assert_close(mean.forward_features(video), mean.fc_norm(tokens.mean(1)))

@@ -18,7 +18,8 @@ from torch import Tensor
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.masking import mask_from_bool
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
-from vmae.core.weights.convert import hf_keys, load_official_state, official_keys
+from vmae.core.weights.hf import hf_keys
+from vmae.core.weights.official import load_official_state, official_keys
 from vmae.kernels import patch_targets
 
 Open = Callable[[str], Any]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vmae.core.errors import CheckpointError, InputError
-from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, config_pos_embed
 from vmae.core.weights.checkpoint import adapt_model, load_model, save_model
@@ -84,7 +84,7 @@ def test_patch_changes_are_refused_unless_asked_for() -> None:
 def test_resized_patches_see_the_same_picture(kind: str) -> None:
     source: Any = build()
     if kind == "classifier":
-        source = VideoClassifier.from_pretrained(source, 3)
+        source = VideoClassifier(VideoClassifierConfig.from_encoder(source.config), 3)
     finer, notes = adapt_model(
         source, patch_size=16, height=64, width=64, tubelet_size=4, frames=16, resize_patch_embed=True
     )

@@ -17,9 +17,12 @@ from torch import Tensor
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.masking import sample_mask
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, VideoModel
 from vmae.core.weights.checkpoint import load_model, save_model
-from vmae.core.weights.convert import Loaded, load_pickle, read_model, to_official, write_model
+from vmae.core.weights.convert import read_model, write_model
+from vmae.core.weights.foreign import load_pickle
+from vmae.core.weights.models import Loaded
+from vmae.core.weights.official import to_official
 
 SIZE: dict[str, Any] = {
     "frames": 4,
@@ -56,7 +59,7 @@ def classifier(**overrides: Any) -> VideoClassifier:
     return model
 
 
-BUILD: dict[str, Callable[..., VideoMAE | VideoClassifier]] = {"pretrain": pretrain, "classifier": classifier}
+BUILD: dict[str, Callable[..., VideoModel]] = {"pretrain": pretrain, "classifier": classifier}
 
 
 def clip() -> Tensor:
@@ -254,7 +257,7 @@ def test_an_edited_config_beside_the_weights_is_noticed(tmp_path: Path) -> None:
     same(load_model(tmp_path)[0], classifier())
 
 
-def hf_directory(folder: Path, model: VideoMAE | VideoClassifier) -> dict[str, Tensor]:
+def hf_directory(folder: Path, model: VideoModel) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     write_model(folder, model, "hf")
@@ -363,7 +366,7 @@ def test_we_load_what_transformers_writes(tmp_path: Path, kind: str, mean_poolin
     compare_with_transformers(loaded.model.eval(), peer.eval())
 
 
-def compare_with_transformers(model: VideoMAE | VideoClassifier, peer: Any) -> None:
+def compare_with_transformers(model: VideoModel, peer: Any) -> None:
     """Both in float64 on a random clip: outputs and, in pre-training, loss and gradients."""
     model.double()
     peer.double()

@@ -20,7 +20,8 @@ from safetensors.torch import load
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.weights.convert import to_official, write_model
+from vmae.core.weights.convert import write_model
+from vmae.core.weights.official import to_official
 from vmae.core.weights.zoo import ZOO, find, load_init, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
