@@ -1,0 +1,116 @@
+"""Overlapping windows of a whole video, each frame decoded, scaled and cropped once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.video import augment
+from vmae.core.video.reader import OpenVideo, VideoInfo, open_video
+from vmae.core.video.sampling import sliding_windows
+
+CHUNK = 64
+"""Frames of a folder of images or a .npy clip that are read at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """Which frames of a video a feature is made of, and what of a frame is seen."""
+
+    frames: int = 16
+    """Frames that the model takes."""
+    window: int = 16
+    """Frames of the video that a window spans: `frames` of them, `window // frames` apart."""
+    stride: int = 4
+    """Frames between the starts of two windows."""
+    size: tuple[int, int] = (224, 224)
+    """Height and width of a view in pixels; the video keeps its aspect ratio and is cropped to it."""
+    views: int = 1
+    """Crops along the longer side, from end to end; one: the centre."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "window", "stride", "views"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.window % self.frames:
+            raise InputError(
+                f"window: expected a multiple of the model's {self.frames} frames, got {self.window}"
+            )
+
+    @property
+    def sampling_rate(self) -> int:
+        """Frames of the video between two frames of a window."""
+        return self.window // self.frames
+
+    def indices(self, num_frames: int) -> np.ndarray:
+        """The frames of each window of a video, int64 `[num_windows, frames]` (`sliding_windows`)."""
+        return sliding_windows(num_frames, self.frames, self.stride, self.sampling_rate)
+
+
+def read_windows(
+    path: str,
+    config: WindowConfig,
+    *,
+    batch: int = 8,
+    info: VideoInfo | None = None,
+    timeout_s: float = 30.0,
+) -> Generator[np.ndarray, None, None]:
+    """The windows of a video in order, uint8 `[B, views, T, H, W, 3]` with up to `batch` at a time.
+
+    Frames that a later window needs again are kept, so memory is that of a batch and a window, whatever the
+    video's length. `timeout_s` limits the opening, and the reading of each batch. Raises VideoError for a bad
+    file, also in its middle.
+    """
+    with open_video(path, info=info, timeout_s=timeout_s) as video:
+        info = video.info
+        windows = config.indices(info.num_frames)
+        side = max(config.size)
+        height, width = info.resized(side if side < min(info.height, info.width) else None)
+        regions = augment.view_boxes(height, width, config.views, config.size[1] / config.size[0])
+        held: dict[int, np.ndarray] = {}
+        shape = (config.views, config.frames, *config.size, 3)
+        out = np.empty((min(batch, len(windows)), *shape), np.uint8)
+        row = done = 0
+        with closing(_frames(video, np.unique(windows), height, width)) as frames:
+            for index, frame in frames:
+                views = held[index] = np.empty((config.views, 1, *config.size, 3), np.uint8)
+                for region, view in zip(regions, views, strict=True):
+                    augment.crop_resize(frame[None], region, view)
+                while done < len(windows) and index == windows[done, -1]:
+                    for t, i in enumerate(windows[done].tolist()):
+                        out[row, :, t] = held[i][:, 0]
+                    row, done = row + 1, done + 1
+                    if row == len(out):
+                        yield out
+                        video.restart_clock()
+                        row, out = 0, np.empty((min(batch, max(1, len(windows) - done)), *shape), np.uint8)
+                first = int(windows[min(done, len(windows) - 1), 0])
+                held = {i: v for i, v in held.items() if i >= first}
+        if done < len(windows):
+            decoded = max(held, default=-1) + 1
+            raise VideoError(path, "truncated", f"expected {info.num_frames} frames, decoded {decoded}")
+
+
+def _frames(
+    video: OpenVideo, wanted: np.ndarray, height: int, width: int
+) -> Generator[tuple[int, np.ndarray], None, None]:
+    """Each frame of `wanted` (sorted, each once) with its number, uint8 `[height, width, 3]`."""
+    if video.info.backend in ("npy", "frames"):
+        short = min(height, width) if (height, width) != (video.info.height, video.info.width) else None
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            yield from zip(chunk.tolist(), video.read(chunk, short), strict=True)
+        return
+    ahead = iter(wanted.tolist())
+    index = next(ahead)
+    with closing(video.decode()) as frames:
+        for count, frame in enumerate(frames):
+            if count == index:
+                yield count, video.to_array(frame, (height, width))
+                index = next(ahead, -1)
+                if index < 0:
+                    return
