@@ -25,6 +25,22 @@ from vmae.cli.options import address_options, fitness_shown, runs_dir_option, se
     show_default=True,
     help="mean: over all tokens; time: over space, time slots side by side; tokens: all of them.",
 )
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    help="Frames of a window: features of all windows of the whole video, in the folder OUT.",
+)
+@click.option(
+    "--stride", type=click.IntRange(1), help="Frames between windows (with --window).  [default: 4]"
+)
+@click.option("--views", type=click.IntRange(1), help="Crops averaged (with --window).  [default: 1]")
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16"]), help="Of the files (with --window).  [default: fp32]"
+)
+@click.option("--prefix", help="What files' names begin with (with --window), such as v_.  [default: none]")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes, a video each (with --window).  [default: 1]"
+)
 @address_options
 @set_option
 @runs_dir_option
@@ -34,26 +50,59 @@ def features(
     checkpoint: str,
     data_root: Path | None,
     pooling: str,
+    window: int | None,
+    stride: int | None,
+    views: int | None,
+    dtype: str | None,
+    prefix: str | None,
+    workers: int | None,
     address: str | None,
     gpus: float,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
-    """Write the features of the central clip of every video of CSV to OUT (.npz).
+    """Write the features of the central clip of every video of CSV to OUT (.npz), or with --window those of
+    all its windows to the folder OUT.
 
-    OUT holds `x` float32 [M, D] (tokens: [M, N, D]), `labels`, `paths` and `index` (the line in CSV). Videos
-    that cannot be read are named, left out, and make the exit code 1. Run the same command again to go on
-    where it was killed. With --address the videos are shared by a cluster's nodes.
+    OUT.npz holds `x` float32 [M, D] (tokens: [M, N, D]), `labels`, `paths` and `index` (the line in CSV).
+    Videos that cannot be read are named, left out, and make the exit code 1. Run the same command again to go
+    on where it was killed. With --address the videos are shared by a cluster's nodes.
+
+    With --window CSV may also be a folder of videos or one path a line, and OUT gets ID.npy [num_windows, D]
+    of each (ActionFormer's layout), or is one .parquet (docs/features.md).
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning, video_map
+    from vmae.experiments import finetuning, video_map, windowed
     from vmae.experiments.tracking import store_at
 
-    if out.suffix != ".npz":
-        raise InputError(f"expected OUT to end in .npz, got {out}")
     store = store_at(runs_dir)
+    if window is not None:
+        if assignments or pooling != "mean":
+            raise InputError("expected --window without --set and --pooling: the clip's shape is the model's")
+        r = windowed.windowed_run(
+            store,
+            checkpoint,
+            csv,
+            out,
+            windows={"window": window, "stride": stride or 4, "views": views or 1},
+            data_root=data_root,
+            prefix=prefix or "",
+            dtype=dtype or "fp32",
+            workers=workers or 1,
+            address=address,
+            gpus=gpus,
+            progress=lambda videos: progress("windowed features", videos, unit="video"),
+        )
+        click.echo(f"{out}: {r.windows} windows x {r.dim} of {r.videos} videos")
+        _report(r.failed)
+        return
+    for name, value in (("stride", stride), ("views", views), ("dtype", dtype), ("prefix", prefix)):
+        if value is not None:
+            raise InputError(f"expected --{name} with --window, got it alone")
+    if out.suffix != ".npz":
+        raise InputError(f"expected OUT to end in .npz (or --window for a folder), got {out}")
     config = finetuning.evaluation_config(store, checkpoint)
     changes: dict[str, object] = {"data.test_csv": str(csv)}
     if data_root is not None:
@@ -71,6 +120,11 @@ def features(
             progress=lambda videos: progress("features", videos, unit="video"),
         )
     click.echo(f"{out}: {' x '.join(str(n) for n in found)} ({pooling})")
+    _report(failed)
+
+
+def _report(failed: list[tuple[str, str]]) -> None:
+    """Name the videos that are left out; exit code 1 where there are any."""
     for path, reason in failed[:20]:
         click.echo(f"bad: {path}: {reason}")
     if len(failed) > 20:

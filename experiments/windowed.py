@@ -1,0 +1,363 @@
+"""Windowed features of a list of videos: one `.npy` a video, as ActionFormer reads them, or one parquet.
+
+A folder of features holds, beside `[num_windows, D]` of each video, `features.json` (what they were made
+with, and what ActionFormer's configuration has to say about them) and `videos.jsonl` (a line a finished
+video: file, frames, rate, length). A file appears whole or not at all; a run goes on where it was killed, and
+one with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vmae.core.errors import InputError, VideoError, VmaeError
+from vmae.core.measure.windowed import window_features
+from vmae.core.progress import Progress
+from vmae.core.video.annotations import VIDEO_SUFFIXES, read_annotations, read_lines
+from vmae.core.video.isolate import Outcome, run_isolated
+from vmae.core.video.reader import cached_info
+from vmae.core.video.windows import WindowConfig
+from vmae.core.weights.checkpoint import load_model
+from vmae.experiments.files import read_json, write_json
+from vmae.experiments.run import default_device
+from vmae.experiments.tracking import Store
+from vmae.experiments.video_map import place, shared_checkpoint, weights_file
+from vmae.experiments.weights import load_model_at, model_source
+
+SETTINGS = "features.json"
+JOURNAL = "videos.jsonl"
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+PREFIXES = {"thumos": "", "fineaction": "", "activitynet": "v_", "hacs": "v_"}
+"""What a data set's feature files begin with, before the id of the video."""
+_LONGEST_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowedWork:
+    """What every video goes through; sent to workers, which read and write under the same paths."""
+
+    checkpoint: str
+    windows: WindowConfig
+    out: str
+    dtype: str = "fp32"
+    batch: int = 8
+    """Windows at a time."""
+    precision: str = "auto"
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowedResult:
+    """What `windowed_run` leaves: how many videos and windows, of what width; what failed, as (path, why)."""
+
+    videos: int
+    windows: int
+    dim: int
+    before: int
+    """Videos that an earlier run had done."""
+    failed: list[tuple[str, str]]
+
+
+def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list[str]:
+    """The videos of a folder (all below it, sorted), or of a list in any format, or of one path a line.
+
+    Raises InputError where there is none.
+    """
+    path = Path(listed)
+    if path.is_dir():
+        found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    else:
+        root = Path(data_root) if data_root else path.parent
+        lines = [line for _, line in read_lines(path)]
+        if lines and all(Path(line).suffix.lower() in VIDEO_SUFFIXES for line in lines):
+            found = [str(root / line) for line in lines]
+        else:
+            found = [s.path for s in read_annotations(path, data_root)] if lines else []
+        found = list(dict.fromkeys(found))
+    if not found:
+        raise InputError(f"{listed}: expected at least one video, got none")
+    return found
+
+
+def video_ids(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
+    """Name of the feature file (without suffix) -> path: the video's stem, beginning with `prefix`.
+
+    Raises InputError where two videos would share a file.
+    """
+    ids: dict[str, str] = {}
+    for path in paths:
+        stem = Path(path).stem if Path(path).suffix.lower() in VIDEO_SUFFIXES else Path(path).name
+        name = stem if stem.startswith(prefix) else prefix + stem
+        if name in ids:
+            raise InputError(f"expected every video's name once, got {ids[name]} and {path}")
+        ids[name] = path
+    return ids
+
+
+def windowed_run(
+    store: Store,
+    source: str,
+    listed: str | Path,
+    out: Path,
+    *,
+    windows: dict[str, int],
+    data_root: str | Path | None = None,
+    prefix: str = "",
+    dtype: str = "fp32",
+    batch: int = 8,
+    precision: str = "auto",
+    workers: int = 1,
+    address: str | None = None,
+    gpus: float = 0.0,
+    progress: Callable[[int], Progress] | None = None,
+) -> WindowedResult:
+    """Write the windowed features of every video of `listed` (see `vmae features --window`).
+
+    `windows` are `window`, `stride` and `views` of WindowConfig; the rest of it is the model's. `out` is a
+    folder, or a `.parquet` file, which is made of the folder beside it. Raises InputError for an empty list,
+    names that collide, or a folder of features made otherwise, VmaeError where no video can be read.
+    """
+    ids = video_ids(list_videos(listed, data_root), prefix)
+    model, meta, _ = load_model_at(store, source)
+    c = model.config
+    config = WindowConfig(frames=c.frames, size=(c.height, c.width), **windows)
+    folder = out.with_suffix("") if out.suffix == ".parquet" else out
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    work = WindowedWork(
+        checkpoint=checkpoint,
+        windows=config,
+        out=str(folder.resolve()),
+        dtype=dtype,
+        batch=batch,
+        precision=precision,
+    )
+    _agree(folder, _settings(work, source, c.embed_dim))
+    done = _finished(folder, ids, work, c.embed_dim)
+    waiting = [(name, os.path.abspath(path)) for name, path in ids.items() if name not in done]
+    failed: list[tuple[str, str]] = []
+    first = [waiting[0][1]] if waiting else []
+    with place(address, [*first, work.out, str(weights_file(checkpoint))], gpus) as where:
+        shown = progress(len(ids)) if progress is not None else None
+        with shown or contextlib.nullcontext():
+            if shown is not None and done:
+                shown.update(len(done))
+                shown.note(f"{len(done)} of {len(ids)} videos were done before")
+            for outcome in _outcomes(work, waiting, where.runner, workers):
+                name, path = waiting[outcome.index]
+                if outcome.failure:
+                    failed.append((path, outcome.detail or outcome.failure))
+                else:
+                    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+                        journal.write(json.dumps(outcome.value) + "\n")
+                    done[name] = outcome.value
+                if shown is not None:
+                    shown.update(1)
+    if not done:
+        raise VmaeError(f"expected a readable video, got none of {len(ids)}: {failed[0][0]}: {failed[0][1]}")
+    rows = [done[name] for name in ids if name in done]
+    if out.suffix == ".parquet":
+        write_parquet(folder, rows, out)
+    return WindowedResult(
+        videos=len(rows),
+        windows=sum(r["windows"] for r in rows),
+        dim=c.embed_dim,
+        before=len(ids) - len(waiting),
+        failed=failed,
+    )
+
+
+def do_video(work: WindowedWork, item: tuple[str, str]) -> dict[str, Any]:
+    """The features of one video `(name, path)`, in a file; returns its line of the journal."""
+    name, path = item
+    info = cached_info(path, timeout_s=work.timeout_s)
+    model = _model(work.checkpoint, weights_file(work.checkpoint).stat().st_mtime_ns)
+    found = window_features(
+        model,
+        path,
+        work.windows,
+        batch=work.batch,
+        device=default_device(),
+        precision=work.precision,
+        info=info,
+        timeout_s=work.timeout_s,
+    )
+    kept = found.astype(DTYPES[work.dtype])
+    if not np.isfinite(kept).all():
+        raise InputError(f"{path}: expected features within fp16's range, got {np.abs(found).max():g}")
+    write_array(Path(work.out) / f"{name}.npy", kept)
+    return {
+        "name": name,
+        "path": path,
+        "frames": info.num_frames,
+        "fps": round(info.fps, 6),
+        "duration_s": round(info.duration_s, 6),
+        "windows": len(kept),
+    }
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """Write a `.npy` that is whole or absent."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            np.save(f, array)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_features(file: Path, dim: int | None = None) -> np.ndarray:
+    """`[num_windows, D]` of one video, float32. Raises InputError where the file is cut short or other."""
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"{file}: expected features, not a whole .npy file ({e})") from None
+    if found.ndim != 2 or found.dtype.kind != "f" or (dim is not None and found.shape[1] != dim):
+        wanted = f"[num_windows, {dim or 'D'}]"
+        raise InputError(f"{file}: expected features {wanted}, got {found.dtype} {list(found.shape)}")
+    return found.astype(np.float32)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings and the journal (the last line of each video) of a folder of windowed features."""
+    settings = read_json(folder / SETTINGS)
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder}: expected windowed features ({SETTINGS}; `vmae features --window`)")
+    return settings, list(_journal(folder).values())
+
+
+def write_parquet(folder: Path, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """One table of all windows: `video`, `start_frame`, `start_s`, `end_s`, `feature`; a group a video."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    settings, _ = read_folder(folder)
+    kind = pa.float16() if settings["dtype"] == "fp16" else pa.float32()
+    schema = pa.schema(
+        [
+            ("video", pa.string()),
+            ("start_frame", pa.int64()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("feature", pa.list_(kind, settings["dim"])),
+        ]
+    )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for row in rows:
+            x = np.load(folder / f"{row['name']}.npy")
+            start = np.arange(len(x)) * settings["stride"]
+            fps = row["fps"] or np.nan  # a folder of images has no rate
+            columns = [
+                pa.array([row["name"]] * len(x)),
+                pa.array(start),
+                pa.array(start / fps),
+                pa.array(np.minimum(start + settings["window"], row["frames"]) / fps),
+                pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1), kind), settings["dim"]),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    temporary.replace(out)
+
+
+def _outcomes(
+    work: WindowedWork, items: list[tuple[str, str]], runner: Any, workers: int
+) -> Iterator[Outcome]:
+    function = functools.partial(do_video, work)
+    if runner is not None:
+        yield from runner(function, items, workers=0, limit_s=_LONGEST_S)
+    elif workers > 1:
+        yield from run_isolated(function, items, workers=workers, limit_s=_LONGEST_S)
+    else:
+        for index, item in enumerate(items):
+            try:
+                yield Outcome(index=index, value=function(item))
+            except VideoError as e:
+                yield Outcome(index=index, failure="error", detail=f"{e.reason}: {e.detail}")
+
+
+def _settings(work: WindowedWork, source: str, dim: int) -> dict[str, Any]:
+    """What decides the numbers, and what ActionFormer's `dataset` section says of them."""
+    with open(weights_file(work.checkpoint), "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    windows = asdict(work.windows)
+    return {
+        "format": "vmae-windows-1",
+        "model": source,
+        "weights": weights,
+        **windows,
+        "size": list(work.windows.size),
+        "dtype": work.dtype,
+        "dim": dim,
+        "actionformer": {
+            "feat_stride": work.windows.stride,
+            "num_frames": work.windows.window,
+            "input_dim": dim,
+            "file_ext": ".npy",
+            "downsample_rate": 1,
+        },
+    }
+
+
+def _agree(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or raise InputError where the folder's features were made with others."""
+    before = read_json(folder / SETTINGS)
+    if before is None:
+        write_json(folder / SETTINGS, settings)
+        return
+    other = [k for k in settings if k != "model" and settings[k] != before.get(k)]
+    if other:
+        raise InputError(
+            f"{folder}: expected a new folder, or the settings of its features; they have other "
+            + ", ".join(f"{k} ({before.get(k)}, now {settings[k]})" for k in other if k != "actionformer")
+        )
+
+
+def _finished(folder: Path, ids: dict[str, str], work: WindowedWork, dim: int) -> dict[str, dict[str, Any]]:
+    """The journal's videos of this list whose files are whole; any other is done again."""
+    done = {}
+    for name, row in _journal(folder).items():
+        file = folder / f"{name}.npy"
+        if name not in ids or not file.is_file():
+            continue
+        try:
+            found = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            continue
+        if found.shape == (row["windows"], dim) and found.dtype == DTYPES[work.dtype]:
+            done[name] = row
+    return done
+
+
+def _journal(folder: Path) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[row["name"]] = row
+        except (ValueError, TypeError, KeyError):
+            continue  # the line that a killed run was writing
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _model(checkpoint: str, modified: int) -> nn.Module:
+    """Loaded once in each process."""
+    return load_model(checkpoint)[0]
