@@ -16,6 +16,11 @@ VERBS: Verbs = {
     "report": ("vmae.cli.bench_report", "report", "Tables and pictures from GPU results."),
     "step": ("vmae.cli.bench_step", "step", "The CPU training step against transformers."),
     "store": ("vmae.cli.bench_store", "store", "Reading a store of 10,000 runs."),
+    "windows": (
+        "vmae.cli.bench_windows",
+        "windows",
+        "Overlapping windows, each frame decoded once, against each by itself.",
+    ),
 }
 
 
