@@ -24,9 +24,10 @@ from torch import nn
 from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.measure.windowed import window_features
 from vmae.core.progress import Progress
-from vmae.core.video.annotations import VIDEO_SUFFIXES, read_annotations, read_lines
+from vmae.core.video.annotations import read_annotations
 from vmae.core.video.isolate import Outcome, run_isolated
-from vmae.core.video.reader import cached_info
+from vmae.core.video.probe_store import cached_info
+from vmae.core.video.samples import VIDEO_SUFFIXES, read_lines
 from vmae.core.video.windows import WindowConfig
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments.files import read_json, write_json
@@ -129,12 +130,11 @@ def windowed_run(
     names that collide, or a folder of features made otherwise, VmaeError where no video can be read.
     """
     ids = video_ids(list_videos(listed, data_root), prefix)
-    model, meta, _ = load_model_at(store, source)
+    model, checkpoint, weights = load_for_windows(store, source)
     c = model.config
     config = WindowConfig(frames=c.frames, size=(c.height, c.width), **windows)
     folder = out.with_suffix("") if out.suffix == ".parquet" else out
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
     work = WindowedWork(
         checkpoint=checkpoint,
         windows=config,
@@ -143,7 +143,7 @@ def windowed_run(
         batch=batch,
         precision=precision,
     )
-    _agree(folder, _settings(work, source, c.embed_dim))
+    _agree(folder, _settings(work, source, weights, c.embed_dim))
     done = _finished(folder, ids, work, c.embed_dim)
     waiting = [(name, os.path.abspath(path)) for name, path in ids.items() if name not in done]
     failed: list[tuple[str, str]] = []
@@ -176,6 +176,14 @@ def windowed_run(
         before=len(ids) - len(waiting),
         failed=failed,
     )
+
+
+def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
+    """The model at `source`, the folder in which other processes find it, and the digest of its weights."""
+    model, meta, _ = load_model_at(store, source)
+    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    with open(weights_file(checkpoint), "rb") as file:
+        return model, checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def do_video(work: WindowedWork, item: tuple[str, str]) -> dict[str, Any]:
@@ -289,16 +297,13 @@ def _outcomes(
                 yield Outcome(index=index, failure="error", detail=f"{e.reason}: {e.detail}")
 
 
-def _settings(work: WindowedWork, source: str, dim: int) -> dict[str, Any]:
+def _settings(work: WindowedWork, source: str, weights: str, dim: int) -> dict[str, Any]:
     """What decides the numbers, and what ActionFormer's `dataset` section says of them."""
-    with open(weights_file(work.checkpoint), "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    windows = asdict(work.windows)
     return {
         "format": "vmae-windows-1",
         "model": source,
         "weights": weights,
-        **windows,
+        **asdict(work.windows),
         "size": list(work.windows.size),
         "dtype": work.dtype,
         "dim": dim,

@@ -12,8 +12,8 @@ from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
-from vmae.core.video.dataset import read_ahead
-from vmae.core.video.reader import VideoInfo
+from vmae.core.video.loader import read_ahead
+from vmae.core.video.probe import VideoInfo
 from vmae.core.video.windows import WindowConfig, read_windows
 
 

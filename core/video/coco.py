@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import PersonBox, Sample, read_lines
 from vmae.core.video.ava import find_films
 from vmae.core.video.boxes import check_boxes, clip_boxes, has_area, to_shares
+from vmae.core.video.samples import PersonBox, Sample, read_lines
 
 KeyFrame = tuple[str, float]
 """The id of a film and a time in seconds."""

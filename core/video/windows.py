@@ -10,8 +10,8 @@ import numpy as np
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video import augment
-from vmae.core.video.reader import OpenVideo, VideoInfo, open_video
-from vmae.core.video.sampling import sliding_windows
+from vmae.core.video.probe import VideoInfo
+from vmae.core.video.reader import OpenVideo, open_video
 
 CHUNK = 64
 """Frames of a folder of images or a .npy clip that are read at a time."""
@@ -47,8 +47,15 @@ class WindowConfig:
         return self.window // self.frames
 
     def indices(self, num_frames: int) -> np.ndarray:
-        """The frames of each window of a video, int64 `[num_windows, frames]` (`sliding_windows`)."""
-        return sliding_windows(num_frames, self.frames, self.stride, self.sampling_rate)
+        """The frames of each window of a video, int64 `[num_windows, frames]`.
+
+        As in V2's feature extractor (`range(0, num_frames - 15, stride)` for 16 frames); a video shorter than
+        a window gives one, whose last frames repeat the video's.
+        """
+        span = (self.frames - 1) * self.sampling_rate + 1
+        starts = np.arange(0, max(1, num_frames - span + 1), self.stride, dtype=np.int64)
+        windows = starts[:, None] + self.sampling_rate * np.arange(self.frames, dtype=np.int64)[None]
+        return np.minimum(windows, num_frames - 1)
 
 
 def read_windows(

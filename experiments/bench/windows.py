@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.video import augment
-from vmae.core.video.reader import VideoInfo, probe_video, read_clip
+from vmae.core.video.probe import VideoInfo, probe_video
+from vmae.core.video.reader import read_clip
 from vmae.core.video.windows import WindowConfig, read_windows
 
 

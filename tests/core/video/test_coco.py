@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import PersonBox
 from vmae.core.video.coco import read_coco, read_images, read_proposals
+from vmae.core.video.samples import PersonBox
 
 IMAGES = [
     {"id": "a/0902", "movie": "a", "timestamp": 902, "width": 400, "height": 200},

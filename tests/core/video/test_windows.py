@@ -9,7 +9,8 @@ import pytest
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video import augment
-from vmae.core.video.reader import OpenVideo, probe_video, read_clip
+from vmae.core.video.probe import probe_video
+from vmae.core.video.reader import OpenVideo, read_clip
 from vmae.core.video.windows import WindowConfig, read_windows
 
 CONFIG = WindowConfig(frames=4, window=4, stride=2, size=(32, 32))
@@ -49,6 +50,15 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.mark.parametrize(("num_frames", "stride"), [(40, 4), (17, 4), (16, 4), (5, 4), (1, 16), (100, 16)])
+def test_indices_are_the_official_extractors(num_frames: int, stride: int) -> None:
+    windows = WindowConfig(stride=stride).indices(num_frames)
+    official = list(range(0, num_frames - 15, stride)) or [0]
+    assert windows[:, 0].tolist() == official
+    assert windows.tolist() == [[min(s + k, num_frames - 1) for k in range(16)] for s in official]
+    assert WindowConfig(frames=8, window=16, stride=5).indices(25).tolist()[1] == list(range(5, 21, 2))
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
