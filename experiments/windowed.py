@@ -39,8 +39,6 @@ from vmae.experiments.weights import load_model_at, model_source
 SETTINGS = "features.json"
 JOURNAL = "videos.jsonl"
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
-PREFIXES = {"thumos": "", "fineaction": "", "activitynet": "v_", "hacs": "v_"}
-"""What a data set's feature files begin with, before the id of the video."""
 _LONGEST_S = 24 * 3600.0
 
 
