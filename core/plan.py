@@ -172,6 +172,35 @@ def classifier_flops(config: EncoderConfig) -> int:
     return 2 * embedding + 3 * config.depth * _block_flops(n, d, config.mlp_dim)
 
 
+def training_flops(config: EncoderConfig, mask: MaskConfig | None = None) -> int:
+    """Matrix-product FLOPs of one clip's forward and backward: pre-training with `mask`, else fine-tuning."""
+    if mask is None:
+        return classifier_flops(config)
+    assert isinstance(config, VideoMAEConfig)
+    return _one(config, mask, batch=1).training_flops
+
+
+def training_bytes(config: EncoderConfig, mask: MaskConfig | None, batch: int, *, half: bool) -> int:
+    """Weights, gradients, AdamW's moments and the activations of `batch` clips, as `training_flops`.
+
+    `half`: bf16 autocast; without it (a CPU) activations are fp32, which doubles them at most.
+    """
+    if mask is not None:
+        assert isinstance(config, VideoMAEConfig)
+        plan = _one(config, mask, batch=batch)
+        return plan.state_bytes + plan.activation_bytes * (1 if half else 2)
+    n, d = config.grid.num_tokens, config.embed_dim
+    kept = config.depth * _block_activations(n, d, config.mlp_dim, config.checkpoint_activations)
+    kept += 2 * n * config.grid.patch_dim
+    parameters = _block_parameters(d, config.mlp_dim) * config.depth + (config.grid.patch_dim + 1) * d + 2 * d
+    return 16 * parameters + batch * kept * (1 if half else 2)
+
+
+def _one(config: VideoMAEConfig, mask: MaskConfig, batch: int) -> Plan:
+    """The plan of one step on one GPU."""
+    return make_plan(config, mask, batch=batch, gpu="h200", gpus=1, videos=batch, epochs=1, utilisation=1.0)
+
+
 def _block_parameters(dim: int, hidden: int) -> int:
     # qkv without a key bias, proj, two norms, two linears
     return 3 * dim * dim + 2 * dim + dim * dim + dim + 4 * dim + 2 * dim * hidden + hidden + dim

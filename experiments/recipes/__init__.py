@@ -8,12 +8,19 @@ from collections.abc import Callable
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
-from vmae.core.plan import classifier_flops, make_plan
+from vmae.core.plan import training_flops
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.recipes import demo, small_data, videomae_v1, videomae_v2
+from vmae.experiments.recipes import demo, small_clips, small_data, videomae_v1, videomae_v2
 
 ALL: dict[str, Callable[[], ExperimentConfig]] = {
-    f.__name__: f for f in (*demo.RECIPES, *small_data.RECIPES, *videomae_v1.RECIPES, *videomae_v2.RECIPES)
+    f.__name__: f
+    for f in (
+        *demo.RECIPES,
+        *small_clips.RECIPES,
+        *small_data.RECIPES,
+        *videomae_v1.RECIPES,
+        *videomae_v2.RECIPES,
+    )
 }
 
 REFERENCE_LOSS: dict[str, tuple[tuple[float, float], ...]] = {
@@ -57,13 +64,9 @@ def cost(config: ExperimentConfig) -> str:
     Forward and backward; repeated samples count, recomputed activations do not. Times the videos of a list:
     `vmae plan` makes hours of it.
     """
-    flops: float = classifier_flops(config.model)
+    flops: float = training_flops(config.model, config.mask if config.job == "pretrain" else None)
     if config.finetune.freeze_encoder and config.job == "finetune":
         flops /= 3  # no backward pass
-    if config.job == "pretrain":
-        flops = make_plan(
-            config.model, config.mask, batch=1, gpu="h200", gpus=1, videos=1, epochs=1, utilisation=1.0
-        ).training_flops
     run = flops * config.data.repeats * config.train.epochs
     return f"{_three(flops / 1e9)} GFLOP a clip, {_three(run / 1e12)} TFLOP a video over the run"
 

@@ -1,0 +1,145 @@
+"""Recipes for 200 to 20,000 short clips of your own, without foreign weights, on two CPU cores or on one GPU.
+
+`vmae recommend LIST` starts from these and sets what the list, the machine and the budget decide. How the CPU
+ones were found, and what did not help: docs/start.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vmae.core.measure.probe import ProbeConfig
+from vmae.core.model.masking import MaskConfig
+from vmae.core.model.videomae import VideoMAEConfig
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.finetune import FinetuneConfig
+from vmae.core.train.mixing import MixConfig
+from vmae.core.train.optim import OptimConfig
+from vmae.core.video.config import DataConfig
+from vmae.experiments.config import ExperimentConfig
+
+
+def small_clips_finetune() -> ExperimentConfig:
+    """Train a tiny classifier on 200 to 2,000 short clips from fresh weights (or --init), on two CPU cores.
+
+    Command: `vmae finetune --recipe small_clips_finetune --data LIST`. No epoch is chosen on the held-out
+    list: the last one's weights are kept.
+    Cost: 0.307 GFLOP a clip, 0.0307 TFLOP a video over the run.
+    """
+    return ExperimentConfig(
+        name="small_clips_finetune",
+        recipe="small_clips_finetune",
+        job="finetune",
+        model=_tiny(),
+        data=_data(),
+        optim=OptimConfig(
+            base_lr=1.6e-2,  # 1e-3 for batches of 16
+            min_lr=0.0,
+            warmup_epochs=10,
+            betas=(0.9, 0.999),
+            layer_decay=0.75,
+            clip_grad=1.0,
+        ),
+        train=TrainConfig(epochs=100, batch_size=16, checkpoint_every=10, best_by=None),
+        finetune=FinetuneConfig(
+            drop_path=0.0, label_smoothing=0.1, mix=MixConfig(mixup=0.0, cutmix=0.0), eval_every=10
+        ),
+    )
+
+
+def small_clips_pretrain() -> ExperimentConfig:
+    """Pre-train the same tiny model on 200 to 20,000 short clips on two CPU cores, for small_clips_finetune.
+
+    Command: `vmae pretrain --recipe small_clips_pretrain --data LIST`.
+    Cost: 0.199 GFLOP a clip, 0.0398 TFLOP a video over the run.
+    """
+    return ExperimentConfig(
+        name="small_clips_pretrain",
+        recipe="small_clips_pretrain",
+        model=_tiny(),
+        mask=MaskConfig(type="tube", ratio=0.75),
+        data=_data(),
+        optim=OptimConfig(base_lr=2.4e-2, min_lr=0.0, warmup_epochs=10, clip_grad=1.0),
+        train=TrainConfig(epochs=200, batch_size=16, checkpoint_every=10),
+        probe=ProbeConfig(kind="linear", pooling="time"),
+    )
+
+
+def small_clips_gpu_finetune() -> ExperimentConfig:
+    """Train ViT-S on 200 to 20,000 short clips from fresh weights (or --init), on one GPU. Not measured yet.
+
+    Command: `vmae finetune --recipe small_clips_gpu_finetune --data LIST`. The optimiser's and the
+    augmentation's values are the CPU recipe's; the clip (16 frames of 112 pixels) and the model are larger,
+    and no GPU was there to say how much that brings.
+    Cost: 59.4 GFLOP a clip, 5.94 TFLOP a video over the run.
+    """
+    base = small_clips_finetune()
+    return replace(
+        base,
+        name="small_clips_gpu_finetune",
+        recipe="small_clips_gpu_finetune",
+        model=_small(),
+        data=replace(base.data, frames=16, size=(112, 112), short_side=128, workers=8),
+        optim=replace(base.optim, base_lr=2e-3),
+        train=replace(base.train, batch_size=64),
+    )
+
+
+def small_clips_gpu_pretrain() -> ExperimentConfig:
+    """Pre-train ViT-S on 200 to 20,000 short clips, on one GPU. Not measured yet, as its fine-tuning.
+
+    Command: `vmae pretrain --recipe small_clips_gpu_pretrain --data LIST`.
+    Cost: 20.2 GFLOP a clip, 16.2 TFLOP a video over the run.
+    """
+    base = small_clips_pretrain()
+    return replace(
+        base,
+        name="small_clips_gpu_pretrain",
+        recipe="small_clips_gpu_pretrain",
+        model=_small(),
+        mask=MaskConfig(type="tube", ratio=0.75),
+        data=replace(base.data, frames=16, size=(112, 112), short_side=128, workers=8),
+        optim=replace(base.optim, base_lr=6e-4, warmup_epochs=40),
+        train=replace(base.train, epochs=800, batch_size=64),
+    )
+
+
+def _tiny() -> VideoMAEConfig:
+    return VideoMAEConfig.from_size(
+        "tiny",
+        height=48,
+        width=48,
+        tubelet_size=4,
+        depth=3,
+        decoder_embed_dim=128,
+        decoder_depth=1,
+        decoder_num_heads=4,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+def _small() -> VideoMAEConfig:
+    return VideoMAEConfig.from_size("small", frames=16, height=112, width=112)
+
+
+def _data() -> DataConfig:
+    return DataConfig(
+        frames=8,
+        sampling="uniform",
+        size=(48, 48),
+        short_side=56,
+        augment="multi_scale_crop",
+        segments=2,
+        crops=1,
+        cache=True,
+        workers=0,
+    )
+
+
+RECIPES = (
+    small_clips_finetune,
+    small_clips_pretrain,
+    small_clips_gpu_finetune,
+    small_clips_gpu_pretrain,
+)

@@ -1,0 +1,260 @@
+"""A configuration for a list of short videos, this machine and a budget of time, each choice with a reason.
+
+`recommend` is a pure function of what the list is like (`ListFacts`), what the machine is (`Machine`), what
+a clip takes (`speed`, a few timed steps) and the seconds there are. It starts from a recipe of `small_clips`
+and changes what these decide; the rest stands in the recipe, beside its measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vmae.core.errors import InputError
+from vmae.core.plan import training_bytes
+from vmae.core.progress import format_duration
+from vmae.core.video.facts import ListFacts
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.outlook import SHORT_S, require_classes
+from vmae.experiments.recipes import small_clips
+
+Job = Literal["pretrain", "finetune"]
+Flip = Literal["auto", "yes", "no"]
+START_S = 8.0
+"""Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
+STRETCH_S = 4.0
+"""What a clip of a long video spans."""
+PROCESS_BYTES = 500 * 2**20
+"""Python with torch, before a model."""
+EPOCHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 100, 120, 150, 200, 250, 300, 400)
+"""Coarse, so that timing steps again seldom gives another configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a training may use; `memory` in bytes, `gpu` the device's name or empty."""
+
+    cores: int
+    memory: int
+    gpu: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds on this machine: a clip's share of a step, decoding a video whole, cutting a clip from it."""
+
+    step_s: float
+    decode_s: float
+    cut_s: float
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One line of the answer."""
+
+    what: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The configuration, why, and what it takes on a machine that is left alone; `memory` in bytes."""
+
+    config: ExperimentConfig
+    choices: tuple[Choice, ...]
+    seconds: float
+    memory: int
+
+
+def default_budget_s(videos: int) -> float:
+    """Two and a half minutes up to 400 videos, then in proportion to them, 20 minutes at most."""
+    return min(1200.0, max(150.0, 150.0 * videos / 400))
+
+
+def recommend(
+    job: Job,
+    lists: ListFacts,
+    machine: Machine,
+    budget_s: float,
+    speed: Callable[[ExperimentConfig], Speed],
+    *,
+    held_out: int = 0,
+    flip: Flip = "auto",
+    start: ExperimentConfig | None = None,
+) -> Recommendation:
+    """Choose clip, augmentation, batch and length of a training.
+
+    `held_out` videos are measured at the end. `start` replaces the recipe to start from, its clip and model
+    stay (an initial model's). `speed` times a configuration, once.
+
+    Raises InputError for labels of one class in fine-tuning and a budget that is not above zero.
+    """
+    require_classes(job, lists.class_counts, lists.classes)
+    if not budget_s > 0:
+        raise InputError(f"--budget: expected more than 0 seconds, got {budget_s:g}")
+    config, choices = start or _recipe(job, machine), []
+    for decide in (_clip, _sampling, _crop, _batch):
+        config, choice = decide(config, lists)
+        choices.append(choice)
+    config, choice = _mirror(config, lists, flip)
+    choices.append(choice)
+    measured = speed(config)
+    config, choice = _length(config, lists, budget_s, measured, held_out)
+    choices += [choice, _threads(config, measured)]
+    seconds = predicted_s(config, lists.videos, held_out, measured)
+    mask = config.mask if job == "pretrain" else None
+    micro = config.train.batch_size // config.train.accumulate * config.data.repeats
+    memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
+    return Recommendation(config=config, choices=tuple(choices), seconds=seconds, memory=memory)
+
+
+def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
+    """Seconds of the whole run on a machine that is left alone."""
+    fixed, epoch = _fixed_s(config, videos, held_out, speed), _epoch_s(config, videos, held_out, speed)
+    return fixed + config.train.epochs * epoch
+
+
+def _fixed_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
+    """Start, decoding into the cache, and the held-out clips at the end (a third of a step: no backward)."""
+    decoding = (videos + held_out) * speed.decode_s / speed.threads if config.data.cache else 0.0
+    views = config.data.segments * config.data.crops if config.job == "finetune" else 1
+    return START_S + decoding + held_out * views * (speed.cut_s + speed.step_s / 3)
+
+
+def _epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
+    """Without worker processes a clip is cut, then trained on; with them the slower side counts."""
+    data = config.data
+    load = speed.cut_s + (0.0 if data.cache else speed.decode_s)
+    step = speed.step_s * data.repeats
+    training = load + step if data.workers == 0 else max(step, load / data.workers)
+    every = config.finetune.eval_every if config.job == "finetune" else 0
+    watched = held_out * (load + speed.step_s / 3) / every if every else 0.0
+    return videos // config.train.batch_size * config.train.batch_size * training + watched
+
+
+def _recipe(job: Job, machine: Machine) -> ExperimentConfig:
+    if machine.gpu:
+        gpu = small_clips.small_clips_gpu_finetune, small_clips.small_clips_gpu_pretrain
+        return gpu[job == "pretrain"]()
+    cpu = small_clips.small_clips_finetune, small_clips.small_clips_pretrain
+    return cpu[job == "pretrain"]()
+
+
+def _clip(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
+    model = config.model
+    value = f"{model.frames} frames, {model.height}x{model.width}, patch {model.patch_size}, tubelet "
+    reason = "the measured default of this kind of machine (docs/start.md)"
+    if config.init:
+        reason = "as the initial weights have it"
+    what = f"{model.grid.num_tokens} tokens for {model.depth} blocks of width {model.embed_dim}: {reason}"
+    return config, Choice(what="clip, model", value=f"{value}{model.tubelet_size}", reason=what)
+
+
+def _sampling(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
+    """Evenly over short videos, a stretch of long ones."""
+    data, frames = config.data, config.data.frames
+    if lists.seconds <= SHORT_S:
+        reason = (
+            f"the median video has {lists.seconds:.1f} s: one frame of each {frames}th of it covers it all"
+        )
+        data = replace(data, sampling="uniform")
+        return replace(config, data=data), Choice(what="sampling", value="uniform", reason=reason)
+    rate = max(1, round(STRETCH_S * lists.fps / frames))
+    data = replace(data, sampling="dense", sampling_rate=rate, segments=max(5, data.segments))
+    reason = (
+        f"the median video has {lists.seconds:.0f} s: a clip shows {frames * rate / lists.fps:.1f} s of it, "
+        f"{data.segments} clips are measured"
+    )
+    return replace(config, data=data), Choice(what="sampling", value=f"every {rate}th frame", reason=reason)
+
+
+def _crop(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
+    """The recipe's crop, from videos that are not enlarged first."""
+    data = config.data
+    native = min(lists.height, lists.width)
+    if native and data.short_side > native:
+        data = replace(data, short_side=native)
+    reason = f"decoded once with a short side of {data.decoded_short_side} of {native} pixels and kept"
+    if data.rand_augment:
+        reason += f"; then {data.rand_augment}"
+    return replace(config, data=data), Choice(what="crop", value=data.augment, reason=reason)
+
+
+def _batch(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
+    """The recipe's batch, less where an epoch would have fewer than four steps."""
+    batch, wanted = config.train.batch_size, config.train.batch_size
+    while batch > 1 and lists.videos < 4 * batch:
+        batch //= 2
+    optim = config.optim
+    reason = f"{lists.videos // batch} steps an epoch: on short lists it is steps that count, not clips"
+    if batch != wanted:
+        # The rate of a step is base_lr * batch / 256: with the root of the batch it falls half as fast.
+        optim = replace(optim, base_lr=optim.base_lr * math.sqrt(wanted / batch))
+        reason += f" (the recipe has {wanted})"
+    train = replace(config.train, batch_size=batch)
+    return replace(config, train=train, optim=optim), Choice(what="batch", value=str(batch), reason=reason)
+
+
+def _mirror(config: ExperimentConfig, lists: ListFacts, flip: Flip) -> tuple[ExperimentConfig, Choice]:
+    """Mirrored clips only on request, and never without a word where the classes' names speak of sides."""
+    sided = lists.sided()
+    named = ", ".join(sided[:4])
+    reason = "nobody said that a mirrored video keeps its class (--flip yes says so)"
+    if sided and flip == "yes":
+        reason = f"--flip yes, although a mirror may turn {named} into another class"
+    elif flip != "auto":
+        reason = f"--flip {flip}"
+    elif sided:
+        reason = f"a mirror may turn {named} into another class"
+    elif config.job == "pretrain":
+        reason = "as the published scripts"
+    data = replace(config.data, flip=flip == "yes")
+    value = "on" if data.flip else "off"
+    return replace(config, data=data), Choice(what="flip", value=value, reason=reason)
+
+
+def _length(
+    config: ExperimentConfig, lists: ListFacts, budget_s: float, speed: Speed, held_out: int
+) -> tuple[ExperimentConfig, Choice]:
+    """As many epochs as end in the budget, and no more than are of use."""
+    budget, videos = format_duration(budget_s), lists.videos
+    most = most_epochs(config.job, videos)
+    for epochs in reversed([e for e in EPOCHS if e <= most]):
+        longer = _with_epochs(config, epochs)
+        if predicted_s(longer, videos, held_out, speed) <= budget_s:
+            break
+    reason = f"what ends in {budget}"
+    if epochs == 1 and predicted_s(longer, videos, held_out, speed) > budget_s:
+        reason = f"not even one ends in {budget}"
+    elif epochs == max(e for e in EPOCHS if e <= most):
+        reason = f"more are of little use on {videos} videos; it ends before {budget}"
+    return longer, Choice(what="epochs", value=str(epochs), reason=reason)
+
+
+def _with_epochs(config: ExperimentConfig, epochs: int) -> ExperimentConfig:
+    """Saved and measured ten times, the first tenth warm-up."""
+    every = max(1, epochs // 10)
+    return replace(
+        config,
+        train=replace(config.train, epochs=epochs, checkpoint_every=every),
+        optim=replace(config.optim, warmup_epochs=max(1.0, epochs / 10)),
+        finetune=replace(config.finetune, eval_every=every),
+    )
+
+
+def most_epochs(job: str, videos: int) -> int:
+    """Epochs above which a training is left to those who ask for it: fewer on longer lists."""
+    scale = 400 if job == "pretrain" else 200
+    return round(min(scale, max(scale / 8, scale * math.sqrt(200 / videos))))
+
+
+def _threads(config: ExperimentConfig, speed: Speed) -> Choice:
+    reason = f"{speed.step_s * 1e3:.1f} ms a clip, the fastest of what was timed"
+    if config.data.workers == 0:
+        reason += f"; cutting a clip takes {speed.cut_s * 1e3:.1f} ms, too little for a process of its own"
+    value = f"{speed.threads}, {config.data.workers}"
+    return Choice(what="threads, loader workers", value=value, reason=reason)
