@@ -46,6 +46,7 @@ VERBS: Verbs = {
     "bench": ("vmae.cli.bench", "bench", "Measure kernels and the loader, side by side."),
     "convert": ("vmae.cli.convert", "convert", "Checkpoints between official, Hugging Face and our format."),
     "zoo": ("vmae.cli.zoo", "zoo", "The published checkpoints: names, recipes, results."),
+    "recommend": ("vmae.cli.recommend", "recommend", "Choose how to train on a list, with reasons."),
     "plan": ("vmae.cli.plan", "plan", "What a pre-training run will cost: FLOPs, memory, hours."),
 }
 

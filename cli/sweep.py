@@ -142,6 +142,7 @@ def sweep(
     Every trial is tracked in MLflow; an interrupted sweep goes on with --resume.
     """
     from vmae.core.errors import InputError
+    from vmae.core.progress import parse_duration
     from vmae.experiments.sweeps import definitions
 
     if list_them:
@@ -163,7 +164,7 @@ def sweep(
     if model_name is not None:
         check_model_name(model_name)
     store = driver.open_store(runs_dir)
-    budget_s = None if budget is None else _seconds(budget)
+    budget_s = None if budget is None else parse_duration(budget, "--budget")
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
         each = (plan.cpus_per_trial if cpus is None else cpus, plan.gpus_per_trial if gpus is None else gpus)
@@ -370,16 +371,3 @@ def _params(
         return given
     chosen = definition.values if values is None else typed_values(definition.path, values, base)
     return [Param(path=definition.path, choices=tuple(chosen)), *given]
-
-
-def _seconds(text: str) -> float:
-    """`4h`, `90m`, `1h30m`, `45s` as seconds."""
-    import re
-
-    from vmae.core.errors import InputError
-
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    total = sum(float(n) * s for n, s in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0
-    if total <= 0:
-        raise InputError(f"--budget: expected a time such as 4h, 90m or 1h30m, got '{text}'")
-    return total

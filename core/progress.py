@@ -12,6 +12,7 @@ inside tests and Ray workers nothing; with `callback` every update goes to a fun
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -61,6 +62,15 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def parse_duration(text: str, option: str) -> float:
+    """`4h`, `90m`, `1h30m`, `45s` as seconds; InputError (naming the option) for anything else."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    total = sum(float(n) * s for n, s in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0
+    if total <= 0:
+        raise InputError(f"{option}: expected a time such as 4h, 90m or 1h30m, got '{text}'")
+    return total
 
 
 def format_value(value: Any) -> str:

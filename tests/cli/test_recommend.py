@@ -1,0 +1,69 @@
+"""`vmae recommend` on a list of small clips: what it prints and the file it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from vmae.cli.main import main
+from vmae.experiments.config import ExperimentConfig
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 12), ("val", 3)):
+        lines = []
+        for i in range(count):
+            np.save(tmp_path / f"{name}{i}.npy", rng.integers(0, 255, (20, 40, 60, 3), np.uint8))
+            lines.append(f"{name}{i}.npy {i % 3}\n")
+        (tmp_path / f"{name}.csv").write_text("".join(lines))
+    (tmp_path / "classes.txt").write_text("left\nright\nup\n")
+    return tmp_path
+
+
+def test_choices_reasons_and_a_file_that_runs_as_it_is(lists: Path) -> None:
+    out = lists / "own.yaml"
+    result = CliRunner().invoke(
+        main, ["recommend", str(lists / "train.csv"), "--budget", "20s", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    for text in (
+        "list: 12 videos of 3 classes, median 0.8 s at 25 frames/s, 60x40; 3 held out",
+        "budget 20s",
+        "a mirror may turn left, right into another class",
+        "steps an epoch",
+        "predicted: ",
+        f"vmae finetune --config {out}",
+    ):
+        assert text in result.output
+    config = ExperimentConfig.load(out)
+    assert (config.job, config.recipe) == ("finetune", "small_clips_finetune")
+    assert (config.data.train_csv, config.data.val_csv) == (str(lists / "train.csv"), str(lists / "val.csv"))
+    assert config.data.sampling == "uniform"
+
+
+def test_pretraining_needs_no_labels_and_fine_tuning_two(lists: Path) -> None:
+    (lists / "one.csv").write_text("".join(f"train{i}.npy 2\n" for i in range(8)))
+    arguments = ["recommend", str(lists / "one.csv"), "--budget", "15s", "--out", str(lists / "x.yaml")]
+    result = CliRunner().invoke(main, arguments)
+    assert "expected labels of two classes or more in the training list, got label 2 on all 8" in str(
+        result.exception
+    )
+    assert not (lists / "x.yaml").exists()
+    result = CliRunner().invoke(main, [*arguments, "--for", "pretrain"])
+    assert result.exit_code == 0, result.output
+    assert ExperimentConfig.load(lists / "x.yaml").job == "pretrain"
+
+
+def test_a_held_out_video_that_is_trained_on_is_told(lists: Path) -> None:
+    (lists / "val.csv").write_text("train0.npy 0\nval1.npy 1\n")
+    result = CliRunner().invoke(
+        main, ["recommend", str(lists / "train.csv"), "--budget", "15s", "--out", str(lists / "x.yaml")]
+    )
+    assert "warning: 1 videos of the held-out list are in the training list" in result.output
+    result = CliRunner().invoke(main, ["recommend", str(lists / "train.csv"), "--budget", "soon"])
+    assert "--budget: expected a time such as 4h, 90m or 1h30m, got 'soon'" in str(result.exception)
