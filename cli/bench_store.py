@@ -33,10 +33,11 @@ def store(runs: int, repeats: int, folder: Path | None, as_json: bool) -> None:
     from vmae.cli.tables import format_table
     from vmae.core.errors import InputError
     from vmae.experiments.bench import store as bench_store
+    from vmae.experiments.layout import RunsDir
 
     if os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError("expected no MLFLOW_TRACKING_URI: this measures an SQLite store of its own")
-    if folder is not None and (folder / "mlflow.db").exists() and not (folder / ".bench").exists():
+    if folder is not None and RunsDir(folder).database.exists() and not (folder / ".bench").exists():
         raise InputError(f"--folder: expected a new folder, got {folder}, which holds a store of real runs")
     with tempfile.TemporaryDirectory() if folder is None else contextlib.nullcontext(str(folder)) as home:
         Path(home).mkdir(parents=True, exist_ok=True)

@@ -62,13 +62,12 @@ def finetune(options: TrainingOptions) -> None:
 def _run_of(options: TrainingOptions, store: Store) -> ExperimentConfig | None:
     """The configuration of the run that --init names where no recipe says how clips are cut."""
     from vmae.core.errors import InputError
-    from vmae.experiments import jobs
     from vmae.experiments.config import ExperimentConfig
 
     init = options.init
     if init is None or options.recipe is not None or options.config_file is not None:
         return None
-    made = jobs.run_dir(store, init) / "config.yaml"
+    made = store.layout.run(init).config
     if Path(init).name != init or not made.is_file():
         raise InputError(
             f"--init {init}: expected a run of this store, which says how clips are cut, or --recipe "

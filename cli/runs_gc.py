@@ -31,11 +31,11 @@ def gc(ctx: click.Context, really: bool, yes: bool, runs_dir: Path | None) -> No
             click.echo(format_table([title, "why", "size"], rows, left=2) + "\n")
     total = sum(o.size for o in orphans)
     if not orphans:
-        click.echo(f"nothing to remove in {store.remote or store.runs_dir}")
+        click.echo(f"nothing to remove in {store.shown(store.runs_dir)}")
         return
     if not really:
         click.echo(f"{size_text(total)} could be freed: vmae runs gc --delete{in_runs_dir(store)}")
         return
     what = f"{count_text(len(orphans), 'entry', 'entries')} ({size_text(total)})"
-    confirm(f"remove {what} from {store.remote or store.runs_dir}?", yes)
+    confirm(f"remove {what} from {store.shown(store.runs_dir)}?", yes)
     click.echo(f"freed {size_text(housekeeping.remove(store, orphans))}")

@@ -206,7 +206,7 @@ def sweep(
         title = definition.title if definition is not None else describe(params)
         sweep_name = definition.name if definition is not None else "custom"
         run_name = run_name or driver.new_name(store, sweep_name)
-        if (driver.sweeps_dir(store) / run_name / "plan.json").exists():
+        if store.layout.sweep(run_name).plan.exists():
             raise InputError(
                 f"--run-name: expected a new name, got '{run_name}', which exists; "
                 f"go on with it by --resume {run_name}"
@@ -263,17 +263,19 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
     from vmae.cli.sweep_display import Display, report
     from vmae.experiments.cluster import ClusterUnfit
     from vmae.experiments.sweeps import driver
+    from vmae.experiments.sweeps.ready import check_place, prepare
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import DONE, FAILED
+    from vmae.experiments.sweeps.tune import ray_ahead
 
     try:
-        driver.check_place(plan)
-        with driver.ray_ahead(plan) if ahead is None else nullcontext(ahead) as ray_start:
+        check_place(plan)
+        with ray_ahead(plan) if ahead is None else nullcontext(ahead) as ray_start:
             with cache_progress("decode") as progress:
-                driver.prepare(plan, store, progress)
+                prepare(plan, store, progress)
             click.echo(
                 f"sweep {plan.name} ({plan.title}): {plan.expected_trials} trials "
-                f"in {store.remote or store.runs_dir}/sweeps/{plan.name}",
+                f"in {store.shown(store.layout.sweep(plan.name).path)}",
                 err=True,
             )
             with Display(plan) as display:
@@ -284,7 +286,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
         click.echo(nodes_table(e.reports), err=True)
         raise
     except KeyboardInterrupt:
-        if not (driver.sweeps_dir(store) / plan.name / "plan.json").exists():
+        if not store.layout.sweep(plan.name).plan.exists():
             raise
         click.echo(
             f"\ninterrupted: finished trials are kept. Go on with: vmae sweep --resume {plan.name}"
@@ -292,7 +294,7 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
             err=True,
         )
         raise SystemExit(130) from None
-    plan = Plan.load(driver.sweeps_dir(store) / plan.name)
+    plan = Plan.load(store.layout.sweep(plan.name))
     report(plan, states, store)
     if model_name is not None:
         from vmae.cli.runs_register import say_registered
@@ -335,14 +337,12 @@ def _plan_to_resume(store: Store, name: str | None, resume: str) -> Plan:
         name, resume = resume, LATEST
     if resume != LATEST:
         return Plan.load(driver.find_sweep(store, resume))
-    plans = [p.parent for p in driver.sweeps_dir(store).glob("*/plan.json")]
-    plans = [p for p in plans if name is None or Plan.load(p).sweep == name]
-    if not plans:
+    found = [s for s in store.layout.all_sweeps() if name is None or Plan.load(s).sweep == name]
+    if not found:
         raise InputError(
-            f"--resume: expected a sweep{f' of {name}' if name else ''} in {driver.sweeps_dir(store)}; "
-            "found none"
+            f"--resume: expected a sweep{f' of {name}' if name else ''} in {store.layout.sweeps}; found none"
         )
-    return Plan.load(max(plans, key=lambda p: (p / "plan.json").stat().st_mtime))
+    return Plan.load(max(found, key=lambda s: s.plan.stat().st_mtime))
 
 
 def _gpus(asked: float | None) -> float:

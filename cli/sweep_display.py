@@ -196,8 +196,6 @@ def comparison_table(plan: Plan, states: list[TrialState], found: list[Group]) -
 
 def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     """Print the table, the winner, the figure's path and what to type next."""
-    from vmae.experiments.sweeps.driver import sweeps_dir
-
     found = groups(states)
     click.echo()
     click.echo(results_table(plan, found))
@@ -222,8 +220,7 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     if baseline is not None:
         facts.append(f"the same network with random weights has {percent(baseline.mean[plan.metric])}")
     click.echo("; ".join([line, *facts]))
-    folder = f"{store.remote}/sweeps" if store.remote else sweeps_dir(store)
-    click.echo(f"figure: {folder}/{plan.name}/{plan.sweep}.png")
+    click.echo(f"figure: {store.shown(store.layout.sweep(plan.name).figure(plan.sweep))}")
     click.echo("\nnext:")
     click.echo(f"  vmae runs list --sweep {plan.name}{in_runs_dir(store)}")
     click.echo(f"  vmae dashboard{'' if store.remote else in_runs_dir(store)}")

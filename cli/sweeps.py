@@ -13,6 +13,7 @@ from vmae.cli.lazy import LazyGroup, Verbs
 from vmae.cli.options import in_runs_dir, runs_dir_option
 
 if TYPE_CHECKING:
+    from vmae.experiments.layout import SweepDir
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import TrialState
 
@@ -37,15 +38,15 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import groups, trial_states, winner
 
-    folder = driver.sweeps_dir(driver.open_store(runs_dir, "reader"))
-    plans = sorted(folder.glob("*/plan.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    store = driver.open_store(runs_dir, "reader")
+    found = sorted(store.layout.all_sweeps(), key=lambda s: s.plan.stat().st_mtime, reverse=True)
     entries: list[dict[str, object]] = []
     rows: list[list[str]] = []
-    for path in plans:
-        plan = Plan.load(path.parent)
-        states = trial_states(plan, path.parent)
+    for sweep in found:
+        plan = Plan.load(sweep)
+        states = trial_states(plan, sweep)
         counts = _counts(states)
-        state = _state(states, path.parent)
+        state = _state(states, sweep)
         best = winner(groups(states), plan.metric)
         value = best.mean[plan.metric] if best else None
         entries.append(
@@ -67,7 +68,8 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(entries, indent=1))
     elif not entries:
-        click.echo(f"no sweeps yet in {folder}; start one with `vmae sweep masking_ratio`")
+        where = store.shown(store.layout.sweeps)
+        click.echo(f"no sweeps yet in {where}; start one with `vmae sweep masking_ratio`")
     else:
         click.echo(format_table(["sweep", "state", "done", "failed", "best", "metric"], rows, left=2))
 
@@ -84,15 +86,15 @@ def status(name: str, watch: bool, as_json: bool, runs_dir: Path | None) -> None
     from vmae.experiments.sweeps.status import trial_states
 
     store = driver.open_store(runs_dir, "reader")
-    folder = driver.find_sweep(store, name)
-    plan = Plan.load(folder)
+    sweep = driver.find_sweep(store, name)
+    plan = Plan.load(sweep)
     if as_json:
-        click.echo(json.dumps(_as_json(plan, trial_states(plan, folder), folder), indent=1))
+        click.echo(json.dumps(_as_json(plan, trial_states(plan, sweep), sweep), indent=1))
         return
     while True:
-        plan = Plan.load(folder)  # a search adds trials as it goes
-        states = trial_states(plan, folder)
-        state = _state(states, folder)
+        plan = Plan.load(sweep)  # a search adds trials as it goes
+        states = trial_states(plan, sweep)
+        state = _state(states, sweep)
         if watch:
             click.clear()
         click.echo(_text(plan, states, state, in_runs_dir(store)))
@@ -107,14 +109,14 @@ def _counts(states: list[TrialState]) -> dict[str, int]:
     return {kind: sum(s.status == kind for s in states) for kind in kinds}
 
 
-def _state(states: list[TrialState], folder: Path) -> str:
+def _state(states: list[TrialState], sweep: SweepDir) -> str:
     """`done`, `failed`, `running`, or `stopped` where trials are left and no driver is there."""
     from vmae.experiments.sweeps.status import is_running
 
     counts = _counts(states)
     if counts["done"] == len(states):
         return "done"
-    if is_running(folder):
+    if is_running(sweep):
         return "running"
     return "failed" if counts["done"] + counts["failed"] == len(states) else "stopped"
 
@@ -150,12 +152,12 @@ def _text(plan: Plan, states: list[TrialState], state: str, where: str) -> str:
     return "\n".join(lines)
 
 
-def _as_json(plan: Plan, states: list[TrialState], folder: Path) -> dict[str, object]:
+def _as_json(plan: Plan, states: list[TrialState], sweep: SweepDir) -> dict[str, object]:
     return {
         "name": plan.name,
         "sweep": plan.sweep,
         "metric": plan.metric,
-        "state": _state(states, folder),
+        "state": _state(states, sweep),
         **_counts(states),
         "trials": [
             {

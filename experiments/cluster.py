@@ -297,7 +297,7 @@ def _try_storage(storage: str, mark: str) -> str:
     """Read the driver's mark and leave one: an empty string, or what went wrong."""
     from pyarrow.fs import FileType
 
-    from vmae.experiments.remote import file_system
+    from vmae.experiments.storage import file_system
 
     try:
         fs, root = file_system(storage)
@@ -331,7 +331,7 @@ def check_cluster(
     from pyarrow.fs import FileSelector
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from vmae.experiments.remote import file_system
+    from vmae.experiments.storage import file_system
 
     with tempfile.TemporaryDirectory() as nowhere:
         place = storage or nowhere

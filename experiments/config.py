@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError
+from vmae.core.files import write_text
 from vmae.core.measure.probe import ProbeConfig
 from vmae.core.model.masking import MaskConfig, mask_counts
 from vmae.core.model.videomae import VideoMAEConfig
@@ -108,8 +109,7 @@ class ExperimentConfig:
         """Write as YAML; `load` reads it back to an equal configuration."""
         import yaml
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(to_dict(self), sort_keys=False))
+        write_text(path, yaml.safe_dump(to_dict(self), sort_keys=False), durable=True)
 
     @classmethod
     def load(cls, path: Path) -> ExperimentConfig:

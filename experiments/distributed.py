@@ -28,13 +28,14 @@ import psutil
 
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
+from vmae.core.files import read_json, write_json
 from vmae.core.train.task import Report, TrainResult
 from vmae.experiments import run
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import read_json, write_json
-from vmae.experiments.remote import EVERY_S, Mirror, StorageAway, scratch
+from vmae.experiments.layout import RunsDir
+from vmae.experiments.storage import EVERY_S, Mirror, StorageAway, scratch
 
 EVENTS, RESULT, STOP, HEARD = "events.jsonl", "result.json", "STOP", "heard.json"
 _HEARING_S = 300.0
@@ -271,7 +272,7 @@ def _worker(payload: dict[str, Any]) -> None:
 
     after_epoch = partial(_until_heard, home, exchange=exchange) if awaited else None
     with repeated(exchange, EVERY_S, "mirror") if rank == 0 else contextlib.nullcontext():
-        _train(config, home, local / "cache", rank, mirror if rank == 0 else None, after_epoch)
+        _train(config, home, RunsDir(local).cache, rank, mirror if rank == 0 else None, after_epoch)
     shutil.rmtree(local)
 
 

@@ -33,6 +33,7 @@ from vmae.experiments import jobs, run, video_map
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
+from vmae.experiments.layout import found_config
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store
 from vmae.experiments.weights import load_model_at, model_source
@@ -177,7 +178,7 @@ def finetune_run(
     with (
         Tracker(
             store,
-            home,
+            home.path,
             name=config.name,
             key=f"run:{config.name}",
             kind="finetune",
@@ -191,7 +192,7 @@ def finetune_run(
             _, result = finetune_stage(
                 config,
                 data,
-                home,
+                home.path,
                 init=init,
                 device=device,
                 tracker=tracker,
@@ -200,13 +201,13 @@ def finetune_run(
             )
         else:
             result = jobs.on_workers(
-                config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
+                config, store, home.path, workers, tracker=tracker, report=report, should_stop=should_stop
             )
         tracker.set_tags({"vmae.checkpoint": str(result.best_model_path or result.model_path)})
         run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
             tracker.finish("KILLED")
-            return FinetuneOutcome(result=result, evaluation=None, folder=home)
+            return FinetuneOutcome(result=result, evaluation=None, folder=home.path)
         evaluation = None
         if data.val is not None:
             place = str(result.best_model_path or result.model_path)
@@ -215,13 +216,13 @@ def finetune_run(
             evaluation = evaluate_stage(
                 best,
                 config,
-                home / "evaluation",
-                store.runs_dir / "cache",
+                home.evaluation,
+                store.layout.cache,
                 device=device,
                 tracker=tracker,
                 progress=shown,
             )
-    return FinetuneOutcome(result=result, evaluation=evaluation, folder=home)
+    return FinetuneOutcome(result=result, evaluation=evaluation, folder=home.path)
 
 
 def evaluate_run(
@@ -247,9 +248,9 @@ def evaluate_run(
     model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)
-    dataset = test_list(config, store.runs_dir / "cache")
+    dataset = test_list(config, store.layout.cache)
     views = dataset.clips_per_video
-    checkpoint = video_map.shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    checkpoint = video_map.shared_checkpoint(model_source(store, source), model, meta, store.layout)
     work = video_map.Work(
         kind="classify",
         checkpoint=checkpoint,
@@ -258,7 +259,7 @@ def evaluate_run(
         batch_size=max(1, config.train.batch_size // views),
         precision=config.train.precision,
     )
-    parts = store.runs_dir / "cache" / "parts"
+    parts = store.layout.parts
     paths = files_to_see(data.test_csv or data.val_csv, "", data.data_root)
     paths.append(str(video_map.weights_file(checkpoint)))
     with video_map.place(address, paths, gpus) as where:
@@ -284,28 +285,27 @@ def evaluate_run(
     )
     create_store(store)
     name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
-    home = jobs.run_dir(store, name)
+    home = store.layout.run(name)
     labels = meta.get("labels") or class_names(config, model.num_classes)
     with Tracker(
         store,
-        home,
+        home.path,
         name=name,
         key=f"run:{name}",
         kind="evaluate",
         params=flatten(config),
         tags={"vmae.checkpoint": source},
     ) as tracker:
-        write_evaluation(evaluation, home / "evaluation", labels, views, tracker)
+        write_evaluation(evaluation, home.evaluation, labels, views, tracker)
     video_map.forget(work, dataset.samples, parts)
-    return evaluation, home / "evaluation"
+    return evaluation, home.evaluation
 
 
 def evaluation_config(store: Store, source: str) -> ExperimentConfig:
     """The configuration to evaluate a model with: its run's, or one with its clip shape and sampling."""
-    path = Path(model_source(store, source))
-    for folder in (path, *path.parents):
-        if (folder / "config.yaml").is_file():
-            return ExperimentConfig.load(folder / "config.yaml")
+    saved = found_config(Path(model_source(store, source)))
+    if saved is not None:
+        return ExperimentConfig.load(saved)
     model, meta, _ = load_model_at(store, source)
     return config_of_model(model, meta)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vmae.experiments import results
-from vmae.experiments.remote import PART, Mirror, Seen
+from vmae.experiments.layout import NOT_RUNS, SPOOL, SweepDir, Tracked, is_of_spool
 from vmae.experiments.results import Run
-from vmae.experiments.tracking import SPOOL_NAME, Store, _client, _Sender, is_of_spool
+from vmae.experiments.storage import PART, Seen
+from vmae.experiments.tracking import Store, _client, _Sender
 
-_NOT_RUNS = ("artifacts", "cache")
 _QUIET_S = 600.0  # a run that wrote its spool within this time may still be at work
 _OLD_TEMPORARY_S = 3600.0
 
@@ -65,10 +62,12 @@ def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
     used = {r.tags[results.CHECKPOINT_TAG]: r.name for r in listed if results.CHECKPOINT_TAG in r.tags}
     orphans: list[Orphan] = []
     kept: list[Orphan] = []
-    files = _files(store)
+    storage = store.storage()
+    storage.pull(store.runs_dir, only=is_of_spool, fresh=True)
+    files = storage.listing(store.runs_dir)
     sizes = _sizes(files, store.runs_dir)
     for home in _run_folders(files, store.runs_dir):
-        start, last = _ends(home / SPOOL_NAME)
+        start, last = _ends(Tracked(home).spool)
         if start is None or start["key"] in keys or any(home.is_relative_to(o.path) for o in orphans):
             continue
         reason = _why_kept(store, home, start, last, keys, used)
@@ -86,30 +85,10 @@ def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
 
 def remove(store: Store, orphans: Sequence[Orphan]) -> int:
     """Delete the files; returns the bytes freed. Raises StorageAway where an object store does not answer."""
-    mirror = Mirror(store.remote, store.runs_dir) if store.remote else None
+    storage = store.storage()
     for orphan in orphans:
-        if mirror is not None:
-            mirror.delete(orphan.path)
-        elif orphan.path.is_dir():
-            shutil.rmtree(orphan.path)
-        else:
-            orphan.path.unlink(missing_ok=True)
+        storage.delete(orphan.path)
     return sum(o.size for o in orphans)
-
-
-def _files(store: Store) -> dict[Path, Seen]:
-    """Every file of the run directory; of one on an object store, with its spools fetched."""
-    if store.remote:
-        mirror = Mirror(store.remote, store.runs_dir)
-        mirror.pull(store.runs_dir, only=is_of_spool, fresh=True)
-        return mirror.listing(store.runs_dir)
-    found = {}
-    for folder, _, names in os.walk(store.runs_dir):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a run is at work
-                stat = os.lstat(f"{folder}/{name}")
-                found[Path(folder, name)] = Seen(stat.st_size, stat.st_mtime)
-    return found
 
 
 def _sizes(files: Mapping[Path, Seen], runs_dir: Path) -> dict[Path, int]:
@@ -125,8 +104,8 @@ def _sizes(files: Mapping[Path, Seen], runs_dir: Path) -> dict[Path, int]:
 
 def _run_folders(files: Mapping[Path, Seen], runs_dir: Path) -> list[Path]:
     """Folders with a spool, a sweep's before its trials'."""
-    homes = sorted(path.parent for path in files if path.name == SPOOL_NAME)
-    return [home for home in homes if home.relative_to(runs_dir).parts[:1] not in [(n,) for n in _NOT_RUNS]]
+    homes = sorted(path.parent for path in files if path.name == SPOOL)
+    return [home for home in homes if home.relative_to(runs_dir).parts[:1] not in [(n,) for n in NOT_RUNS]]
 
 
 def _ends(spool: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -152,17 +131,16 @@ def _why_kept(
     uri = start.get("store")
     if uri != store.uri:
         return f"recorded in another store ({uri or 'not known which'})"
-    trials = sorted(home.glob(f"trials/*/{SPOOL_NAME}"))
-    if any(_Sender(store, spool).pending() for spool in (home / SPOOL_NAME, *trials)):
+    spool = Tracked(home).spool
+    trials = [t.spool for t in SweepDir(home).all_trials() if t.spool.exists()]
+    if any(_Sender(store, each).pending() for each in (spool, *trials)):
         return "has events that were not sent yet (`vmae runs sync`)"
     ended = last is not None and last.get("event") == "finish"
-    if not ended and time.time() - (home / SPOOL_NAME).stat().st_mtime < _QUIET_S:
+    if not ended and time.time() - spool.stat().st_mtime < _QUIET_S:
         return "may still be running"
     if any(s is not None and s["key"] in keys for s, _ in map(_ends, trials)):
         return "some of its trials are still listed"
-    place = str(home)
-    if store.remote:
-        place = f"{store.remote}/{home.relative_to(store.runs_dir).as_posix()}"
+    place = store.shown(home)
     for checkpoint, name in used.items():
         if checkpoint == place or checkpoint.startswith(f"{place}/"):
             return f"its checkpoint is used by run '{name}'"
@@ -171,8 +149,8 @@ def _why_kept(
 
 def _artifact_orphans(store: Store, run_ids: set[str], sizes: Mapping[Path, int]) -> list[Orphan]:
     """Artifact folders of runs that are not listed; only where this run directory is the store."""
-    folder = store.runs_dir / "artifacts"
-    if store.sqlite_path != store.runs_dir / "mlflow.db" or not folder.is_dir():
+    folder = store.layout.artifacts
+    if store.sqlite_path != store.layout.database or not folder.is_dir():
         return []
     names = sorted(p for p in folder.iterdir() if re.fullmatch(r"[0-9a-f]{32}", p.name))
     return [

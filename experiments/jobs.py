@@ -23,8 +23,9 @@ from vmae.core.weights.models import expect_model
 from vmae.experiments import results, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
+from vmae.experiments.layout import RunDir, found_config
 from vmae.experiments.provenance import config_tags
-from vmae.experiments.remote import Mirror
+from vmae.experiments.storage import Mirror
 from vmae.experiments.tracking import Store, Tracker, create_store
 from vmae.experiments.weights import model_source, with_init
 
@@ -37,11 +38,6 @@ class Outcome:
     eval_loss: float | None
 
 
-def run_dir(store: Store, name: str) -> Path:
-    """Where a run keeps its configuration, checkpoints and spool."""
-    return store.runs_dir / name
-
-
 def named(store: Store, config: ExperimentConfig, name: str | None) -> ExperimentConfig:
     """The configuration under a name no run has: the one asked for, or the recipe's with a number.
 
@@ -51,24 +47,24 @@ def named(store: Store, config: ExperimentConfig, name: str | None) -> Experimen
     if name is not None:
         if Path(name).name != name or name in ("", ".", "..", "sweeps", "cache", "artifacts"):
             raise InputError(f"--run-name: expected a plain name, got '{name}'")
-        if run_dir(store, name).exists():
+        if store.layout.run(name).path.exists():
             raise InputError(
                 f"--run-name: expected a new name, got '{name}', which exists; use --resume {name}"
             )
         return replace(config, name=name)
     number = 1
-    while run_dir(store, f"{config.name}-{number}").exists():
+    while store.layout.run(f"{config.name}-{number}").path.exists():
         number += 1
     return replace(config, name=f"{config.name}-{number}")
 
 
 def saved_config(store: Store, name: str) -> ExperimentConfig:
     """The configuration of an earlier run; InputError names the nearest where there is none."""
-    path = run_dir(store, name) / "config.yaml"
+    path = store.layout.run(name).config
     if not path.exists():
-        known = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
         raise InputError(
-            f"expected the name of a run in {store.runs_dir}, got '{name}'{nearest(name, known)}"
+            f"expected the name of a run in {store.runs_dir}, got '{name}'"
+            f"{nearest(name, store.layout.runs())}"
         )
     return ExperimentConfig.load(path)
 
@@ -103,7 +99,7 @@ def begin(
     cache_progress: run.CacheProgress | None,
     workers: WorkersConfig | None,
     notes: Callable[[str], None] | None,
-) -> tuple[ExperimentConfig, VideoModel | None, run.Data, Path, torch.device]:
+) -> tuple[ExperimentConfig, VideoModel | None, run.Data, RunDir, torch.device]:
     """What every training run starts with: (configuration, initial model, data, folder, device).
 
     The configuration is that of the initial model where there is one; what that changed goes to `notes`. It
@@ -116,9 +112,9 @@ def begin(
     for remark in remarks:
         if notes is not None:
             notes(remark)
-    data = run.open_data(config, store.runs_dir / "cache", cache_progress)
-    home = run_dir(store, config.name)
-    config.save(home / "config.yaml")
+    data = run.open_data(config, store.layout.cache, cache_progress)
+    home = store.layout.run(config.name)
+    config.save(home.config)
     create_store(store)
     return config, init, data, home, device
 
@@ -141,7 +137,7 @@ def pretrain_run(
     with (
         Tracker(
             store,
-            home,
+            home.path,
             name=config.name,
             key=f"run:{config.name}",
             kind="pretrain",
@@ -153,11 +149,17 @@ def pretrain_run(
         run.log_start(tracker, home)
         if workers is None:
             model, result = run.pretrain_stage(
-                config, data, home, device=device, tracker=tracker, report=report, should_stop=should_stop
+                config,
+                data,
+                home.path,
+                device=device,
+                tracker=tracker,
+                report=report,
+                should_stop=should_stop,
             )
         else:
             result = on_workers(
-                config, store, home, workers, tracker=tracker, report=report, should_stop=should_stop
+                config, store, home.path, workers, tracker=tracker, report=report, should_stop=should_stop
             )
             loaded, _ = load_model(result.model_path)
             model = expect_model(loaded, VideoMAE, result.model_path).to(device)
@@ -196,7 +198,7 @@ def on_workers(
     return train_on_workers(
         config,
         home,
-        store.runs_dir / "cache",
+        store.layout.cache,
         workers,
         report=run.reporter(tracker, report, stage=config.job),
         picture=picture,
@@ -211,9 +213,9 @@ def model_to_probe(
 ) -> tuple[Path, ExperimentConfig]:
     """The folder of a model, and the configuration it was trained with (a default one for a bare folder)."""
     if checkpoint is not None:
-        for folder in (checkpoint.parent, *checkpoint.parents):
-            if (folder / "config.yaml").exists():
-                return checkpoint, ExperimentConfig.load(folder / "config.yaml")
+        saved = found_config(checkpoint)
+        if saved is not None:
+            return checkpoint, ExperimentConfig.load(saved)
         model, _ = load_model(checkpoint)
         model = expect_model(model, VideoMAE, checkpoint)
         base = ExperimentConfig()
@@ -264,16 +266,16 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
     model = expect_model(load_model(checkpoint)[0], VideoMAE, checkpoint)
     device = run.default_device()
     model.to(device)
-    data = run.open_data(config, store.runs_dir / "cache")
+    data = run.open_data(config, store.layout.cache)
     result = run.probe_stage(model, config, data, device=device)
     create_store(store)
     number = 1
-    while run_dir(store, f"{config.name}-{config.probe.kind}-probe-{number}").exists():
+    while store.layout.run(f"{config.name}-{config.probe.kind}-probe-{number}").path.exists():
         number += 1
     name = f"{config.name}-{config.probe.kind}-probe-{number}"
     with Tracker(
         store,
-        run_dir(store, name),
+        store.layout.run(name).path,
         name=name,
         key=f"run:{name}",
         kind="probe",

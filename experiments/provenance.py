@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vmae.core.files import read_json, write_json
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import read_json, write_json
+from vmae.experiments.layout import SweepDir
 
 DIGEST_TAG = "vmae.data_digest"
 _THREADS = 16  # a stat waits for the disk or the network, not for the processor
@@ -26,20 +27,20 @@ def config_tags(config: ExperimentConfig, digest: str | None = None) -> dict[str
     return {"vmae.recipe": config.recipe, DIGEST_TAG: digest or data_digest(config.data)}
 
 
-def shared_tags(config: ExperimentConfig, base: ExperimentConfig, folder: Path) -> dict[str, str]:
-    """`config_tags` of a trial: the sweep's digest, kept in `folder`, serves all trials on the same lists."""
+def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
+    """`config_tags` of a trial: the sweep's own digest, kept in its folder, serves all on the same lists."""
     same = all(
         getattr(config.data, name) == getattr(base.data, name)
         for name in ("train_csv", "val_csv", "test_csv", "data_root", "annotation_format")
     )
-    kept = read_json(folder / "data.json") if same else None
+    kept = read_json(sweep.data) if same else None
     return config_tags(config, kept["digest"] if kept else None)
 
 
-def keep_digest(base: ExperimentConfig, folder: Path) -> dict[str, str]:
-    """`config_tags` of a sweep, its digest kept in `folder` for the trials."""
+def keep_digest(base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
+    """`config_tags` of a sweep, its digest kept in its folder for the trials."""
     tags = config_tags(base)
-    write_json(folder / "data.json", {"digest": tags[DIGEST_TAG]})
+    write_json(sweep.data, {"digest": tags[DIGEST_TAG]})
     return tags
 
 

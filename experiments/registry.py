@@ -57,7 +57,7 @@ def register(store: Store, run: Run, name: str, *, classifier: bool = True) -> i
     if classifier and CLASSIFIER_TAG in run.tags:
         place = run.tags[CLASSIFIER_TAG]
     if "://" in place:
-        from vmae.experiments.remote import fetched
+        from vmae.experiments.storage import fetched
 
         with tempfile.TemporaryDirectory() as folder:
             return _register(store, run, name, fetched(place, Path(folder)))

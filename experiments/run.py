@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vmae.core.errors import InputError, VideoError
+from vmae.core.files import read_json, write_json, write_text
 from vmae.core.measure.pictures import contact_sheet
 from vmae.core.measure.probe import ProbeResult, evaluation_loss, extract_features, knn_probe, probe
 from vmae.core.measure.reconstruct import reconstruct
@@ -34,7 +35,7 @@ from vmae.core.video.samples import Sample, num_classes, subset
 from vmae.core.weights.checkpoint import CONFIG_NAME, load_matching
 from vmae.core.weights.models import expect_model
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import read_json, write_json
+from vmae.experiments.layout import RunDir
 from vmae.experiments.provenance import environment
 from vmae.experiments.tracking import Tracker
 from vmae.experiments.weights import initial_weights
@@ -207,26 +208,26 @@ def pretrain_stage(
     return model, result
 
 
-def log_start(tracker: Tracker, home: Path) -> None:
+def log_start(tracker: Tracker, home: RunDir) -> None:
     """Put the run's configuration (which can be run again) and its environment among the artifacts."""
-    (home / "environment.txt").write_text(environment())
-    for name in ("config.yaml", "environment.txt"):
-        tracker.log_artifact(home / name)
+    write_text(home.environment, environment())
+    for path in (home.config, home.environment):
+        tracker.log_artifact(path)
 
 
 def log_checkpoints(
     tracker: Tracker,
     config: ExperimentConfig,
-    folder: Path,
+    home: RunDir,
     *,
     stopped: bool = False,
     under: str = "",
     where: Callable[[Path], str] = lambda path: str(path.resolve()),
 ) -> None:
-    """Put the checkpoints of a training in `folder` among the run's artifacts, as `config.tracking` says.
+    """Put the checkpoints of a training in `home` among the run's artifacts, as `config.tracking` says.
 
     The artifact `checkpoints/[under/]checkpoints.json` has each one's place, size and epoch; uploaded files
-    lie beside it under the names they have in `folder`. `where` says where a folder is found later.
+    lie beside it under the names they have in `home`. `where` says where a folder is found later.
     """
     how = config.tracking.checkpoints
     if how == "none":
@@ -234,21 +235,21 @@ def log_checkpoints(
     place = "/".join(filter(None, ("checkpoints", under)))
     facts: dict[str, Any] = {"host": os.uname().nodename, "uploaded": how == "upload"}
     upload: list[Path] = []
-    for name in ("model", "best"):
-        header = read_json(folder / name / CONFIG_NAME)
+    for model in (home.model, home.best):
+        header = read_json(model / CONFIG_NAME)
         if header is not None:
             meta = {k: header["meta"][k] for k in ("epochs", "metrics") if k in header["meta"]}
-            facts[name] = {**_place_of(folder / name, where), **meta}
-            upload.append(folder / name)
-    states = list_states(folder / "checkpoints")
+            facts[model.name] = {**_place_of(model, where), **meta}
+            upload.append(model)
+    states = list_states(home.checkpoints)
     facts["training"] = [_place_of(path, where) for path in states]
     if stopped:
         upload += states[-1:]
-    write_json(folder / "checkpoints.json", facts)
-    tracker.log_artifact(folder / "checkpoints.json", place)
+    write_json(home.checkpoints_list, facts)
+    tracker.log_artifact(home.checkpoints_list, place)
     for path in upload if how == "upload" else ():
         for file in sorted(path.iterdir()):
-            tracker.log_artifact(file, f"{place}/{path.relative_to(folder)}")
+            tracker.log_artifact(file, f"{place}/{path.relative_to(home.path)}")
 
 
 def _place_of(folder: Path, where: Callable[[Path], str]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ from urllib.parse import urlparse
 
 from vmae import __version__
 from vmae.core.errors import InputError, VmaeError
+from vmae.core.files import write_text
+from vmae.experiments.layout import RunsDir, Tracked, is_of_spool
+from vmae.experiments.storage import Storage, open_storage, scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,11 +44,6 @@ CLASSIFIER_TAG = "vmae.classifier"
 COMMAND_ENV = "VMAE_COMMAND"
 COMMIT_ENV = "VMAE_COMMIT"
 """What says a run's command line and commit where its process cannot know them (a worker's, an image's)."""
-SPOOL_NAME = "tracking.jsonl"
-REFUSED_NAME = "tracking.refused.jsonl"
-"""Beside the spool: events that the store refused, each with the reason (`why`)."""
-OFFSET_NAME = "tracking.offset"
-"""Beside the spool: how many of its bytes were sent."""
 REFUSED_TAG = "vmae.refused"
 _MAY_BE_TAKEN_LATER = (401, 403, 407, 408, 409, 425, 429, 499)
 """Client errors (HTTP status) that credentials or time can mend."""
@@ -78,12 +76,27 @@ class Store:
 
     `uri` is an MLflow tracking URI; `runs_dir` the project's run directory (checkpoints, sweeps, and by
     default the SQLite file and artifacts too). `remote` is the URI of a run directory on an object store
-    (see `vmae.experiments.remote`): `runs_dir` is then this machine's copy of what it needs of it.
+    (see `vmae.experiments.storage`): `runs_dir` is then this machine's copy of what it needs of it.
     """
 
     uri: str
     runs_dir: Path
     remote: str = ""
+
+    @property
+    def layout(self) -> RunsDir:
+        """The paths under `runs_dir`."""
+        return RunsDir(self.runs_dir)
+
+    def storage(self) -> Storage:
+        """What keeps the files of `runs_dir`; InputError where there is no file system for `remote`."""
+        return open_storage(self.remote, self.runs_dir)
+
+    def shown(self, path: Path) -> str:
+        """A path under `runs_dir` as its user knows it: of a run directory on an object store a URI."""
+        if not self.remote:
+            return str(path)
+        return "/".join((self.remote, *path.relative_to(self.runs_dir).parts))
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -101,7 +114,7 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
 
     Args:
         runs_dir: a folder, or with `remote` also a URI (`s3://bucket/folder`).
-        role: whose copy of a URI's files this is (see `remote.scratch`).
+        role: whose copy of a URI's files this is (see `storage.scratch`).
 
     Raises:
         InputError: a URI where a folder is needed, or one without a tracking server.
@@ -116,11 +129,9 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
                 f"--runs-dir {text}: expected a tracking server in MLFLOW_TRACKING_URI (a database cannot be "
                 f"on an object store), got {tracking or 'none'}"
             )
-        from vmae.experiments.remote import scratch
-
         return Store(uri=tracking, runs_dir=scratch(text, role), remote=text.rstrip("/"))
     directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
-    return Store(uri=tracking or f"sqlite:///{directory / 'mlflow.db'}", runs_dir=directory)
+    return Store(uri=tracking or f"sqlite:///{RunsDir(directory).database}", runs_dir=directory)
 
 
 def create_store(store: Store) -> None:
@@ -129,7 +140,7 @@ def create_store(store: Store) -> None:
     Raises VmaeError where the tracking server does not answer, or refuses.
     """
     store.runs_dir.mkdir(parents=True, exist_ok=True)
-    with reachable(store) as client, _locked(store.runs_dir / ".store.lock"):
+    with reachable(store) as client, _locked(store.layout.making):
         _experiment_id(store, client)
 
 
@@ -177,7 +188,7 @@ def _client(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     folder = Path(uri.removeprefix("sqlite:///")).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / ".store.lock"):
+    with _locked(RunsDir(folder).making):
         return MlflowClient(uri)
 
 
@@ -185,7 +196,7 @@ def _experiment_id(store: Store, client: MlflowClient) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    location = str(store.runs_dir / "artifacts") if store.sqlite_path else None
+    location = str(store.layout.artifacts) if store.sqlite_path else None
     # Without this tag MLflow's own UI opens in its GenAI mode.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
@@ -271,7 +282,8 @@ class Tracker:
         self.run_dir = Path(run_dir)
         self.key = key
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.spool = self.run_dir / SPOOL_NAME
+        self._files = Tracked(self.run_dir)
+        self.spool = self._files.spool
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -311,7 +323,7 @@ class Tracker:
         from PIL import Image
 
         with self._counted():
-            folder = self.run_dir / "pictures"
+            folder = self._files.pictures
             folder.mkdir(exist_ok=True)
             path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
             Image.fromarray(image).save(path)
@@ -490,8 +502,8 @@ class _Sender:
     def __init__(self, store: Store, spool: Path) -> None:
         self.store = store
         self.spool = spool
-        self.offset_path = spool.with_name(OFFSET_NAME)
-        self.refused_path = spool.with_name(REFUSED_NAME)
+        self._files = Tracked(spool.parent)
+        self.offset_path, self.refused_path = self._files.offset, self._files.refused
         self.run_id = ""  # until it is connected
         self._known_steps: dict[str, int] = {}
         self._known_images: set[str] = set()
@@ -544,7 +556,7 @@ class _Sender:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
         """Inside, this process alone sends the spool, and its run is there."""
-        with _locked(self.spool.with_suffix(".lock")):
+        with _locked(self._files.sending):
             if not self.run_id:
                 with open(self.spool, "rb") as f:
                     self._connect(json.loads(f.readline()))
@@ -672,7 +684,7 @@ class _Sender:
                 self._deliver(entry["event"])
             left = self._refused_now
             if left:
-                _replace(self.refused_path, "".join(json.dumps(entry) + "\n" for entry in left))
+                write_text(self.refused_path, "".join(json.dumps(entry) + "\n" for entry in left))
                 self._say_refused()
             elif before:
                 _client(self.store.uri).set_tag(self.run_id, REFUSED_TAG, "")
@@ -680,7 +692,7 @@ class _Sender:
             return _described(left)
 
     def _remember(self, offset: int) -> None:
-        _replace(self.offset_path, str(offset))
+        write_text(self.offset_path, str(offset))
 
     def _send_image(self, event: Mapping[str, Any], path: Path) -> None:
         mark = f"{event['key'].replace('/', '#')}+step+{event['step']}+"
@@ -739,11 +751,6 @@ def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def is_of_spool(name: str) -> bool:
-    """Whether a file belongs to a run's spool, by its name from the run directory on."""
-    return name.rpartition("/")[2] in (SPOOL_NAME, OFFSET_NAME, REFUSED_NAME)
-
-
 def sync(runs_dir: Path | str) -> list[tuple[Path, str]]:
     """Send everything that waits in spools under a run directory, and offer again what the store refused.
 
@@ -757,23 +764,18 @@ def sync(runs_dir: Path | str) -> list[tuple[Path, str]]:
         StorageAway: an object store did not answer.
     """
     store = store_at(runs_dir, remote=True, role="sync")
-    mirror = None
-    if store.remote:
-        from vmae.experiments.remote import Mirror
-
-        mirror = Mirror(store.remote, store.runs_dir)
-        mirror.pull(store.runs_dir, only=is_of_spool, fresh=True)
+    storage = store.storage()
+    storage.pull(store.runs_dir, only=is_of_spool, fresh=True)
     outcomes: list[tuple[Path, str]] = []
-    for spool in sorted(store.runs_dir.rglob(SPOOL_NAME)):
+    for spool in (home.spool for home in store.layout.spools()):
         sender = _Sender(store, spool)
         if not sender.pending() and not sender.refused():
             continue
-        if mirror is not None:
-            if sender.in_use():
-                outcomes.append((spool, "its own process is at work and will send it"))
-                continue
-            for path in sender.files():
-                mirror.pull_file(path)
+        if not storage.locks and sender.in_use():
+            outcomes.append((spool, "its own process is at work and will send it"))
+            continue
+        for path in sender.files():
+            storage.pull_file(path)
         try:
             sender.send()
             refused = sender.send_refused()
@@ -781,12 +783,11 @@ def sync(runs_dir: Path | str) -> list[tuple[Path, str]]:
             outcomes.append((spool, kept if refused else "sent"))
         except Exception as e:
             outcomes.append((spool, _first_line(e)))
-        if mirror is not None:
-            for path in (sender.offset_path, sender.refused_path):
-                if path.exists():
-                    mirror.push_file(path)
-                else:
-                    mirror.delete(path)
+        for path in (sender.offset_path, sender.refused_path):
+            if path.exists():
+                storage.push_file(path)
+            else:
+                storage.delete(path)
     return outcomes
 
 
@@ -837,12 +838,6 @@ def _end_with_newline(path: Path) -> None:
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n":
                 f.write(b"\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    tmp = path.with_name(f"{path.name}.tmp")
-    tmp.write_text(text)
-    tmp.replace(path)
 
 
 def _http_status(error: Exception) -> int | None:

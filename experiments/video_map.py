@@ -24,6 +24,7 @@ from torch import nn
 
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VideoError, VmaeError
+from vmae.core.files import replacing
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.probe import Pooling, extract_features
 from vmae.core.model.classifier import VideoClassifier
@@ -38,6 +39,7 @@ from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, 
 from vmae.core.weights.models import expect_model
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.layout import RunsDir
 from vmae.experiments.run import default_device, read_list
 from vmae.experiments.tracking import Store
 from vmae.experiments.weights import load_model_at, model_source
@@ -242,11 +244,11 @@ def weights_file(checkpoint: str) -> Path:
     return path / WEIGHTS_NAME if path.is_dir() else path
 
 
-def shared_checkpoint(source: str, model: nn.Module, meta: dict[str, Any], runs_dir: Path) -> str:
+def shared_checkpoint(source: str, model: nn.Module, meta: dict[str, Any], runs: RunsDir) -> str:
     """Where the nodes find `model`: `source` if it is a folder of ours, else a copy in the runs directory."""
     if (Path(source) / WEIGHTS_NAME).is_file() and (Path(source) / CONFIG_NAME).is_file():
         return str(Path(source).resolve())
-    copy = runs_dir / "cache" / "models" / hashlib.sha256(source.encode()).hexdigest()[:16]
+    copy = runs.model_copy(source)
     save_model(copy, model, meta)
     return str(copy)
 
@@ -260,8 +262,7 @@ def _write_part(folder: Path, rows: Sequence[Row]) -> None:
     shape = next((r.values.shape for r in rows if r.values is not None), (0,))
     empty = np.full(shape, np.nan, np.float32)
     name = f"{min(r.index for r in rows):08d}-{len(rows)}"
-    temporary = folder / f".{name}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             index=np.array([r.index for r in rows]),
@@ -270,7 +271,6 @@ def _write_part(folder: Path, rows: Sequence[Row]) -> None:
             good=np.array([r.values is not None for r in rows]),
             words=np.array([[r.reason, r.detail] for r in rows]),
         )
-    temporary.replace(folder / f"{name}.npz")
 
 
 def _read_part(path: Path) -> list[Row]:
@@ -303,7 +303,7 @@ def features_run(
     model = expect_model(model, VideoMAE, source)
     data = replace(config.data, bad_eval="count")
     samples = read_list(data, data.test_csv)
-    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)
     work = Work(
         kind="features",
         checkpoint=checkpoint,
@@ -313,7 +313,7 @@ def features_run(
         precision=config.train.precision,
         pooling=pooling,
     )
-    parts = store.runs_dir / "cache" / "parts"
+    parts = store.layout.parts
     paths = [*files_to_see(data.test_csv, "", data.data_root), str(weights_file(checkpoint))]
     with place(address, paths, gpus) as where:
         shown = progress(len(samples)) if progress is not None else None
@@ -322,8 +322,7 @@ def features_run(
     kept = [r for r in rows if r.values is not None]
     x = np.stack([r.values for r in kept if r.values is not None])
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(out) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             x=x,
@@ -331,7 +330,6 @@ def features_run(
             paths=np.array([samples[r.index].path for r in kept]),
             index=np.array([r.index for r in kept]),
         )
-    temporary.replace(out)
     forget(work, samples, parts)
     why = [(samples[r.index].path, f"{r.reason}: {r.detail}") for r in rows if r.values is None]
     return x.shape, why

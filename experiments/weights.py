@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.files import read_json
 from vmae.core.model.videomae import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME
 from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import read_json
-from vmae.experiments.remote import fetched
+from vmae.experiments.storage import fetched
 from vmae.experiments.tracking import Store
 
 
@@ -26,14 +25,13 @@ def model_source(store: Store, text: str) -> str:
     is found by path, RUN/best.
     """
     if "://" in text and not text.startswith(("hf:", "http:", "https:")):
-        copy = store.runs_dir / "cache" / "models" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        copy = store.layout.model_copy(text)
         return str(fetched(text, copy))
-    folder = store.runs_dir / text
-    if text and Path(text).name == text and (folder / "config.yaml").exists():
-        best = folder / "best"
-        header = read_json(best / CONFIG_NAME) or {}
+    home = store.layout.run(text)
+    if text and Path(text).name == text and home.config.exists():
+        header = read_json(home.best / CONFIG_NAME) or {}
         chosen = header.get("meta", {}).get("job") == "finetune"
-        return str(best if chosen else folder / "model")
+        return str(home.best if chosen else home.model)
     return text
 
 
@@ -46,8 +44,7 @@ def load_model_at(store: Store, text: str) -> tuple[VideoModel, dict[str, Any], 
     try:
         loaded = load_init(model_source(store, text))
     except InputError as e:
-        runs = sorted(p.parent.name for p in store.runs_dir.glob("*/config.yaml"))
-        hint = nearest(text, runs)
+        hint = nearest(text, store.layout.runs())
         if not hint:
             raise
         raise InputError(f"expected a run, a path or a published checkpoint, got '{text}'{hint}") from e

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.files import replacing
 from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
 from vmae.core.video.samples import VIDEO_SUFFIXES, Sample, read_lines
 
@@ -99,7 +100,6 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
             lines.append(f"{path} {s.num_frames} {s.label}\n")
         else:
             raise InputError(f"{csv}: no format holds a label and a start frame: {s}")
-    temporary = csv.with_name(f".{csv.name}.{os.getpid()}.tmp")
     try:
         text = "".join(lines).encode()
     except UnicodeEncodeError as e:
@@ -107,8 +107,8 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
         raise InputError(
             f"{csv}:{line}: a path that is no UTF-8 cannot be listed: {lines[line - 1]!r}"
         ) from None
-    temporary.write_bytes(text)
-    os.replace(temporary, csv)
+    with replacing(csv) as temporary:
+        temporary.write_bytes(text)
 
 
 _ONE = re.compile(r"^(?P<path>.*?\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<a>[+-]?\d+)$")

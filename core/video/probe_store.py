@@ -6,6 +6,7 @@ counts only while the file's size and time of change are the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vmae.core.files import replacing
 from vmae.core.video.container import DEFAULT_TIMEOUT_S
 from vmae.core.video.probe import VideoInfo, probe_video, stat_file
 
@@ -60,15 +62,13 @@ def probes_path(csv: str | Path) -> Path:
 def save_probes(path: str | Path, infos: Iterable[VideoInfo]) -> None:
     """Write the probes of a list, replacing what was there."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    with sqlite3.connect(temporary) as db:
-        db.execute("CREATE TABLE probes (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, info BLOB)")
-        db.execute(f"PRAGMA user_version = {_VERSION}")
-        rows = ((os.path.abspath(i.path), i.size_bytes, i.mtime_ns, pack(i)) for i in infos)
-        db.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?)", rows)
-    db.close()
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of a killed process that had this one's number
+        with contextlib.closing(sqlite3.connect(temporary)) as db, db:
+            db.execute("CREATE TABLE probes (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, info BLOB)")
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+            rows = ((os.path.abspath(i.path), i.size_bytes, i.mtime_ns, pack(i)) for i in infos)
+            db.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?)", rows)
 
 
 class Probes:

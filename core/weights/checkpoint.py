@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import CheckpointError, InputError
+from vmae.core.files import fsync, replacing, write_text
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.videomae import VideoModel
 from vmae.core.weights.models import FORMAT, build_model, describe_model
@@ -37,21 +37,15 @@ def save_model(path: str | os.PathLike[str], model: VideoModel, meta: dict[str, 
     file = target if single else target / WEIGHTS_NAME
     header = describe_model(model, meta or {})
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".save-", suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(file, durable=True) as temporary:
         save_file(state, temporary, metadata={"vmae": json.dumps(header, sort_keys=True)})
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
         if not single:
+            fsync(temporary)  # a full disk is known before anything goes
             # A crash between the two leaves the weights' own header, never another run's config.json.
             (folder / CONFIG_NAME).unlink(missing_ok=True)
-        os.replace(temporary, file)
-        if not single:
-            write_atomic(folder / CONFIG_NAME, json.dumps(header, indent=2, sort_keys=True) + "\n")
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    if not single:
+        text = json.dumps(header, indent=2, sort_keys=True) + "\n"
+        write_text(folder / CONFIG_NAME, text, durable=True)
     return file
 
 
@@ -129,16 +123,6 @@ def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
             parts.append(f"other shapes: {'; '.join(shapes)}")
         raise CheckpointError(f"{source}: keys do not match; " + "; ".join(parts))
     model.load_state_dict(state)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 def adapt_model(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vmae.core.errors import CheckpointError, InputError
+from vmae.core.files import replacing
 from vmae.core.model.videomae import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
 from vmae.core.weights.foreign import read_json
@@ -92,7 +93,8 @@ def write_model(
     target.parent.mkdir(parents=True, exist_ok=True)
     if to == "official":
         state, notes = to_official(model)
-        _replace_file(target, {"model": state, "vmae": describe_model(model, meta)})
+        with replacing(target, durable=True) as unfinished:
+            torch.save({"model": state, "vmae": describe_model(model, meta)}, unfinished)
         return notes
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as temporary:
         if to == "vmae" and target.suffix == ".safetensors":
@@ -123,16 +125,3 @@ def _format_of(source: Path) -> str:
             f" ({WEIGHTS_NAME})"
         )
     return "vmae" if source.suffix == ".safetensors" else "official"
-
-
-def _replace_file(target: Path, content: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".convert-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from vmae.core.weights.models import expect_model
 from vmae.experiments import recipes, run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.finetuning import finetune_stage
+from vmae.experiments.layout import RunsDir
 
 ARMS: dict[str, dict[str, Any]] = {
     "from pre-training": {},
@@ -66,7 +67,7 @@ def compare(
     for seed in range(seeds):
         if pretrained is None:
             first = replace(pretraining, train=replace(pretraining.train, seed=seed, picture_every=0))
-            data = run.open_data(first, folder / "cache")
+            data = run.open_data(first, RunsDir(folder).cache)
             steps = first.train.epochs * (len(data.train) // first.train.batch_size)
             with progress(f"seed {seed} pre-training", steps, unit="step", every_s=20) as bar:
                 model, result = run.pretrain_stage(
@@ -80,7 +81,7 @@ def compare(
             config = override(finetuning, {**changes, "train.seed": seed})
             name = arm.replace(" ", "-").replace(",", "")
             init: VideoMAE | None = model if arm == "from pre-training" else None
-            data = run.open_data(config, folder / "cache")
+            data = run.open_data(config, RunsDir(folder).cache)
             steps = config.train.epochs * (len(data.train) // config.train.batch_size)
             with progress(f"seed {seed} {arm}", steps, unit="step", every_s=20) as bar:
                 _, tuned = finetune_stage(
@@ -179,7 +180,7 @@ def main() -> None:
     if arguments.pretrained:
         command += " --pretrained MODEL"
     rows = compare(pretraining, finetuning, arguments.folder, arguments.seeds, arguments.pretrained)
-    data = run.open_data(finetuning, arguments.folder / "cache")
+    data = run.open_data(finetuning, RunsDir(arguments.folder).cache)
     assert data.val is not None
     text = as_markdown(
         rows,

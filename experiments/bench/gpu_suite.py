@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from vmae.core.files import write_json
 from vmae.experiments.bench import tiles
 from vmae.experiments.bench.gpu_tests import Background, environment, start_tests
 from vmae.experiments.bench.gpu_work import WARMERS, describe_op, describe_step, warm, work, work_items
@@ -80,9 +81,7 @@ class Suite:
 
     def save(self) -> None:
         self.result["took_s"] = round(time.monotonic() - self.begin, 1)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.result, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_json(self.path, self.result)
 
     def test(self, device: str, folder: Path, until: float) -> bool:
         """(a) Wait for the tests; return whether one failed (the sanitizer is only reported)."""

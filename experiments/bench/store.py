@@ -84,7 +84,7 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
             about = (run_id, name, "UNKNOWN", "", "", "bench", "FINISHED")
             values = (*about, start, start + 50_000, "", "active")
             marks = ",".join("?" * 13)
-            uri = str(store.runs_dir / "artifacts" / run_id / "artifacts")
+            uri = str(store.layout.artifacts_of(run_id))
             db.execute(f"insert into runs ({columns}) values ({marks})", (*values, uri, experiment))
             own = {
                 KIND_TAG: "sweep" if is_sweep else "trial",

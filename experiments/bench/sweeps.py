@@ -22,27 +22,30 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.config import override
+from vmae.core.files import read_json, write_json
 from vmae.experiments import recipes
-from vmae.experiments.files import read_json, write_json
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.provenance import data_digest
 from vmae.experiments.sweeps import driver
+from vmae.experiments.sweeps.ready import prepare
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, trial_states
-from vmae.experiments.sweeps.trial import ProgressFile, run_trial, trial_dir
-from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, create_store, store_at
+from vmae.experiments.sweeps.trial import ProgressFile, run_trial
+from vmae.experiments.sweeps.tune import tune
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
 
-def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
+def no_op(sweep: SweepDir, trial_id: str, store: Store, emit: Any) -> None:
     """A trial that trains nothing: the files, the tracking and the reports of one with 5 epochs."""
-    plan = Plan.load(folder)
+    plan = Plan.load(sweep)
     trial = next(t for t in plan.trials if t.id == trial_id)
-    home = trial_dir(folder, trial_id)
+    home = sweep.trial(trial_id)
     start = time.perf_counter()
-    progress = ProgressFile(home / "progress.json")
+    progress = ProgressFile(home.progress)
     progress.update(force=True, stage="pretrain", began=time.time())
     with Tracker(
-        store, home, name=trial.id, key=plan.trial_key(trial), kind="trial", parent_key=plan.key
+        store, home.path, name=trial.id, key=plan.trial_key(trial), kind="trial", parent_key=plan.key
     ) as tracker:
         for epoch in range(1, 6):
             tracker.log_metrics({"pretrain/loss": 1 / epoch}, epoch)
@@ -50,7 +53,7 @@ def no_op(folder: Path, trial_id: str, store: Store, emit: Any) -> None:
         spent = tracker.cost.seconds
     metrics = {"probe/top1": 0.5, "bench/tracking_s": spent, "bench/total_s": time.perf_counter() - start}
     write_json(
-        home / "result.json",
+        home.result,
         {"id": trial.id, "overrides": trial.overrides, "seed": trial.seed, "baseline": False}
         | {"metrics": metrics, "seconds": progress.seconds, "attempts": 1, "stopped": None},
     )
@@ -75,17 +78,17 @@ def measure(store: Store, trials: int, concurrent: int, address: str | None = No
     data = replace(plan.base.data, train_csv="", val_csv="")
     plan = replace(plan, address=address, base=replace(plan.base, data=data))
     before = _memory()
-    folder = driver.sweeps_dir(store) / plan.name
-    plan.save(folder)
+    sweep = store.layout.sweep(plan.name)
+    plan.save(sweep)
     create_store(store)
-    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep") as tracker:
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep") as tracker:
         tracker.flush()
-        driver._tune(plan, folder, store, [t.id for t in plan.trials], work=no_op)
-    states = trial_states(plan, folder)
-    facts = read_json(folder / "timing.json")
-    began = [read_json(trial_dir(folder, t.id) / "progress.json")["began"] for t in plan.trials]
+        tune(plan, sweep, store, [t.id for t in plan.trials], work=no_op)
+    states = trial_states(plan, sweep)
+    facts = read_json(sweep.timing)
+    began = [read_json(sweep.trial(t.id).progress)["began"] for t in plan.trials]
     start = time.perf_counter()
-    trial_states(plan, folder)
+    trial_states(plan, sweep)
     reading = time.perf_counter() - start
     listing = [sys.executable, "-m", "vmae", "runs", "list", "--runs-dir", str(store.runs_dir)]
     start = time.perf_counter()
@@ -171,9 +174,9 @@ def measure_start(store: Store, train_csv: Path) -> dict[str, float]:
     command += ["--data", str(train_csv), "--runs-dir", str(store.runs_dir), "--epochs", "2"]
     name = driver.new_name(store, "masking_ratio")
     subprocess.run([*command, *(f"--set={s}" for s in _TINY)], check=True, capture_output=True)
-    folder = driver.sweeps_dir(store) / name
-    facts = read_json(folder / "timing.json")
-    progress = [read_json(p) for p in folder.glob("trials/ratio*/progress.json")]
+    sweep = store.layout.sweep(name)
+    facts = read_json(sweep.timing)
+    progress = [read_json(t.progress) for t in sweep.all_trials() if t.path.name.startswith("ratio")]
     first = min(p["first_step"] for p in progress)
     return {
         "command to first step, s": first - facts["command"],
@@ -212,16 +215,16 @@ def measure_tracking(store: Store, train_csv: Path, epochs: int) -> dict[str, fl
         base=base,
         baseline=False,
     )
-    folder = driver.sweeps_dir(store) / plan.name
-    plan.save(folder)
-    driver.prepare(plan, store)
-    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep") as tracker:
+    sweep = store.layout.sweep(plan.name)
+    plan.save(sweep)
+    prepare(plan, store)
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep") as tracker:
         tracker.flush()
         start = time.monotonic()
-        result = run_trial(folder, plan.trials[0].id, store)
+        result = run_trial(sweep, plan.trials[0].id, store)
         whole = time.monotonic() - start
     metrics, seconds = result["metrics"], result["seconds"]
-    spool = trial_dir(folder, plan.trials[0].id) / SPOOL_NAME
+    spool = sweep.trial(plan.trials[0].id).spool
     return {
         "the trial, s": seconds,
         "milliseconds between two reports": 1000 * seconds / len(spool.read_text().splitlines()),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmae.experiments.comparison import Curve, curves_figure
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.status import DONE, Group, TrialState, groups, winner
-from vmae.experiments.sweeps.trial import trial_dir
-from vmae.experiments.tracking import SPOOL_NAME, spooled_metrics
+from vmae.experiments.tracking import spooled_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ _METRIC_TITLES = {
 }
 
 
-def save_figures(plan: Plan, states: list[TrialState], folder: Path) -> list[Path]:
+def save_figures(plan: Plan, states: list[TrialState], sweep: SweepDir) -> list[Path]:
     """Write the sweep's figures as PNG into its folder; returns the files (none without a finished trial).
 
     `<sweep>.png`: the ranking metric against the swept value; `<sweep>-curves.png`: learning curves;
@@ -39,13 +39,13 @@ def save_figures(plan: Plan, states: list[TrialState], folder: Path) -> list[Pat
         return []
     figures: dict[str, Figure | None] = {
         "": ranking_figure(plan, states),
-        "-curves": learning_curves_figure(plan, states, folder),
+        "-curves": learning_curves_figure(plan, states, sweep),
         "-parallel": parallel_figure(plan, states) if len(plan.params) > 1 else None,
     }
     paths = []
     for suffix, figure in figures.items():
         if figure is not None:
-            paths.append(folder / f"{plan.sweep}{suffix}.png")
+            paths.append(sweep.figure(f"{plan.sweep}{suffix}"))
             figure.savefig(paths[-1], dpi=150)
     return paths
 
@@ -84,7 +84,7 @@ def ranking_figure(plan: Plan, states: list[TrialState]) -> Figure:
     return figure
 
 
-def learning_curves_figure(plan: Plan, states: list[TrialState], folder: Path) -> Figure | None:
+def learning_curves_figure(plan: Plan, states: list[TrialState], sweep: SweepDir) -> Figure | None:
     """Every trial's curves of loss and accuracy, by epoch, read from the trials' own files; None without one.
 
     Trials that differ in their seed alone share a colour; numbers are coloured from low to high.
@@ -93,7 +93,7 @@ def learning_curves_figure(plan: Plan, states: list[TrialState], folder: Path) -
     for state in states:
         if state.trial.baseline:
             continue
-        for metric, points in spooled_metrics(trial_dir(folder, state.trial.id) / SPOOL_NAME).items():
+        for metric, points in spooled_metrics(sweep.trial(state.trial.id).spool).items():
             finite = [(s, v) for s, v in points if math.isfinite(v)]
             if metric.endswith(("/loss", "top1")) and len(finite) > 1:
                 named.setdefault(metric, []).append(Curve(label=_short_label(state.trial), points=finite))

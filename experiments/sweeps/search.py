@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError
+from vmae.core.files import read_json
 from vmae.core.numerics import derive_seed
-from vmae.experiments.files import read_json
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.space import Param, rounded
 from vmae.experiments.sweeps.spec import Plan, check_trial
-from vmae.experiments.sweeps.trial import trial_dir
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +33,7 @@ def check_optuna() -> None:
         ) from e
 
 
-def next_setting(plan: Plan, folder: Path) -> dict[str, Any] | None:
+def next_setting(plan: Plan, sweep: SweepDir) -> dict[str, Any] | None:
     """Overrides of the setting to try next, or None where `plan.samples` have been asked for.
 
     The study maximises the mean over seeds of the plan's metric. Settings stopped early or failed tell the
@@ -56,7 +55,7 @@ def next_setting(plan: Plan, folder: Path) -> dict[str, Any] | None:
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for trials in settings:
-            study.add_trial(_told(plan, folder, [t.id for t in trials], trials[0].overrides))
+            study.add_trial(_told(plan, sweep, [t.id for t in trials], trials[0].overrides))
         asked = study.ask({p.path: _distribution(p) for p in plan.space})
         overrides = {p.path: _value(p, asked.params[p.path]) for p in plan.space}
         if str(overrides) in seen and attempt < _TRIES - 1:
@@ -72,15 +71,15 @@ def next_setting(plan: Plan, folder: Path) -> dict[str, Any] | None:
 
 
 def _told(
-    plan: Plan, folder: Path, trial_ids: list[str], overrides: dict[str, Any]
+    plan: Plan, sweep: SweepDir, trial_ids: list[str], overrides: dict[str, Any]
 ) -> optuna.trial.FrozenTrial:
     """What the files say of one setting, as Optuna's record."""
     import optuna
 
-    results = [read_json(trial_dir(folder, i) / "result.json") for i in trial_ids]
+    results = [read_json(sweep.trial(i).result) for i in trial_ids]
     scores = [r["metrics"].get(plan.metric) for r in results if r is not None]
     failed = any(
-        (read_json(trial_dir(folder, i) / "progress.json") or {}).get("error")
+        (read_json(sweep.trial(i).progress) or {}).get("error")
         for i, r in zip(trial_ids, results, strict=True)
         if r is None
     )

@@ -7,14 +7,14 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.core.files import read_json, write_json
 from vmae.core.model.masking import mask_counts
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import write_json
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
 
@@ -149,18 +149,17 @@ class Plan:
         """Identity of a trial's run in the store."""
         return f"sweep:{self.name}/{trial.id}"
 
-    def save(self, folder: Path) -> None:
-        """Write `plan.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", to_dict(self))
+    def save(self, sweep: SweepDir) -> None:
+        """Write the plan in its sweep's folder."""
+        write_json(sweep.plan, to_dict(self), durable=True)
 
     @classmethod
-    def load(cls, folder: Path) -> Plan:
-        """Read `plan.json`; VmaeError where there is none."""
-        path = folder / "plan.json"
-        if not path.exists():
-            raise VmaeError(f"expected a sweep's plan at {path}, found none")
-        plan: Plan = from_dict(cls, json.loads(path.read_text()))
+    def load(cls, sweep: SweepDir) -> Plan:
+        """Read a sweep's plan; VmaeError where there is none."""
+        found = read_json(sweep.plan)
+        if found is None:
+            raise VmaeError(f"expected a sweep's plan at {sweep.plan}, found none")
+        plan: Plan = from_dict(cls, found)
         return plan
 
 

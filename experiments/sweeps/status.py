@@ -6,18 +6,15 @@ import math
 import statistics
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from vmae.experiments.files import read_json
+from vmae.core.files import read_json
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.spec import BASELINE, Plan, Trial
-from vmae.experiments.sweeps.trial import trial_dir
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
 
 
-ALIVE_FILE = "alive.json"
-"""In a sweep's folder: when its driver was last seen, and whether it has ended."""
 _ALIVE_S = 30.0
 
 
@@ -48,13 +45,12 @@ class Group:
     minutes: float
 
 
-def trial_states(plan: Plan, folder: Path) -> list[TrialState]:
+def trial_states(plan: Plan, sweep: SweepDir) -> list[TrialState]:
     """Every trial of the plan, in its order."""
     states = []
     for trial in plan.trials:
-        home = trial_dir(folder, trial.id)
-        result = read_json(home / "result.json")
-        progress = read_json(home / "progress.json")
+        home = sweep.trial(trial.id)
+        result, progress = read_json(home.result), read_json(home.progress)
         if result is not None:
             states.append(
                 TrialState(
@@ -144,11 +140,11 @@ def winner(found: list[Group], metric: str) -> Group | None:
     return max(ranked, key=lambda g: g.mean[metric], default=None)
 
 
-def is_running(folder: Path) -> bool:
+def is_running(sweep: SweepDir) -> bool:
     """Whether the sweep's driver wrote a sign of life in the last half minute and has not ended.
 
     A trial's own files are no such sign: a stage may take many minutes between two of them, or wait for room
     on the cluster.
     """
-    alive = read_json(folder / ALIVE_FILE)
+    alive = read_json(sweep.alive)
     return alive is not None and not alive["ended"] and time.time() - alive["time"] < _ALIVE_S

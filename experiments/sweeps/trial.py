@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.config import flatten, override, to_dict
+from vmae.core.files import read_json, write_json
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import read_json, write_json
+from vmae.experiments.layout import RunDir, RunsDir, SweepDir, is_small
 from vmae.experiments.provenance import shared_tags
-from vmae.experiments.remote import Mirror, StorageAway, is_small, kept_up, scratch
+from vmae.experiments.storage import Mirror, StorageAway, scratch
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
     from vmae.experiments.run import Data
 
 Emit = Callable[[dict[str, float]], None]
-
-
-def trial_dir(folder: Path, trial_id: str) -> Path:
-    """Where a trial keeps its files."""
-    return folder / "trials" / trial_id
 
 
 class ProgressFile:
@@ -88,7 +84,7 @@ class _Run:
     plan: Plan
     trial: Trial
     config: ExperimentConfig
-    folder: Path
+    sweep: SweepDir
     home: Path
     tracker: Tracker
     progress: ProgressFile
@@ -106,11 +102,11 @@ class _Run:
     """Share of the trial's time in the stages before this one, for the time left."""
 
 
-def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = None) -> dict[str, Any]:
-    """Run a trial of the plan in `folder` to its end, or return the result it already has.
+def run_trial(sweep: SweepDir, trial_id: str, store: Store, emit: Emit | None = None) -> dict[str, Any]:
+    """Run a trial of the sweep's plan to its end, or return the result it already has.
 
     Args:
-        folder: the sweep's folder, with `plan.json`.
+        sweep: the sweep's folder, with its plan.
         trial_id: which trial.
         store: where to track.
         emit: called with the metrics of each epoch and, last, of the finished trial.
@@ -123,21 +119,21 @@ def run_trial(folder: Path, trial_id: str, store: Store, emit: Emit | None = Non
         VmaeError: what the stages refuse; the message stays in `progress.json`, as any other error's.
     """
     if store.remote:
-        return _run_mirrored(folder, trial_id, store, emit)
-    return _run(folder, trial_id, store, emit, None)
+        return _run_mirrored(sweep, trial_id, store, emit)
+    return _run(sweep, trial_id, store, emit, None)
 
 
-def _run_mirrored(folder: Path, trial_id: str, store: Store, emit: Emit | None) -> dict[str, Any]:
+def _run_mirrored(sweep: SweepDir, trial_id: str, store: Store, emit: Emit | None) -> dict[str, Any]:
     """`run_trial` in this machine's own copy of the sweep, which is copied to the store as it grows."""
-    local = scratch(store.remote, f"{folder.name}-{trial_id}")
+    local = scratch(store.remote, f"{sweep.name}-{trial_id}")
     mirror = Mirror(store.remote, local)
-    here = local / "sweeps" / folder.name
-    home = trial_dir(here, trial_id)
-    for name in ("plan.json", "data.json"):
-        mirror.pull_file(here / name)
+    here = RunsDir(local).sweep(sweep.name)
+    home = here.trial(trial_id).path
+    for path in (here.plan, here.data):
+        mirror.pull_file(path)
     mirror.pull(home, fresh=True)
     try:
-        with kept_up(mirror, home):
+        with mirror.kept_up(home):
             result = _run(here, trial_id, replace(store, runs_dir=local), emit, mirror)
     except Exception:
         with contextlib.suppress(StorageAway):
@@ -149,11 +145,11 @@ def _run_mirrored(folder: Path, trial_id: str, store: Store, emit: Emit | None) 
 
 
 def _run(
-    folder: Path, trial_id: str, store: Store, emit: Emit | None, mirror: Mirror | None
+    sweep: SweepDir, trial_id: str, store: Store, emit: Emit | None, mirror: Mirror | None
 ) -> dict[str, Any]:
-    plan = Plan.load(folder)
+    plan = Plan.load(sweep)
     trial = next(t for t in plan.trials if t.id == trial_id)
-    home = trial_dir(folder, trial_id)
+    home = sweep.trial(trial_id).path
     done = read_json(home / "result.json")
     if done is not None:
         if emit is not None:
@@ -174,12 +170,12 @@ def _run(
             tags={
                 "vmae.sweep": plan.name,
                 "vmae.baseline": str(trial.baseline).lower(),
-                **shared_tags(config, plan.base, folder),
+                **shared_tags(config, plan.base, sweep),
             },
             patience_s=2.0,
         ) as tracker:
-            metrics, stopped = _stages(plan, trial, config, folder, home, tracker, progress, emit, mirror)
-            judged = history(folder, trial.id)
+            metrics, stopped = _stages(plan, trial, config, sweep, home, tracker, progress, emit, mirror)
+            judged = history(sweep, trial.id)
             tracker.log_metrics(metrics, judged[-1][0] if stopped and judged else config.train.epochs)
             if stopped:
                 tracker.set_tags({"vmae.stopped": stopped})
@@ -210,7 +206,7 @@ def _stages(
     plan: Plan,
     trial: Trial,
     config: ExperimentConfig,
-    folder: Path,
+    sweep: SweepDir,
     home: Path,
     tracker: Tracker,
     progress: ProgressFile,
@@ -225,7 +221,7 @@ def _stages(
         plan=plan,
         trial=trial,
         config=_adopted(home, config),
-        folder=folder,
+        sweep=sweep,
         home=home,
         tracker=tracker,
         progress=progress,
@@ -233,7 +229,7 @@ def _stages(
         mirror=mirror,
         # Stages with resources of their own have the GPUs; this process only leads them.
         device=torch.device("cpu") if plan.staged else run.default_device(),
-        data=run.open_data(config, cache_dir(store_runs_dir(folder))),
+        data=run.open_data(config, sweep.runs.cache),
     )
     shares = stage_shares(config, trial.baseline)
     model = _pretrained(this, shares["pretrain"])
@@ -241,7 +237,9 @@ def _stages(
     if this.stopped is None:
         _sync(this)
         tracker.set_tags({"vmae.checkpoint": _where(this, home / "pretrain" / "model")})
-        run.log_checkpoints(tracker, config, home / "pretrain", under="pretrain", where=partial(_where, this))
+        run.log_checkpoints(
+            tracker, config, RunDir(home / "pretrain"), under="pretrain", where=partial(_where, this)
+        )
         for stage in ("measure", *config.pipeline.then):
             progress.update(force=True, stage=stage, fraction=this.done_share, metrics=this.metrics)
             kept = read_json(home / f"{stage}.json")
@@ -381,7 +379,7 @@ def _on_workers(
     workers = WorkersConfig(count=wanted.workers, cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
     return jobs.on_workers(
         config,
-        replace(this.tracker.store, runs_dir=store_runs_dir(this.folder)),
+        replace(this.tracker.store, runs_dir=this.sweep.runs.path),
         home,
         workers,
         tracker=this.tracker,
@@ -399,7 +397,7 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
         return
     if this.stopped is not None or this.donor is not None:
         return  # decided; the workers have not heard of it yet
-    own = [(e, v) for e, v in history(this.folder, this.trial.id) if e < epoch]
+    own = [(e, v) for e, v in history(this.sweep, this.trial.id) if e < epoch]
     own.append((epoch, stopping.score(numbers[stopping.metric])))
     write_json(this.home / "history.json", own)
     if this.mirror is not None:
@@ -408,9 +406,9 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
             # The others' scores; its own files here are newer than there.
             for other in this.plan.trials:
                 if other.id != this.trial.id:
-                    this.mirror.pull(trial_dir(this.folder, other.id), only=is_small)
+                    this.mirror.pull(this.sweep.trial(other.id).path, only=is_small)
     others = {
-        t.id: history(this.folder, t.id)
+        t.id: history(this.sweep, t.id)
         for t in this.plan.trials
         if t.seed == this.trial.seed and not t.baseline and t.id != this.trial.id
     }
@@ -418,9 +416,9 @@ def _judge(this: _Run, epoch: int, numbers: dict[str, float]) -> None:
     this.donor = donor(stopping, this.trial.id, own, others)
 
 
-def history(folder: Path, trial_id: str) -> list[tuple[int, float]]:
+def history(sweep: SweepDir, trial_id: str) -> list[tuple[int, float]]:
     """A trial's scores by epoch, as the stopping rules read them."""
-    return [(int(e), float(v)) for e, v in read_json(trial_dir(folder, trial_id) / "history.json") or []]
+    return [(int(e), float(v)) for e, v in read_json(sweep.trial(trial_id).history) or []]
 
 
 def _adopt(this: _Run) -> None:
@@ -430,10 +428,10 @@ def _adopt(this: _Run) -> None:
     for weights that are not trained on would only repeat the donor.
     """
     assert this.donor is not None
-    source = trial_dir(this.folder, this.donor)
+    source = this.sweep.trial(this.donor).path
     if this.mirror is not None:
         this.mirror.pull(source, fresh=True)
-    epoch = history(this.folder, this.trial.id)[-1][0]
+    epoch = history(this.sweep, this.trial.id)[-1][0]
     donor_trial = next(t for t in this.plan.trials if t.id == this.donor)
     states = this.home / "pretrain" / "checkpoints"
     taken = _copy_newest(source / "pretrain" / "checkpoints", states, this.progress.state["total_steps"])
@@ -521,7 +519,7 @@ def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig) -> d
         # Out of the trial's own placement, which holds nothing.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
     )
-    runs_dir, uri = store_runs_dir(this.folder), "" if this.mirror is None else this.mirror.uri
+    runs_dir, uri = this.sweep.runs.path, "" if this.mirror is None else this.mirror.uri
     home, threads = this.home.relative_to(runs_dir).as_posix(), max(1, int(wanted.cpus))
     found = ray.get(task.remote(work, to_dict(config), str(runs_dir), uri, home, threads))
     return dict(found)
@@ -556,7 +554,7 @@ def _task_in(runs_dir: Path, work: str, config: dict[str, Any], home: str, threa
     settings = from_dict(ExperimentConfig, config)
     part = runs_dir / home / ("finetune" if work == "evaluate" else "pretrain")
     loaded, _ = load_model(part / "model")
-    device, cache = run.default_device(), cache_dir(runs_dir)
+    device, cache = run.default_device(), RunsDir(runs_dir).cache
     loaded.to(device)
     if work == "evaluate":
         assert isinstance(loaded, VideoClassifier)
@@ -625,23 +623,13 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
             tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
         )
     this.tracker.set_tags({CLASSIFIER_TAG: _where(this, result.model_path)})
-    run.log_checkpoints(this.tracker, tuned, home, under="finetune", where=partial(_where, this))
+    run.log_checkpoints(this.tracker, tuned, RunDir(home), under="finetune", where=partial(_where, this))
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.staged:
         found = _elsewhere(this, "finetune", "evaluate", tuned)
     else:
         last, _ = load_model(result.model_path)
         assert isinstance(last, VideoClassifier)
-        cache = cache_dir(store_runs_dir(this.folder))
+        cache = this.sweep.runs.cache
         found = _evaluated(last, tuned, home / "evaluation", cache, this.device)
     return {**found, "finetune/loss": result.metrics["loss"]}
-
-
-def store_runs_dir(folder: Path) -> Path:
-    """The run directory a sweep's folder lies in: `<runs>/sweeps/<name>`."""
-    return folder.parent.parent
-
-
-def cache_dir(runs_dir: Path) -> Path:
-    """Where decoded clips are kept between trials and runs."""
-    return runs_dir / "cache"

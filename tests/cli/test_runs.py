@@ -13,7 +13,8 @@ import pytest
 
 from vmae.cli.main import run
 from vmae.experiments import housekeeping, results
-from vmae.experiments.tracking import SPOOL_NAME, Store, Tracker, store_at
+from vmae.experiments.layout import SPOOL
+from vmae.experiments.tracking import Store, Tracker, store_at
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def own_copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     shutil.copytree(made, tmp_path / "runs")
     monkeypatch.setenv("VMAE_RUNS", str(tmp_path / "runs"))
     store = store_at(tmp_path / "runs")
-    for spool in store.runs_dir.rglob(SPOOL_NAME):  # they say which store they were sent to
+    for spool in store.runs_dir.rglob(SPOOL):  # they say which store they were sent to
         spool.write_text(spool.read_text().replace(str(made), str(store.runs_dir)))
         spool.with_suffix(".offset").write_text(str(spool.stat().st_size))
     return store
@@ -251,7 +252,7 @@ def test_gc_keeps_what_is_in_doubt(own_copy: Store) -> None:
     trials = own_copy.runs_dir / "sweeps" / "ratio-1" / "trials"
     runs = {r.name: r for r in results.list_runs(own_copy)}
     housekeeping.delete_runs(own_copy, [r for r in runs.values() if r.kind == "trial"])
-    first, second, third = (trials / f"ratio{r}" / SPOOL_NAME for r in (0.5, 0.75, 0.9))
+    first, second, third = (trials / f"ratio{r}" / SPOOL for r in (0.5, 0.75, 0.9))
     first.write_text(first.read_text().replace("sqlite:///", "sqlite:////other"))
     first.with_suffix(".offset").write_text(str(first.stat().st_size))
     with open(second, "a") as f:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from vmae.cli.main import run
+from vmae.core.files import write_json
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import write_json
+from vmae.experiments.layout import RunsDir, SweepDir
 from vmae.experiments.sweeps.spec import Plan, Trial
-from vmae.experiments.sweeps.trial import trial_dir
 
 
-def _plan(runs_dir: Path) -> tuple[Plan, Path]:
+def _plan(runs_dir: Path) -> tuple[Plan, SweepDir]:
     plan = Plan(
         name="masking_ratio-1",
         sweep="masking_ratio",
@@ -26,20 +26,19 @@ def _plan(runs_dir: Path) -> tuple[Plan, Path]:
         base=ExperimentConfig(data=DataConfig(frames=8, size=(64, 64))),
         trials=tuple(Trial(id=f"ratio{r}_s0", overrides={"mask.ratio": r}, seed=0) for r in (0.5, 0.75)),
     )
-    folder = runs_dir / "sweeps" / plan.name
-    plan.save(folder)
-    return plan, folder
+    sweep = RunsDir(runs_dir).sweep(plan.name)
+    plan.save(sweep)
+    return plan, sweep
 
 
-def _progress(folder: Path, trial: str, **state: object) -> None:
-    path = trial_dir(folder, trial) / "progress.json"
+def _progress(sweep: SweepDir, trial: str, **state: object) -> None:
     base = {"stage": "pretrain", "fraction": 0.5, "metrics": {"pretrain/loss": 0.7}, "error": None}
-    write_json(path, {**base, "seconds": 60.0, **state})
+    write_json(sweep.trial(trial).progress, {**base, "seconds": 60.0, **state})
 
 
-def _result(folder: Path, trial: str, top1: float) -> None:
+def _result(sweep: SweepDir, trial: str, top1: float) -> None:
     metrics = {"probe/top1": top1, "pretrain/loss": 0.5}
-    write_json(trial_dir(folder, trial) / "result.json", {"metrics": metrics, "seconds": 120.0})
+    write_json(sweep.trial(trial).result, {"metrics": metrics, "seconds": 120.0})
 
 
 def _vmae(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -54,19 +53,19 @@ def test_status_through_a_sweeps_life(
 ) -> None:
     monkeypatch.setenv("VMAE_RUNS", str(tmp_path))
     assert "no sweeps yet" in _vmae(capsys, "list")
-    plan, folder = _plan(tmp_path)
+    plan, sweep = _plan(tmp_path)
     first, second = (t.id for t in plan.trials)
-    _progress(folder, first)
+    _progress(sweep, first)
     assert "stopped; 1 running, 1 pending" in _vmae(capsys, "status", plan.name)  # no driver is there
-    write_json(folder / "alive.json", {"time": time.time() - 10, "ended": False})
+    write_json(sweep.alive, {"time": time.time() - 10, "ended": False})
     out = _vmae(capsys, "status", plan.name)
     assert "running; 1 running, 1 pending; about" in out
     row = next(line.split() for line in out.splitlines() if line.startswith("0.5"))
     assert row[:5] == ["0.5", "0", "pretrain", "50%", "0.700"]
 
-    _result(folder, first, 0.25)
-    _progress(folder, second, stage="failed", error="the disk is full")
-    write_json(folder / "alive.json", {"time": time.time(), "ended": True})
+    _result(sweep, first, 0.25)
+    _progress(sweep, second, stage="failed", error="the disk is full")
+    write_json(sweep.alive, {"time": time.time(), "ended": True})
     out = _vmae(capsys, "status", plan.name)
     assert "failed; 1 done, 1 failed" in out
     assert f"failed: {second}: the disk is full" in out
@@ -74,11 +73,11 @@ def test_status_through_a_sweeps_life(
     (listed,) = json.loads(_vmae(capsys, "list", "--json"))
     assert (listed["state"], listed["done"], listed["best"]) == ("failed", 1, "0.5")
 
-    _progress(folder, second)
-    write_json(folder / "alive.json", {"time": time.time() - 100, "ended": False})  # the driver died
+    _progress(sweep, second)
+    write_json(sweep.alive, {"time": time.time() - 100, "ended": False})  # the driver died
     assert "stopped; 1 done, 1 running" in _vmae(capsys, "status", plan.name)
 
-    _result(folder, second, 0.5)
+    _result(sweep, second, 0.5)
     assert _vmae(capsys, "list").splitlines()[2].split()[1:] == ["done", "2", "of", "2", "0", "0.75", "50.0%"]
     state = json.loads(_vmae(capsys, "status", plan.name, "--json"))
     assert (state["state"], state["done"]) == ("done", 2)

@@ -77,7 +77,8 @@ def make_store(home: Path) -> MiniStore:
     from vmae.core.config import override
     from vmae.experiments.recipes.demo import demo_pretrain
     from vmae.experiments.sweeps.definitions import get
-    from vmae.experiments.sweeps.driver import prepare, run_sweep
+    from vmae.experiments.sweeps.driver import run_sweep
+    from vmae.experiments.sweeps.ready import prepare
     from vmae.experiments.sweeps.space import Param
     from vmae.experiments.sweeps.spec import make_plan
     from vmae.experiments.sweeps.trial import run_trial
@@ -102,15 +103,15 @@ def make_store(home: Path) -> MiniStore:
         base=base,
     )
     store = store_at(home / "runs")
-    folder = home / "runs" / "sweeps" / "mini"
+    sweep = store.layout.sweep("mini")
     prepare(plan, store)
-    plan.save(folder)
+    plan.save(sweep)
     # Trials look their parent up in the store.
-    with Tracker(store, folder, name=plan.name, key=plan.key, kind="sweep"):
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep"):
         pass
     threads = torch.get_num_threads()
     for trial in plan.trials:
-        run_trial(folder, trial.id, store)
+        run_trial(sweep, trial.id, store)
     torch.set_num_threads(threads)
     run_sweep(plan, store)
     return described(home)

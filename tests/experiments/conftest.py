@@ -130,11 +130,11 @@ def undisturbed_numbers(
         "torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from vmae.cli.main import run\n"
-        "from vmae.experiments.sweeps import driver, trial\n"
-        "def alone(plan, folder, store, ids, **ray):\n"
-        "    for i in ids: trial.run_trial(folder, i, store)\n"
-        "driver._tune = alone\n"
-        "driver.ray_ahead = lambda plan: contextlib.nullcontext()\n"
+        "from vmae.experiments.sweeps import driver, trial, tune\n"
+        "def alone(plan, sweep, store, ids, **ray):\n"
+        "    for i in ids: trial.run_trial(sweep, i, store)\n"
+        "driver.tune = alone\n"
+        "tune.ray_ahead = lambda plan: contextlib.nullcontext()\n"
         "run(sys.argv[1:])\n"
     )
     command = sweeps.command(runs)

@@ -11,6 +11,7 @@ import pytest
 from vmae.core.errors import InputError
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.provenance import config_tags, data_digest, keep_digest, shared_tags
 
 
@@ -42,13 +43,13 @@ def test_digest_follows_lists_and_files_not_their_place(tmp_path: Path) -> None:
 
 def test_trials_share_the_sweeps_digest_unless_their_lists_differ(tmp_path: Path) -> None:
     base = ExperimentConfig(recipe="demo_pretrain", data=_data(tmp_path / "one"))
-    tags = keep_digest(base, tmp_path)
+    tags = keep_digest(base, SweepDir(tmp_path))
     assert tags == config_tags(base)
     assert tags["vmae.recipe"] == "demo_pretrain"
     (tmp_path / "one" / "a.mp4").unlink()  # the kept digest is used: nothing is computed again
-    assert shared_tags(base, base, tmp_path) == tags
+    assert shared_tags(base, base, SweepDir(tmp_path)) == tags
     other = ExperimentConfig(data=replace(base.data, val_csv=base.data.train_csv))
-    assert shared_tags(other, base, tmp_path)["vmae.data_digest"] != tags["vmae.data_digest"]
+    assert shared_tags(other, base, SweepDir(tmp_path))["vmae.data_digest"] != tags["vmae.data_digest"]
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from vmae.core.config import override
 from vmae.core.errors import InputError
+from vmae.core.files import write_json
 from vmae.core.video.samples import Sample, subset
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import write_json
+from vmae.experiments.layout import RunsDir, SweepDir
 from vmae.experiments.sweeps import definitions
 from vmae.experiments.sweeps.compare import compare, difference
 from vmae.experiments.sweeps.search import next_setting
@@ -22,7 +23,7 @@ from vmae.experiments.sweeps.space import Param, draw_samples, parse_params
 from vmae.experiments.sweeps.spec import Plan, Trial, make_plan, parse_stage_resources
 from vmae.experiments.sweeps.status import DONE, TrialState, groups
 from vmae.experiments.sweeps.stopping import KNN, StoppingConfig, check_stopping, donor, perturbed, verdict
-from vmae.experiments.sweeps.trial import run_trial, trial_dir
+from vmae.experiments.sweeps.trial import run_trial
 from vmae.experiments.tracking import store_at
 
 BASE = recipes.get("demo_pretrain")
@@ -108,8 +109,8 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     plan = _plan(
         "optim.base_lr=loguniform(1e-5,1e-3)", samples=2, stopping=StoppingConfig(rule="median"), budget_s=9.0
     )
-    plan.save(tmp_path)
-    assert Plan.load(tmp_path) == plan
+    plan.save(SweepDir(tmp_path))
+    assert Plan.load(SweepDir(tmp_path)) == plan
 
 
 @pytest.mark.parametrize(
@@ -241,14 +242,14 @@ def test_optuna_asks_the_same_after_a_restart_and_learns_from_results(tmp_path: 
     pytest.importorskip("optuna")
     plan = _plan("optim.base_lr=loguniform(1e-5,1e-1)", "mask.type=tube,random", search="optuna", samples=14)
     asked = []
-    while (overrides := next_setting(plan, tmp_path)) is not None:
-        assert overrides == next_setting(plan, tmp_path)
+    while (overrides := next_setting(plan, SweepDir(tmp_path))) is not None:
+        assert overrides == next_setting(plan, SweepDir(tmp_path))
         plan = plan.with_setting(overrides)
         asked.append(overrides)
         # The nearer log10(lr) is to -3, the better.
         score = 1 - abs(math.log10(overrides["optim.base_lr"]) + 3) / 2
         result = {"metrics": {"probe/top1": score}}
-        write_json(trial_dir(tmp_path, plan.trials[-1].id) / "result.json", result)
+        write_json(SweepDir(tmp_path).trial(plan.trials[-1].id).result, result)
     assert len(asked) == 14
     assert len({str(a) for a in asked}) == 14
     late = [abs(math.log10(a["optim.base_lr"]) + 3) for a in asked[-4:]]
@@ -287,30 +288,30 @@ def tiny(mini_data: Path, tmp_path: Path) -> ExperimentConfig:
 
 
 def test_a_trial_is_a_pipeline_whose_stages_are_kept(tiny: ExperimentConfig, tmp_path: Path) -> None:
-    folder = tmp_path / "sweeps" / "s-1"
+    sweep = RunsDir(tmp_path).sweep("s-1")
     plan = _plan("data.train_share=0.5", base=tiny, baseline=False)
-    plan.save(folder)
+    plan.save(sweep)
     (trial,) = plan.trials
     seen: list[dict[str, float]] = []
-    result = run_trial(folder, trial.id, store_at(tmp_path), emit=seen.append)
+    result = run_trial(sweep, trial.id, store_at(tmp_path), emit=seen.append)
     metrics = result["metrics"]
     for name in ("pretrain/loss", "pretrain/knn_top1", "eval/loss", "knn/top1", "finetune/top1"):
         assert name in metrics, sorted(metrics)
     assert plan.metric == "finetune/top1"
     # Half of 48 clips in batches of 8, three epochs: the share reaches pre-training alone.
     assert [s["pretrain/epoch"] for s in seen if "pretrain/epoch" in s] == [1, 2, 3]
-    assert sorted(p.name for p in (trial_dir(folder, trial.id) / "pretrain" / "checkpoints").iterdir())[
+    assert sorted(p.name for p in (sweep.trial(trial.id).stage("pretrain").checkpoints).iterdir())[
         -1
     ].endswith("0009")
-    assert sorted(p.name for p in (trial_dir(folder, trial.id) / "finetune" / "checkpoints").iterdir())[
+    assert sorted(p.name for p in (sweep.trial(trial.id).stage("finetune").checkpoints).iterdir())[
         -1
     ].endswith("0006")
     # Run again without the last stage's result: only that stage is repeated, to the same numbers.
-    home = trial_dir(folder, trial.id)
+    home = sweep.trial(trial.id).path
     (home / "result.json").unlink()
     (home / "finetune.json").unlink()
     stamp = (home / "knn.json").stat().st_mtime_ns
-    again = run_trial(folder, trial.id, store_at(tmp_path))["metrics"]
+    again = run_trial(sweep, trial.id, store_at(tmp_path))["metrics"]
     assert (home / "knn.json").stat().st_mtime_ns == stamp
     assert again["finetune/top1"] == metrics["finetune/top1"]
     assert again["knn/top1"] == metrics["knn/top1"]
@@ -319,37 +320,37 @@ def test_a_trial_is_a_pipeline_whose_stages_are_kept(tiny: ExperimentConfig, tmp
 def test_a_stopped_trial_has_a_result_without_the_ranking_metric(
     tiny: ExperimentConfig, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "sweeps" / "s-1"
+    sweep = RunsDir(tmp_path).sweep("s-1")
     base = override(tiny, {"pipeline.then": ["knn"]})
     plan = _plan("optim.base_lr=1e-3,2e-3", base=base, baseline=False, stopping=StoppingConfig())
-    plan.save(folder)
+    plan.save(sweep)
     loser, other = plan.trials
     # The other trial has been at the first rung with a loss that nothing beats.
-    write_json(trial_dir(folder, other.id) / "history.json", [[1, 0.0]])
-    result = run_trial(folder, loser.id, store_at(tmp_path))
+    write_json(sweep.trial(other.id).history, [[1, 0.0]])
+    result = run_trial(sweep, loser.id, store_at(tmp_path))
     assert "asha" in result["stopped"]
     assert "knn/top1" not in result["metrics"]
-    assert run_trial(folder, loser.id, store_at(tmp_path)) == result
+    assert run_trial(sweep, loser.id, store_at(tmp_path)) == result
 
 
 def test_pbt_goes_on_from_the_donors_weights(tiny: ExperimentConfig, tmp_path: Path) -> None:
-    folder = tmp_path / "sweeps" / "s-1"
+    sweep = RunsDir(tmp_path).sweep("s-1")
     base = override(tiny, {"pipeline.then": ["knn"]})
     stopping = StoppingConfig(rule="pbt", interval=1)
     plan = _plan("optim.base_lr=1e-3,2e-3,3e-3,4e-3", base=base, baseline=False, stopping=stopping)
-    plan.save(folder)
+    plan.save(sweep)
     store = store_at(tmp_path)
     best = plan.trials[-1]
-    run_trial(folder, best.id, store)
+    run_trial(sweep, best.id, store)
     # As the others see it at the first look: the best by far, and two in between.
-    write_json(trial_dir(folder, best.id) / "history.json", [[1, 0.0]])
+    write_json(sweep.trial(best.id).history, [[1, 0.0]])
     for middle in plan.trials[1:3]:
-        write_json(trial_dir(folder, middle.id) / "history.json", [[1, -0.1]])
-    run_trial(folder, plan.trials[0].id, store)
-    home = trial_dir(folder, plan.trials[0].id)
+        write_json(sweep.trial(middle.id).history, [[1, -0.1]])
+    run_trial(sweep, plan.trials[0].id, store)
+    home = sweep.trial(plan.trials[0].id)
     import json
 
-    (adopted, *_) = json.loads((home / "adopted.json").read_text())
+    (adopted, *_) = json.loads(home.adopted.read_text())
     assert adopted["from"] == best.id
     assert adopted["overrides"]["optim.base_lr"] in (3.2e-3, 4.8e-3)
 
@@ -398,12 +399,12 @@ def test_resources_that_make_no_sense_are_refused(text: str, message: str) -> No
 
 def test_a_plan_with_stage_resources_is_read_back(tmp_path: Path) -> None:
     plan = _plan("mask.ratio=0.5", stage_resources=parse_stage_resources(["pretrain:workers=2"], 1.0, 0.0))
-    plan.save(tmp_path)
-    assert Plan.load(tmp_path) == plan
+    plan.save(SweepDir(tmp_path))
+    assert Plan.load(SweepDir(tmp_path)) == plan
 
 
 def test_more_gpus_than_there_are_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmae.experiments.sweeps.driver import check_place
+    from vmae.experiments.sweeps.ready import check_place
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     own = parse_stage_resources(["pretrain:workers=4,gpus=0.5"], 1.0, 0.0)

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
+from vmae.core.files import write_json
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.files import write_json
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps import plots
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.status import TrialState, trial_states
-from vmae.experiments.sweeps.trial import trial_dir
-from vmae.experiments.tracking import SPOOL_NAME
 
 BASE = ExperimentConfig(data=DataConfig(frames=8, size=(64, 64)))
 
@@ -36,21 +35,22 @@ def finished(folder: Path, settings: list[dict[str, Any]], seeds: int = 1) -> tu
         base=BASE,
         trials=tuple(trials),
     )
-    plan.save(folder)
+    sweep = SweepDir(folder)
+    plan.save(sweep)
     for trial in trials:
         number = -1 if trial.baseline else settings.index(trial.overrides)
         top1 = 0.15 if trial.baseline else 0.2 + 0.1 * math.sin(number + 1) + 0.02 * trial.seed
         metrics = {"probe/top1": top1, "probe/chance": 1 / 12}
-        home = trial_dir(folder, trial.id)
-        write_json(home / "result.json", {"metrics": metrics, "seconds": 60.0})
+        home = sweep.trial(trial.id)
+        write_json(home.result, {"metrics": metrics, "seconds": 60.0})
         events: list[dict[str, Any]] = [{"event": "start"}]
         for epoch in range(1, 9):
             loss = 0.3 + 0.7 * math.exp(-epoch / (3 + max(number, 0)))
             values = {"pretrain/loss": loss, "finetune/val_top1": top1 * epoch / 8, "pretrain/lr": 0.1}
             events.append({"event": "metrics", "values": values, "step": epoch})
         events.append(events[3])  # a resumed attempt repeats a step
-        (home / SPOOL_NAME).write_text("".join(json.dumps(e) + "\n" for e in events))
-    return plan, trial_states(plan, folder)
+        home.spool.write_text("".join(json.dumps(e) + "\n" for e in events))
+    return plan, trial_states(plan, sweep)
 
 
 def test_numbers_stand_in_the_order_of_their_value(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_categories_keep_the_plans_order_and_wide_ranges_are_logarithmic(tmp_pat
 def test_figures_of_several_fields_and_their_files(tmp_path: Path) -> None:
     settings = [{"mask.ratio": r, "mask.type": t} for r in (0.5, 0.75) for t in ("tube", "random")]
     plan, states = finished(tmp_path, settings)
-    paths = plots.save_figures(plan, states, tmp_path)
+    paths = plots.save_figures(plan, states, SweepDir(tmp_path))
     assert [p.name for p in paths] == ["example.png", "example-curves.png", "example-parallel.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
     assert len(plots.ranking_figure(plan, states).axes) == 2
@@ -99,7 +99,7 @@ def test_figures_of_several_fields_and_their_files(tmp_path: Path) -> None:
 
 def test_curves_are_read_from_the_trials_files_and_repeated_steps_count_once(tmp_path: Path) -> None:
     plan, states = finished(tmp_path, [{"mask.ratio": v} for v in (0.9, 0.5)], seeds=2)
-    figure = plots.learning_curves_figure(plan, states, tmp_path)
+    figure = plots.learning_curves_figure(plan, states, SweepDir(tmp_path))
     assert figure is not None
     assert [a.get_title(loc="left") for a in figure.axes] == ["finetune/val_top1", "pretrain/loss"]
     lines = figure.axes[1].lines
@@ -112,5 +112,5 @@ def test_curves_are_read_from_the_trials_files_and_repeated_steps_count_once(tmp
 
 def test_nothing_finished_gives_no_figure(tmp_path: Path) -> None:
     plan, _ = finished(tmp_path, [{"mask.ratio": 0.5}])
-    states = trial_states(plan, tmp_path / "elsewhere")
-    assert plots.save_figures(plan, states, tmp_path) == []
+    states = trial_states(plan, SweepDir(tmp_path / "elsewhere"))
+    assert plots.save_figures(plan, states, SweepDir(tmp_path)) == []

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from vmae.experiments import results
-from vmae.experiments.remote import Mirror
+from vmae.experiments.storage import Mirror
 from vmae.experiments.tracking import Store, store_at
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vmae.experiments import tracking
+from vmae.experiments.layout import REFUSED
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at, sync
 
 
@@ -118,8 +119,8 @@ def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
     assert "refused 1 event; the last: metrics a name?: " in caplog.text
     # `runs sync` offers them again, and says what is still refused.
     ((spool, outcome),) = sync(store.runs_dir)
-    assert outcome.startswith("refused: 2 events") and tracking.REFUSED_NAME in outcome
-    kept = spool.with_name(tracking.REFUSED_NAME)
+    assert outcome.startswith("refused: 2 events") and REFUSED in outcome
+    kept = spool.with_name(REFUSED)
     assert [json.loads(x)["event"]["event"] for x in kept.read_text().splitlines()] == ["metrics", "tags"]
     # A resumed attempt repeats them: each is kept once.
     with _open(store) as tracker:

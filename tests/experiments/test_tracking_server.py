@@ -104,6 +104,7 @@ def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) ->
     from vmae.core.weights.checkpoint import load_model, save_model
     from vmae.experiments import tracking
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.layout import RunDir
     from vmae.experiments.run import log_checkpoints
 
     home, model = tmp_path / "run", VideoMAE(VideoMAEConfig.from_size("tiny"))
@@ -111,7 +112,7 @@ def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) ->
     save_state(home / "checkpoints", 7, {"model": model.state_dict()})
     config = ExperimentConfig(tracking=TrackingConfig(checkpoints="upload"))
     with Tracker(store, home, name="up", key="run:up", kind="pretrain") as tracker:
-        log_checkpoints(tracker, config, home, stopped=True)
+        log_checkpoints(tracker, config, RunDir(home), stopped=True)
     client = tracking._client(store.uri)
     run_id = tracking.find_run(client, tracking._experiment_id(store, client), "run:up")
     assert run_id is not None and client.get_run(run_id).info.status == "FINISHED"

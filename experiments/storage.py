@@ -1,6 +1,7 @@
-"""A sweep's files on an object store (`--runs-dir s3://bucket/folder`), and each process's copy of them.
+"""Where a run directory's files are kept: in a folder, or on an object store (`--runs-dir s3://bucket/folder`).
 
-Training, the trials' small files and the spool work on folders: on every machine they are local ones, and
+`Storage` is what work asks for, wherever it is: in a folder there is nothing to copy. On an object store
+training, the trials' small files and the spool work on folders: on every machine they are local ones, and
 what must outlive the machine is copied to the store, file by file, at every checkpoint and the end of every
 stage (small files also every few seconds). A trial that starts elsewhere fetches its folder first. An object
 appears whole or not at all, and a training checkpoint carries its own checksum, so a copy that was cut short
@@ -20,12 +21,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vmae.core.errors import InputError, VmaeError
+from vmae.core.files import replacing
 from vmae.experiments.background import repeated
+from vmae.experiments.layout import RunsDir
 
 SCRATCH_ENV = "VMAE_SCRATCH"
 SMALL = (".json", ".jsonl", ".offset")
@@ -52,9 +56,10 @@ def scratch(uri: str, role: str) -> Path:
     home = base / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:12]
     folder = home / role
     folder.mkdir(parents=True, exist_ok=True)
-    (home / "cache").mkdir(exist_ok=True)
+    shared = RunsDir(home).cache
+    shared.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        (folder / "cache").symlink_to(home / "cache")
+        RunsDir(folder).cache.symlink_to(shared)
     return folder
 
 
@@ -66,11 +71,127 @@ class Seen:
     modified: float
 
 
-class Mirror:
-    """Files under `uri` and their copies under `local`, by the same relative names.
+class Storage(Protocol):
+    """A run directory as work sees it: files lie below the folder `local`, and what is pushed is kept.
 
-    Raises InputError where there is no file system for the URI.
+    All methods take paths below `local`. Those that ask the store raise StorageAway where it did not answer,
+    three times.
     """
+
+    local: Path
+    uri: str
+    """Of an object store, else empty."""
+    every_s: float
+    """Seconds between two looks at what others wrote that nobody minds."""
+    locks: bool
+    """Whether a lock on a file of `local` keeps every other process out, wherever it runs."""
+    fs: Any
+    """pyarrow's file system for `place`; None for this machine's."""
+
+    def check(self) -> None:
+        """Raise InputError where nothing can be written there."""
+
+    def url(self, path: Path) -> str:
+        """Where a file or folder is found from any machine."""
+
+    def place(self, path: Path) -> str:
+        """Where a file or folder is in the file system `fs`."""
+
+    def push(self, folder: Path, *, deep: bool = True) -> None:
+        """Keep what changed below `folder`, and delete there what is gone here (deep only).
+
+        Without `deep` only the small files of the folder itself. Hidden files stay here.
+        """
+
+    def push_file(self, path: Path) -> None:
+        """Keep one file."""
+
+    def pull(self, folder: Path, *, only: Wanted | None = None, fresh: bool = False) -> None:
+        """Fetch what is new below `folder`: all of it, or the files that `only` wants.
+
+        With `fresh` what is here and not there (of those files) is deleted first.
+        """
+
+    def pull_file(self, path: Path) -> None:
+        """Fetch one file; nothing where there is none."""
+
+    def listing(self, folder: Path) -> dict[Path, Seen]:
+        """The files kept below `folder`."""
+
+    def delete(self, path: Path) -> None:
+        """Delete a file or folder, here and there; nothing where there is none."""
+
+    def kept_up(self, home: Path) -> AbstractContextManager[None]:
+        """While the body runs, the small files of `home` are kept every few seconds."""
+
+    def own_copy(self, role: str) -> AbstractContextManager[Storage]:
+        """The same files for a process of its own, perhaps on another machine: `local` may be another folder.
+
+        It holds nothing yet (`pull` what is needed), and is deleted when the body has ended well.
+        """
+
+
+@dataclass
+class LocalStorage:
+    """A folder that every process of the work sees under the same path: nothing is copied."""
+
+    local: Path
+    uri: str = ""
+    every_s: float = 1.0
+    locks: bool = True
+    fs: Any = None
+
+    def check(self) -> None:
+        """Nothing: whoever writes there says what is wrong."""
+
+    def url(self, path: Path) -> str:
+        return str(path)
+
+    def place(self, path: Path) -> str:
+        return str(path.resolve())
+
+    def push(self, folder: Path, *, deep: bool = True) -> None:
+        """Nothing: it is there."""
+
+    def push_file(self, path: Path) -> None:
+        """Nothing: it is there."""
+
+    def pull(self, folder: Path, *, only: Wanted | None = None, fresh: bool = False) -> None:
+        """Nothing: it is here."""
+
+    def pull_file(self, path: Path) -> None:
+        """Nothing: it is here."""
+
+    def listing(self, folder: Path) -> dict[Path, Seen]:
+        found = {}
+        for inside, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # a run is at work
+                    stat = os.lstat(f"{inside}/{name}")
+                    found[Path(inside, name)] = Seen(stat.st_size, stat.st_mtime)
+        return found
+
+    def delete(self, path: Path) -> None:
+        _delete(path)
+
+    @contextlib.contextmanager
+    def kept_up(self, home: Path) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def own_copy(self, role: str) -> Iterator[Storage]:
+        yield self
+
+
+class Mirror:
+    """An object store's files under `uri` and their copies under `local`, by the same relative names.
+
+    Sent to another process it is made anew there. Raises InputError where there is no file system for the
+    URI.
+    """
+
+    every_s = EVERY_S
+    locks = False
 
     def __init__(self, uri: str, local: Path) -> None:
         self.uri = uri.rstrip("/")
@@ -80,16 +201,16 @@ class Mirror:
         self._got: dict[str, Seen] = {}
         self.fs, self.root = file_system(uri)
 
+    def __reduce__(self) -> tuple[type[Mirror], tuple[str, Path]]:
+        return Mirror, (self.uri, self.local)
+
     def url(self, path: Path) -> str:
-        """Where a local file or folder is on the store."""
         return f"{self.uri}/{path.relative_to(self.local).as_posix()}"
 
     def place(self, path: Path) -> str:
-        """Where a local file or folder is in the store's file system `fs`."""
         return f"{self.root}/{self._key(path)}"
 
     def check(self) -> None:
-        """Raise InputError where nothing can be written there."""
         try:
             self.fs.create_dir(self.root, recursive=True)
             with self.fs.open_output_stream(f"{self.root}/.check") as out:
@@ -102,23 +223,14 @@ class Mirror:
             ) from e
 
     def push(self, folder: Path, *, deep: bool = True) -> None:
-        """Copy what changed below `folder`, and delete there what is gone here (deep only).
-
-        Without `deep` only the small files of the folder itself. Hidden files stay here.
-
-        Raises:
-            StorageAway: it did not take it, three times.
-        """
         with self._lock:
             self._again(lambda: self._push(folder, deep))
 
     def push_file(self, path: Path) -> None:
-        """Copy one file."""
         with self._lock:
             self._again(lambda: self._send(path))
 
     def pull_file(self, path: Path) -> None:
-        """Copy one file from the store; nothing where there is none. Raises as `pull`."""
         from pyarrow.fs import FileType
 
         def work() -> None:
@@ -130,23 +242,14 @@ class Mirror:
             self._again(work)
 
     def pull(self, folder: Path, *, only: Wanted | None = None, fresh: bool = False) -> None:
-        """Copy what is new below the store's `folder`: all of it, or the files that `only` wants.
-
-        With `fresh` what is here and not there (of those files) is deleted first.
-
-        Raises:
-            StorageAway: it did not answer, three times.
-        """
         with self._lock:
             self._again(lambda: self._pull(folder, only or (lambda name: True), fresh))
 
     def listing(self, folder: Path) -> dict[Path, Seen]:
-        """The files below the store's `folder`, under the paths of their copies. Raises as `pull`."""
         found: dict[str, Any] = self._again(lambda: self._list(folder))
         return {self.local / key: Seen(info.size, _modified(info)) for key, info in found.items()}
 
     def delete(self, path: Path) -> None:
-        """Delete a file or folder from the store, and its copy. Raises as `pull`."""
         from pyarrow.fs import FileType
 
         def work() -> None:
@@ -159,10 +262,22 @@ class Mirror:
 
         with self._lock:
             self._again(work)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _delete(path)
+
+    @contextlib.contextmanager
+    def kept_up(self, home: Path) -> Iterator[None]:
+        def copy() -> None:
+            with contextlib.suppress(StorageAway):  # waited out
+                self.push(home, deep=False)
+
+        with repeated(copy, EVERY_S, "mirror"):
+            yield
+
+    @contextlib.contextmanager
+    def own_copy(self, role: str) -> Iterator[Storage]:
+        local = scratch(self.uri, role)
+        yield Mirror(self.uri, local)
+        shutil.rmtree(local)
 
     def _again(self, work: Callable[[], Any]) -> Any:
         for attempt in range(1, _TRIES):
@@ -242,12 +357,11 @@ class Mirror:
         if self._got.get(key) == there and path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        with self.fs.open_input_stream(info.path) as source, open(temporary, "wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-        # The latest sweep, or a run that is quiet for long, is told by its files' times.
-        os.utime(temporary, (there.modified, there.modified))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            with self.fs.open_input_stream(info.path) as source, open(temporary, "wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+            # The latest sweep, or a run that is quiet for long, is told by its files' times.
+            os.utime(temporary, (there.modified, there.modified))
         self._got[key] = there
         stat = path.stat()
         self._sent[key] = Seen(stat.st_size, stat.st_mtime)
@@ -257,22 +371,16 @@ def _modified(info: Any) -> float:
     return float(info.mtime.timestamp()) if info.mtime else 0.0
 
 
-def is_small(key: str) -> bool:
-    """sweeps/NAME/plan.json and sweeps/NAME/trials/ID/progress.json, nothing of Tune's or a stage's."""
-    parts = key.split("/")
-    return key.endswith(".json") and (len(parts) == 3 or (len(parts) == 5 and parts[2] == "trials"))
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def kept_up(mirror: Mirror, home: Path) -> Iterator[None]:
-    """While the body runs, a trial's small files are copied every few seconds; storage away is waited out."""
-
-    def copy() -> None:
-        with contextlib.suppress(StorageAway):
-            mirror.push(home, deep=False)
-
-    with repeated(copy, EVERY_S, "mirror"):
-        yield
+def open_storage(uri: str, local: Path) -> Storage:
+    """The storage of a run directory: the object store at `uri` with copies in `local`, or `local` alone."""
+    return Mirror(uri, local) if uri else LocalStorage(local)
 
 
 def fetched(uri: str, target: Path) -> Path:
@@ -288,7 +396,11 @@ def fetched(uri: str, target: Path) -> Path:
         if info.type == FileType.File:
             path = target / info.path[len(root) + 1 :]
             path.parent.mkdir(parents=True, exist_ok=True)
-            with fs.open_input_stream(info.path) as source, open(path, "wb") as out:
+            with (
+                replacing(path) as temporary,
+                fs.open_input_stream(info.path) as source,
+                open(temporary, "wb") as out,
+            ):
                 shutil.copyfileobj(source, out, 1 << 20)
     return target
 

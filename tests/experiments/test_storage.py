@@ -12,7 +12,8 @@ import pytest
 
 from vmae.core.errors import InputError
 from vmae.experiments import housekeeping, results
-from vmae.experiments.remote import Mirror, StorageAway, fetched, is_small
+from vmae.experiments.layout import is_small
+from vmae.experiments.storage import Mirror, StorageAway, fetched
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
 
@@ -49,7 +50,7 @@ def test_what_changed_is_copied_and_what_went_is_deleted(tmp_path: Path) -> None
 
 
 def test_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmae.experiments.remote.time.sleep", lambda s: None)
+    monkeypatch.setattr("vmae.experiments.storage.time.sleep", lambda s: None)
     (tmp_path / "store").write_text("a file where a folder should be")
     mirror = Mirror((tmp_path / "store").as_uri(), tmp_path / "here")
     with pytest.raises(InputError, match="expected storage that can be written"):

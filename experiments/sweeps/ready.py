@@ -1,0 +1,83 @@
+"""What a sweep needs before its trials start: whatever would fail or wait for ever is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmae.core.errors import InputError
+from vmae.experiments.cluster import files_to_see, probe_address, require_fit
+from vmae.experiments.sweeps.spec import Plan
+from vmae.experiments.tracking import Store, create_store
+
+
+def check_place(plan: Plan) -> None:
+    """Refuse at once what would fail or wait for ever: before Ray starts and the sweep has a folder.
+
+    Raises:
+        InputError: a stage that asks for more GPUs than this machine has.
+        VmaeError: nothing answers at the address.
+    """
+    if plan.address is not None:
+        probe_address(plan.address)
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    for stage in (plan.resources_of(name) for name in plan.stages()):
+        if stage.gpus * stage.workers > there:
+            raise InputError(
+                f"expected {stage.workers * stage.gpus:g} GPUs for {stage.stage}, got {there} here "
+                "(--gpus, --workers-per-trial, --stage-resources)"
+            )
+
+
+def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | None = None) -> None:
+    """What trials share, done once before they start: the store, and every video decoded into the cache.
+
+    Raises:
+        InputError, VideoError: bad lists, held-out videos or a share of the list that does not fill a batch
+            are refused here, before anything is started.
+    """
+    from vmae.core.video.samples import subset
+    from vmae.experiments.run import open_data
+
+    data = open_data(plan.base, store.layout.cache, progress)
+    if data.val is None:
+        raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
+    listed = data.train_plain.samples
+    tune_batch = plan.base.pipeline.finetune_train.batch_size
+    if "finetune" in plan.base.pipeline.then and len(listed) < tune_batch:
+        raise InputError(
+            f"expected at least one batch of pipeline.finetune_train.batch_size = {tune_batch} clips; the "
+            f"training list has {len(listed)}"
+        )
+    for config in [t.config(plan.base) for t in plan.trials if not t.baseline]:
+        kept = len(subset(listed, config.data.train_share, config.train.seed))
+        if kept < config.train.batch_size:
+            raise InputError(
+                f"expected at least one batch of train.batch_size = {config.train.batch_size} clips; "
+                f"data.train_share = {config.data.train_share:g} of {len(listed)} videos leaves {kept}"
+            )
+    if plan.search == "optuna":
+        from vmae.experiments.sweeps.search import check_optuna
+
+        check_optuna()
+    if store.sqlite_path is None or not store.sqlite_path.exists():
+        # A server that does not answer is refused now; a database that is there can wait for its first run.
+        create_store(store)
+
+
+def check_nodes(plan: Plan, store: Store) -> None:
+    """Raise ClusterUnfit where a node could not run a trial of the plan."""
+    data = plan.base.data
+    reports = require_fit(
+        paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
+        storage=store.remote or str(store.runs_dir),
+        gpus_wanted=max(plan.resources_of(stage).gpus for stage in plan.stages()),
+    )
+    hosts = {r.host for r in reports}
+    if len(hosts) > 1 and store.sqlite_path is not None:
+        raise InputError(
+            f"expected a tracking server for trials on {len(hosts)} machines (MLFLOW_TRACKING_URI), got "
+            f"{store.uri}: SQLite on shared storage loses writes"
+        )
