@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.files import write_text
 from vmae.core.measure.windowed import window_features
 from vmae.core.video.windows import WindowConfig
-from vmae.core.weights.checkpoint import write_atomic
 from vmae.experiments.run import default_device
 from vmae.experiments.tracking import Store
 from vmae.experiments.windowed import load_for_windows, read_features, read_folder
@@ -84,7 +84,7 @@ def write_page(file: Path, query: str, matches: list[Match]) -> None:
     for k, m in enumerate(matches, 1):
         span = None if m.start_s is None or m.end_s is None else (m.start_s, m.end_s)
         cards.append(_card(f"{k}. {m.name}", m.path, f"{m.similarity:.3f}", span))
-    write_atomic(
+    write_text(
         file,
         "<!doctype html><meta charset=utf-8><title>vmae retrieve</title>"
         "<style>body{font:14px sans-serif;display:flex;flex-wrap:wrap;gap:16px}figure{margin:0}"

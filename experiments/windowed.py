@@ -22,6 +22,7 @@ import numpy as np
 from torch import nn
 
 from vmae.core.errors import InputError, VideoError, VmaeError
+from vmae.core.files import read_json, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.progress import Progress
 from vmae.core.video.annotations import read_annotations
@@ -30,7 +31,6 @@ from vmae.core.video.probe_store import cached_info
 from vmae.core.video.samples import VIDEO_SUFFIXES, read_lines
 from vmae.core.video.windows import WindowConfig
 from vmae.core.weights.checkpoint import load_model
-from vmae.experiments.files import read_json, write_json
 from vmae.experiments.run import default_device
 from vmae.experiments.tracking import Store
 from vmae.experiments.video_map import place, shared_checkpoint, weights_file
