@@ -101,7 +101,7 @@ class ExperimentConfig:
         """The same experiment with a model of another named size, on the same clips and tubelets."""
         old = self.model
         keep = ["frames", "height", "width", "channels", "patch_size", "tubelet_size"]
-        keep += ["mean", "std", "target", "loss"]
+        keep += ["mean", "std", "background", "target", "loss"]
         model = VideoMAEConfig.from_size(size, **{k: getattr(old, k) for k in keep})
         return replace(self, model=model)
 

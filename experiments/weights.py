@@ -83,7 +83,7 @@ def with_init(
     loaded = initial_weights(config)
     c = loaded.model.config
     kept = ["embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "pos_grid"]
-    kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels"]
+    kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels", "background"]
     decoder = ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
     kept += [name for name in decoder if hasattr(c, name)]
     shape = {name: getattr(c, name) for name in kept}

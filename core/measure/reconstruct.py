@@ -11,7 +11,7 @@ from torch import Tensor
 from vmae.core.errors import InputError
 from vmae.core.model.grid import TokenGrid, patchify, unpatchify
 from vmae.core.model.masking import TokenMask
-from vmae.core.model.videomae import VideoMAE, check_finite
+from vmae.core.model.videomae import VideoMAE, check_finite, model_input
 from vmae.kernels import patch_targets
 
 FORMS = ("as_trained", "model_only")
@@ -93,6 +93,7 @@ def reconstruct(model: VideoMAE, video: Tensor, mask: TokenMask) -> Reconstructi
     finally:
         model.train(was_training)
     grid = model.grid
+    video = model_input(video, model.config)
     pixels = video.float() / 255 if video.dtype == torch.uint8 else video.float()
     patches = patchify(pixels, grid)  # [B, N, P]
     true = _take(patches, mask.masked)

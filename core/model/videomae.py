@@ -20,6 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LOSSES = ("mse", "l1", "smooth_l1")
 TARGETS = ("normalized", "raw")
+BACKGROUNDS = ("keep", "subtract")
 
 
 def _widths(*values: int) -> dict[str, Any]:
@@ -77,6 +78,9 @@ class EncoderConfig:
     """Of the norm before the head (decoder.norm, fc_norm); Hugging Face hard-wires 1e-5."""
     checkpoint_activations: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
+    background: str = "keep"
+    """"subtract": the model sees each pixel less its mean over the clip, on grey: what moves, and not the
+    scene, by which a few hundred clips are told apart too easily. A departure from the published models."""
     pos_grid: tuple[int, int, int] | None = None
     """The (t, h, w) grid in whose frame the fixed positions are computed; None: this model's own. Set when
     a checkpoint of another resolution or frame count is loaded, see `vmae.core.weights.checkpoint`."""
@@ -96,6 +100,8 @@ class EncoderConfig:
                 raise InputError(f"expected {name} above 0, got {getattr(self, name)!r}")
         if not 0 <= self.drop_path < 1:
             raise InputError(f"expected drop_path in [0, 1), got {self.drop_path!r}")
+        if self.background not in BACKGROUNDS:
+            raise InputError(f"expected background among {', '.join(BACKGROUNDS)}; got {self.background!r}")
         if (self.mean is None) != (self.std is None):
             raise InputError(f"expected mean and std both given or both None, got {self.mean} and {self.std}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -208,7 +214,7 @@ class PatchEmbed(nn.Module):
         if torch.is_autocast_enabled(video.device.type) and dtype == torch.float32:
             dtype = torch.get_autocast_dtype(video.device.type)
         patches = gather_patches(
-            video,
+            model_input(video, c),
             indices,
             patch_size=c.patch_size,
             tubelet_size=c.tubelet_size,
@@ -371,7 +377,7 @@ class VideoMAE(VideoModel):
         c = self.config
         return masked_patch_loss(
             pred,
-            video,
+            model_input(video, c),
             masked,
             patch_size=c.patch_size,
             tubelet_size=c.tubelet_size,
@@ -397,6 +403,16 @@ class VideoMAE(VideoModel):
                 f"expected a mask of {video.shape[0]} clips x {self.grid.num_tokens} tokens,"
                 f" got {mask.visible.shape[0]} x {mask.num_tokens}"
             )
+
+
+def model_input(video: Tensor, config: EncoderConfig) -> Tensor:
+    """What a model makes its patches of, [B, C, T, H, W]: the video itself or, with `background` subtract,
+    floating point in [0, 1]: each pixel less its mean over the clip's frames, plus a half.
+    """
+    if config.background == "keep":
+        return video
+    pixels = video.float() / 255 if video.dtype == torch.uint8 else video
+    return (pixels - pixels.mean(2, keepdim=True) + 0.5).clamp(0, 1)
 
 
 def all_indices(video: Tensor, grid: TokenGrid) -> Tensor:

@@ -67,6 +67,8 @@ def to_hf(
     c = model.config
     if c.pos_grid is not None:
         raise CheckpointError("transformers cannot express positions interpolated from another grid")
+    if c.background != "keep":
+        raise CheckpointError(f"transformers cannot express a model with background {c.background}")
     values: dict[str, Any] = {
         "model_type": "videomae",
         "image_size": c.height if c.height == c.width else [c.height, c.width],

@@ -41,6 +41,10 @@ def to_official(model: VideoModel) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if isinstance(model, VideoMAE) and not model.config.encoder_norm:
         raise CheckpointError("the official model has an encoder norm and this one was trained without it")
     c = model.config
+    if c.background != "keep":
+        raise CheckpointError(
+            f"the official model sees whole frames and this one has background {c.background}"
+        )
     notes = []
     if (c.norm_eps, c.head_norm_eps) != (1e-6, 1e-6):
         notes.append(

@@ -14,7 +14,7 @@ from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.grid import TokenGrid, patchify, unpatchify
 from vmae.core.model.masking import MaskConfig, TokenMask, mask_from_bool, sample_mask, sample_masks
-from vmae.core.model.videomae import LOSSES, SIZES, VideoMAE, VideoMAEConfig, attention_maps
+from vmae.core.model.videomae import LOSSES, SIZES, VideoMAE, VideoMAEConfig, attention_maps, model_input
 
 SMALL: dict[str, Any] = {
     "frames": 4,
@@ -414,3 +414,32 @@ class TestBadInput:
         video[1, 2, 3, 15, 23] = value
         with pytest.raises(InputError, match=r"expected finite pixels, got 1 NaN or infinite in clips \[1\]"):
             model(video, draw(model.grid))
+
+
+def test_a_subtracted_background_is_not_seen() -> None:
+    model = build(background="subtract")
+    grid = model.grid
+    mask = draw(grid)
+    video = clip(grid) * 0.2 + 0.4  # nothing is clipped
+    scene = torch.rand(2, grid.channels, 1, grid.height, grid.width, dtype=torch.float64) * 0.2 - 0.1
+    assert torch.allclose(model(video + scene, mask), model(video, mask), atol=1e-9)
+    assert torch.allclose(model.encode(video + scene), model.encode(video), atol=1e-9)
+    plain = build()
+    assert not torch.allclose(plain.encode(video + scene), plain.encode(video), atol=1e-3)
+    classifier = VideoClassifier(VideoClassifierConfig.from_encoder(model.config), 3).double()
+    assert classifier.config.background == "subtract"
+    assert torch.allclose(classifier(video + scene), classifier(video), atol=1e-9)
+
+
+def test_what_is_seen_is_the_deviation_from_the_mean_frame() -> None:
+    config = VideoMAEConfig.from_size("tiny", **SMALL, background="subtract")
+    video = torch.randint(0, 256, (2, *config.grid.clip_shape), dtype=torch.uint8)
+    found = model_input(video, config)
+    pixels = video.double() / 255
+    expected = (pixels - pixels.mean(2, keepdim=True) + 0.5).clamp(0, 1)
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+    still = video[:, :, :1].expand_as(video)
+    assert torch.allclose(model_input(still, config), torch.full_like(found, 0.5), atol=1e-6)
+    assert model_input(video, VideoMAEConfig.from_size("tiny", **SMALL)) is video
+    with pytest.raises(InputError, match="expected background among keep, subtract; got 'remove'"):
+        VideoMAEConfig.from_size("tiny", **SMALL, background="remove")

@@ -234,6 +234,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         write_model(tmp_path / "out.pth", pretrain(encoder_norm=False), "official")
     with pytest.raises(CheckpointError, match="transformers cannot express"):
         write_model(tmp_path / "out", pretrain(pos_grid=(2, 4, 4)), "hf")
+    for to in ("official", "hf"):
+        with pytest.raises(CheckpointError, match="background subtract"):
+            write_model(tmp_path / "out", classifier(background="subtract"), to)
     assert not list(tmp_path.iterdir())
 
 
