@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from vmae.core.errors import InputError
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.layers import init_weights, run_blocks
 from vmae.core.model.roi import roi_align
-from vmae.core.model.videomae import Encoder, EncoderConfig, all_indices
+from vmae.core.model.videomae import Encoder, EncoderConfig, VideoModel, all_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,15 @@ class VideoDetectorConfig(EncoderConfig):
         return cls.from_dict(shared | overrides)
 
 
-class VideoDetector(nn.Module):
+class VideoDetector(VideoModel):
     """Clips and boxes to class scores.
 
     A clip may have any height and width that are whole patches: the fixed positions of the configuration's
     grid are interpolated bicubically to it, time slot by time slot, as published.
     """
+
+    title = "a detector"
+    config: VideoDetectorConfig
 
     def __init__(self, config: VideoDetectorConfig, num_classes: int) -> None:
         super().__init__()
@@ -73,10 +77,26 @@ class VideoDetector(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(config.init_scale)
 
-    @property
-    def grid(self) -> TokenGrid:
-        """The token grid of the configuration's clip size."""
-        return self.config.grid
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "num_classes": self.num_classes}
+
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        return cls(VideoDetectorConfig.from_dict(values["config"]), values["num_classes"])
+
+    def load_encoder(self, source: VideoModel) -> None:
+        """Take over the encoder's weights of another model of the same clip shape and widths.
+
+        The final norm starts fresh where the other has none (a classifier that averages tokens), as
+        published. Raises InputError for another clip shape.
+        """
+        if self.grid != source.grid:
+            raise InputError(
+                f"expected the pre-trained clip shape {source.grid.clip_shape}"
+                f" ({source.grid.describe()}), got {self.grid.clip_shape} ({self.grid.describe()})"
+            )
+        own = {k: v for k, v in self.encoder.state_dict().items() if k.startswith("norm.")}
+        self.encoder.load_state_dict(own | source.encoder.state_dict())
 
     def forward(self, video: Tensor, boxes: Tensor, clips: Tensor) -> Tensor:
         """Class scores [K, num_classes] before the sigmoid.

@@ -95,6 +95,21 @@ def random_resized_box(
     return center_box(height, width, min(max(width / height, ratio[0]), ratio[1]))
 
 
+def random_box(
+    height: int, width: int, size: tuple[int, int], short_side: int, rng: np.random.Generator
+) -> Box:
+    """A region anywhere, as large as `size` is in a frame whose shorter side is `short_side`.
+
+    AVA's training crop (224 of a frame resized to 256; `RandomClip` of MCG-NJU/VideoMAE-Action-Detection). A
+    `short_side` smaller than `size` (0: none was asked for) gives the largest region of that aspect.
+    """
+    scale = min(height, width) / max(short_side, *size)
+    crop_h, crop_w = (
+        max(1, min(side, round(s * scale))) for side, s in zip((height, width), size, strict=True)
+    )
+    return Box(int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1)), crop_h, crop_w)
+
+
 def crop_resize(frames: np.ndarray, box: Box, out: np.ndarray, *, flip: bool = False) -> None:
     """Cut `box` from uint8 `[T, H, W, 3]`, resize it into `out` uint8 `[T, h, w, 3]`, mirror on request.
 

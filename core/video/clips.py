@@ -6,7 +6,7 @@ A clip's draws come from `(seed, epoch, index)`; there is no global state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,19 @@ from vmae.core.video.probe_store import Probes, cached_info, is_remembered, prob
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
 from vmae.core.video.reader import open_video
 from vmae.core.video.samples import Sample
+from vmae.core.video.seconds import is_second_folder, read_second_clips
 from vmae.core.video.stills import first_frame
 
 Mode = Literal["train", "val", "test"]
+
+
+class Cut(NamedTuple):
+    """What of its frames a clip shows: `region` of frames of `height` x `width` pixels, mirrored or not."""
+
+    region: augment.Box
+    height: int
+    width: int
+    flip: bool
 
 
 class ClipDataset:
@@ -93,29 +103,33 @@ class ClipDataset:
         clip = torch.from_numpy(out if n > 1 else out[0])
         return {"clip": clip, "label": sample.label, "index": index, "path": sample.path}
 
-    def fill(self, index: int, epoch: int, out: np.ndarray) -> None:
-        """Write the clips of one video into `out`, uint8 `[clips_per_video, T, H, W, 3]`.
+    def fill(self, index: int, epoch: int, out: np.ndarray) -> list[Cut]:
+        """Write the clips of one video into `out`, uint8 `[clips_per_video, T, H, W, 3]`; how each was cut.
 
         Raises:
             VideoError: a bad file.
         """
-        sample, config = self.samples[index], self.config
         rng = np.random.default_rng((self.seed, epoch, index)) if self.mode == "train" else None
+        return self._cut(self.frames_of(index, rng), rng, out)
+
+    def frames_of(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The frames of the clip (of all temporal views, of all repeats with a time of their own), uint8
+        `[T, H, W, 3]`, before the crop; `rng` draws in training. Raises VideoError for a bad file."""
+        sample = self.samples[index]
         if self.cache is not None:
             frames = self.cache.frames(sample.path)
-            indices = self._frame_indices(sample, len(frames), rng)
-            self._cut(frames[indices.reshape(-1)], rng, out)
-            return
+            return frames[self._frame_indices(sample, len(frames), rng).reshape(-1)]
         if sample.path in self.given_up:
             raise VideoError(sample.path, "timeout", "a decoder got stuck on it before")
         # The read has its own limit; a decoder that is stuck inside one call is left behind after twice that.
-        frames = run_limited(lambda: self._read(sample, rng), sample.path, 2 * config.timeout_s + 1)
-        self._cut(frames, rng, out)
+        return run_limited(lambda: self._read(sample, rng), sample.path, 2 * self.config.timeout_s + 1)
 
     def _read(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
-        """The frames of the clip (of all temporal views, of all repeats with a time of their own), uint8
-        `[T, H, W, 3]`, before the crop."""
         config = self.config
+        if sample.time_s is not None and is_second_folder(sample.path):
+            limit = config.short_side if rng is not None else min(config.short_side, max(config.size))
+            frames = read_second_clips(sample.path, sample.time_s, config.frames, config.sampling_rate, limit)
+            return np.tile(frames, (config.segments, 1, 1, 1)) if self.mode == "test" else frames
         info = self._info(sample.path)
         if sample.time_s is not None:
             indices = self._key_frame_indices(info, sample.time_s)
@@ -180,7 +194,7 @@ class ClipDataset:
         indices = sampling.centred_indices(info.num_frames, config.frames, config.sampling_rate, centre)
         return np.tile(indices, (config.segments, 1)) if self.mode == "test" else indices
 
-    def _cut(self, frames: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
+    def _cut(self, frames: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> list[Cut]:
         config = self.config
         height, width = frames.shape[1:3]
         aspect = config.size[1] / config.size[0]
@@ -190,7 +204,8 @@ class ClipDataset:
                 segment = frames[s * config.frames : (s + 1) * config.frames]
                 for c, box in enumerate(boxes):
                     augment.crop_resize(segment, box, out[s * config.crops + c])
-            return
+            return [Cut(box, height, width, False) for _ in range(config.segments) for box in boxes]
+        cuts = []
         for number, clip in enumerate(out):
             start = number * config.frames if len(frames) > config.frames else 0
             own = frames[start : start + config.frames]
@@ -198,10 +213,13 @@ class ClipDataset:
                 box = augment.center_box(height, width, aspect)
             elif config.augment == "multi_scale_crop":
                 box = augment.multi_scale_box(height, width, config.size, rng)
+            elif config.augment == "random_crop":
+                box = augment.random_box(height, width, config.size, config.short_side, rng)
             else:
                 box = augment.random_resized_box(height, width, rng)
             flip = rng is not None and config.flip and bool(rng.random() < 0.5)
             augment.crop_resize(own, box, clip, flip=flip)
+            cuts.append(Cut(box, height, width, flip))
             if rng is None:
                 continue
             changed = clip
@@ -213,6 +231,7 @@ class ClipDataset:
                 clip[...] = changed
             if config.random_erasing:
                 random_erase(clip, config.random_erasing, rng)
+        return cuts
 
     def load_batch(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """A batch of `(epoch, index)` keys.
@@ -220,29 +239,21 @@ class ClipDataset:
         Returns:
             `clip` uint8 `[B, T, H, W, 3]` with `B = good videos x clips_per_video` (the clips of a video side
             by side), `label` and `index` int64 `[B]`, `view` int64 `[B]` (number within the video), `path`
-            list of B, and `failed`: a list of `{"index", "label", "path", "reason", "detail", "stuck"}` for
-            the videos that could not be read (`stuck`: a thread of this process is lost to it).
+            list of B, `cut` a `Cut` for each, and `failed`: a list of `{"index", "label", "path", "reason",
+            "detail", "stuck"}` for the videos that could not be read (`stuck`: a thread of this process is
+            lost to it).
         """
         config, views = self.config, self.clips_per_video
         clips = np.empty((len(keys), views, config.frames, *config.size, 3), np.uint8)
         good: list[int] = []
+        cuts: list[Cut] = []
         failed: list[dict[str, Any]] = []
         for epoch, index in keys:
             try:
-                self.fill(index, epoch, clips[len(good)])
+                cuts += self.fill(index, epoch, clips[len(good)])
                 good.append(index)
             except VideoError as e:
-                sample = self.samples[index]
-                failed.append(
-                    {
-                        "index": index,
-                        "label": sample.label,
-                        "path": e.path,
-                        "reason": e.reason,
-                        "detail": e.detail,
-                        "stuck": isinstance(e, StuckRead),
-                    }
-                )
+                failed.append(failure(e, index, self.samples[index]))
         index_of = np.repeat(np.asarray(good, np.int64), views)
         return {
             "clip": torch.from_numpy(clips[: len(good)].reshape(-1, *clips.shape[2:])),
@@ -250,5 +261,18 @@ class ClipDataset:
             "index": torch.from_numpy(index_of),
             "view": torch.arange(views, dtype=torch.int64).repeat(len(good)),
             "path": [self.samples[i].path for i in index_of],
+            "cut": cuts,
             "failed": failed,
         }
+
+
+def failure(error: VideoError, index: int, sample: Sample) -> dict[str, Any]:
+    """A batch's entry of `failed`."""
+    return {
+        "index": index,
+        "label": sample.label,
+        "path": error.path,
+        "reason": error.reason,
+        "detail": error.detail,
+        "stuck": isinstance(error, StuckRead),
+    }

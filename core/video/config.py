@@ -38,8 +38,9 @@ class DataConfig:
     """Height and width of a clip in pixels."""
     short_side: int = 256
     """Videos with a larger short side are scaled down to this as they are decoded; 0: never."""
-    augment: Literal["none", "multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
-    """Training crop. `none`: the centre, as in validation."""
+    augment: Literal["none", "multi_scale_crop", "random_resized_crop", "random_crop"] = "multi_scale_crop"
+    """Training crop. `none`: the centre, as in validation. `random_crop`: a place at random, of the size that
+    `size` has where the short side is `short_side` (AVA)."""
     flip: bool = False
     """Mirror half of the training clips. Never where left and right are classes."""
     rand_augment: str = ""

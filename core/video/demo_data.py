@@ -128,14 +128,14 @@ def make_demo_data(
         for stray in out.glob("**/.*.part"):  # of a run that was killed
             stray.unlink(missing_ok=True)
         if not (out / MANIFEST).is_file() or overwrite:
-            _write(out / MANIFEST, _manifest(config, {}))
+            write_text(out / MANIFEST, _manifest(config, {}))
         if missing:
             _make_all(out, config, missing, workers or _usable_cores(), progress)
         present = _file_sizes(out)
         sizes = {path: present[path] for path, *_ in jobs}
         for name, text in lists.items():
-            _write(out / name, text)
-        _write(out / MANIFEST, _manifest(config, sizes))
+            write_text(out / name, text)
+        write_text(out / MANIFEST, _manifest(config, sizes))
     return DemoDataSummary(
         out_dir=str(out),
         train_csv=str(out / "train.csv"),
@@ -237,12 +237,12 @@ def _start_worker() -> None:
 def _make_clips(out: Path, config: DemoDataConfig, jobs: list[tuple[str, str, int, int]]) -> int:
     for path, split, label, index in jobs:
         clip = clip_frames(config.seed, split, label, index, size=config.size, frames=config.frames)
-        with _whole_file(out / path) as part:
-            _encode(part, clip, config.fps)
+        with whole_file(out / path) as part:
+            encode_clip(part, clip, config.fps)
     return len(jobs)
 
 
-def _encode(path: Path, clip: np.ndarray, fps: int) -> None:
+def encode_clip(path: Path, clip: np.ndarray, fps: int) -> None:
     """Write uint8 RGB `[T, H, W, 3]` as H.264 in mp4."""
     import av
     import cv2
@@ -260,7 +260,7 @@ def _encode(path: Path, clip: np.ndarray, fps: int) -> None:
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` only when the block ends without an error."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -270,6 +270,6 @@ def _whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    with _whole_file(path) as part:
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as part:
         part.write_text(text)

@@ -110,7 +110,7 @@ def clip_frames(
             )
             factor = float(np.exp(_between(np.log(ZOOM_RANGE), scale)))
             for k, side in enumerate((-1, 1)):
-                _draw(
+                draw_sprite(
                     frame,
                     sprites[k],
                     centre=size * (middle + side * half),
@@ -136,7 +136,7 @@ def _copies(state: tuple[float, ...]) -> Iterator[tuple[list[float], float]]:
     yield from variants
 
 
-def _draw(
+def draw_sprite(
     frame: np.ndarray, sprite: np.ndarray, *, centre: np.ndarray, diameter: float, turn: float, weight: float
 ) -> None:
     """Blend a sprite (float32 `[S, S, 4]`, colour times alpha and alpha) into a float32 frame in place."""
@@ -171,17 +171,21 @@ def _appearance(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[n
     target's variance for as long as the demo lasts: docs/demo_pilot.md.)
     """
     extent = 1 + 2 * (DRIFT + SHAKE)
-    background = 255 * np.clip(0.5 + 0.1 * _blobs(rng, round(extent * size), BACKGROUND_GRAIN / extent), 0, 1)
-    sprites = []
-    for _ in range(2):
-        level = rng.uniform(0.05, 0.2) if rng.random() < 0.5 else rng.uniform(0.8, 0.95)
-        # A light and a dark half as well as blobs, so that turning shows.
-        ramp = np.linspace(-1, 1, SPRITE, dtype=np.float32)[None, :, None]
-        blobs = _blobs(rng, SPRITE, OBJECT_GRAIN / DIAMETER[1])
-        pixels = np.clip(level * _tint(rng, 0.3) + 0.3 * ramp + 0.08 * blobs, 0, 1)
-        alpha = _shape(rng)[..., None]
-        sprites.append(np.concatenate([255 * pixels * alpha, alpha], axis=-1).astype(np.float32))
-    return background.astype(np.float32), sprites
+    background = 255 * np.clip(
+        0.5 + 0.1 * soft_noise(rng, round(extent * size), BACKGROUND_GRAIN / extent), 0, 1
+    )
+    return background.astype(np.float32), [make_sprite(rng) for _ in range(2)]
+
+
+def make_sprite(rng: np.random.Generator) -> np.ndarray:
+    """A textured object much darker or lighter than mid-grey, for `draw_sprite`: float32 `[S, S, 4]`."""
+    level = rng.uniform(0.05, 0.2) if rng.random() < 0.5 else rng.uniform(0.8, 0.95)
+    # A light and a dark half as well as blobs, so that turning shows.
+    ramp = np.linspace(-1, 1, SPRITE, dtype=np.float32)[None, :, None]
+    blobs = soft_noise(rng, SPRITE, OBJECT_GRAIN / DIAMETER[1])
+    pixels = np.clip(level * _tint(rng, 0.3) + 0.3 * ramp + 0.08 * blobs, 0, 1)
+    alpha = _shape(rng)[..., None]
+    return np.concatenate([255 * pixels * alpha, alpha], axis=-1).astype(np.float32)
 
 
 def _tint(rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -190,7 +194,7 @@ def _tint(rng: np.random.Generator, strength: float) -> np.ndarray:
     return 1 + strength * np.cos(2 * np.pi * (hue + np.arange(3) / 3))
 
 
-def _blobs(rng: np.random.Generator, size: int, grain: float) -> np.ndarray:
+def soft_noise(rng: np.random.Generator, size: int, grain: float) -> np.ndarray:
     """Smooth noise of about unit amplitude, `[size, size, 3]`; `grain` is a blob's width over `size`."""
     import cv2
 

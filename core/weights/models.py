@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.detector import VideoDetector
 from vmae.core.model.videomae import VideoMAE, VideoModel
 
 FORMAT = "vmae-1"
 M = TypeVar("M", bound=VideoModel)
 
-MODELS: dict[str, type[VideoModel]] = {"VideoMAE": VideoMAE, "VideoClassifier": VideoClassifier}
+MODELS: dict[str, type[VideoModel]] = {
+    "VideoMAE": VideoMAE,
+    "VideoClassifier": VideoClassifier,
+    "VideoDetector": VideoDetector,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

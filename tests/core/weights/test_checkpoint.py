@@ -131,6 +131,6 @@ def test_what_is_not_ours_is_told_apart(tmp_path: Path) -> None:
         load_model(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="expected a checkpoint"):
         load_model(tmp_path)
-    with pytest.raises(CheckpointError, match="expected a VideoMAE or VideoClassifier to save, got Linear"):
+    with pytest.raises(CheckpointError, match=r"expected a VideoMAE or .* to save, got Linear"):
         save_model(tmp_path / "y", torch.nn.Linear(1, 1))
     assert not (tmp_path / "y" / "model.safetensors").exists()

@@ -1,0 +1,215 @@
+"""Fine-tuning an action detector on key frames (AVA), on the same loop as the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vmae.core.config import to_dict
+from vmae.core.errors import InputError
+from vmae.core.measure.detect import People, detect, score_detections, true_people
+from vmae.core.model.detector import VideoDetector, detection_loss
+from vmae.core.numerics import clip_to_video, derive_seed
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.loop import Trainer
+from vmae.core.train.optim import OptimConfig
+from vmae.core.train.task import Report, StepContext, TrainResult, silent
+from vmae.core.video.boxes import TEST_EXTENSION, TRAIN_JITTER, crop_boxes, has_area, jitter_boxes, to_pixels
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.samples import Sample
+from vmae.core.video.whole import WholeFrames
+
+VALIDATED = ("val/frame_map",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """What detection adds to the data, the optimiser and the loop. Defaults are the official repository's."""
+
+    label_map: str = ""
+    """AVA's `.pbtxt`: the actions' names, and which ids are evaluated; empty: all that the list has."""
+    num_classes: int = 80
+    """Action ids go from 1 to this."""
+    train_excluded: str = ""
+    """List of time stamps to leave out of the training list (`video_id,timestamp`)."""
+    val_excluded: str = ""
+    """The same for the validation list."""
+    proposals: str = ""
+    """People that a detector found in the validation list (see `vmae.core.video.coco`); empty: the
+    annotated boxes, which makes the mAP an upper bound."""
+    min_score: float = 0.8
+    """Proposals below it are left out."""
+    jitter: tuple[float, float, float, float] = TRAIN_JITTER
+    """Most that a training box's edges move out and in, in shares of its width, then of its height."""
+    extension: tuple[float, float] = TEST_EXTENSION
+    """Test boxes are so much wider and higher."""
+    roi_aligned: bool = True
+    """See `VideoDetectorConfig`; the official models have False."""
+    drop_path: float = 0.2
+    dropout: float = 0.0
+    """Before the head."""
+    init_scale: float = 0.001
+    """The fresh head's weights are scaled by it."""
+    eval_every: int = 1
+    """Epochs between validations (the last epoch always has one); 0: only the last."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("jitter", 4), ("extension", 2)):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            values = getattr(self, name)
+            if len(values) != count or not all(0 <= v < 0.5 for v in values):
+                raise InputError(f"expected {count} numbers in [0, 0.5) in detect.{name}; got {values}")
+        if self.num_classes < 1:
+            raise InputError(f"expected detect.num_classes >= 1; got {self.num_classes}")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"expected detect.{name} in [0, 1); got {getattr(self, name)}")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"expected detect.min_score in [0, 1]; got {self.min_score}")
+        if not self.init_scale > 0:
+            raise InputError(f"expected detect.init_scale > 0; got {self.init_scale}")
+        if self.eval_every < 0:
+            raise InputError(f"expected detect.eval_every >= 0; got {self.eval_every}")
+
+
+def train_detector(
+    *,
+    model: VideoDetector,
+    config: DetectConfig,
+    dataset: ClipDataset,
+    val: WholeFrames | None,
+    optim: OptimConfig,
+    train: TrainConfig,
+    run_dir: Path,
+    classes: Sequence[int],
+    people: People = true_people,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+    resume: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    labels: list[str] | None = None,
+) -> TrainResult:
+    """Train `model` (already with pre-trained weights and drop path) on the key frames of `dataset`.
+
+    Boxes follow each clip's crop, resize and flip, those of which nothing is left are dropped, the others are
+    jittered. Every `config.eval_every` epochs the model is measured on `val`'s whole frames with `people`, by
+    frame-mAP over the action ids `classes`. `labels` are the names of ids 1 to C, kept with the weights.
+
+    Raises InputError for lists without boxes, ids that the model has no class for, or augmentation that
+    moves pixels out of boxes, and as `pretrain` does.
+    """
+    for name, part in (("training", dataset), ("validation", val)):
+        if part is not None:
+            _check_samples(part.samples, model.num_classes, name)
+    if dataset.config.rand_augment:
+        raise InputError("expected no data.rand_augment in detection: it moves pixels out of their boxes")
+    task = Detecting(
+        model=model,
+        config=config,
+        dataset=dataset,
+        val=val,
+        optim=optim,
+        train=train,
+        classes=classes,
+        people=people,
+        device=torch.device(device),
+        labels=labels,
+    )
+    trainer = Trainer(
+        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
+    )
+    return trainer.run(resume=resume, should_stop=should_stop)
+
+
+class Detecting:
+    """The task: what each person of the key frame does."""
+
+    name = "detect"
+
+    def __init__(
+        self,
+        *,
+        model: VideoDetector,
+        config: DetectConfig,
+        dataset: ClipDataset,
+        val: WholeFrames | None,
+        optim: OptimConfig,
+        train: TrainConfig,
+        classes: Sequence[int],
+        people: People,
+        device: torch.device,
+        labels: list[str] | None,
+    ) -> None:
+        self.measured = VALIDATED if val is not None else ()
+        self.meta = {
+            "detect": to_dict(config),
+            "optim": to_dict(optim),
+            "train": to_dict(train),
+            **({"labels": labels} if labels else {}),
+        }
+        self._model, self._config, self._train, self._device = model, config, train, device
+        self._samples, self._size = dataset.samples, dataset.config.size
+        self._val, self._classes, self._people = val, classes, people
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        """The clips, and of every box: its place [K, 4] in pixels, its clip [K], its actions [K, C]."""
+        (height, width), places, clips, targets = self._size, [], [], []
+        for k, (index, cut) in enumerate(zip(batch["index"].tolist(), batch["cut"], strict=True)):
+            own = self._samples[index].boxes
+            boxes = to_pixels(np.array([b.box for b in own]), cut.height, cut.width)
+            boxes = crop_boxes(boxes, cut.region, self._size, flip=cut.flip)
+            row = int(context.rows[k])
+            rng = np.random.default_rng(derive_seed(context.seed, context.epoch, context.step, row, "boxes"))
+            kept = np.flatnonzero(has_area(boxes))
+            places.append(jitter_boxes(boxes[kept], height, width, rng, self._config.jitter))
+            clips += [k] * len(kept)
+            for b in kept:
+                target = np.zeros(self._model.num_classes, np.float32)
+                target[np.array(own[b].actions) - 1] = 1
+                targets.append(target)
+        video = clip_to_video(batch["clip"], context.device)
+        table = np.array(targets, np.float32).reshape(-1, self._model.num_classes)
+        return (
+            video,
+            torch.from_numpy(np.concatenate(places)).float().to(context.device),
+            torch.tensor(clips, dtype=torch.int64, device=context.device),
+            torch.from_numpy(table).to(context.device),
+        )
+
+    def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, boxes, clips, targets = inputs
+        return detection_loss(module(video, boxes, clips), targets)
+
+    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+        every = self._config.eval_every
+        if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
+            return {}
+        found = detect(
+            self._model,
+            self._val,
+            self._people,
+            extension=self._config.extension,
+            device=self._device,
+            precision=self._train.precision,
+        )
+        return {"val/frame_map": score_detections(found, self._classes).mean_ap}
+
+
+def _check_samples(samples: Sequence[Sample], num_classes: int, name: str) -> None:
+    for sample in samples:
+        if sample.time_s is None:
+            raise InputError(
+                f"expected key frames with boxes (AVA) in the {name} list; got {sample.path} without"
+            )
+        worst = max((a for b in sample.boxes for a in b.actions), default=1)
+        if worst > num_classes:
+            raise InputError(
+                f"expected action ids 1 to {num_classes} in the {name} list; got {worst} in {sample.path} at "
+                f"{sample.time_s:g} s"
+            )
