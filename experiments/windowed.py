@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from vmae.core.errors import InputError, VideoError, VmaeError
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_json, replacing, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.progress import Progress
 from vmae.core.video.annotations import read_annotations
@@ -215,15 +215,8 @@ def do_video(work: WindowedWork, item: tuple[str, str]) -> dict[str, Any]:
 
 def write_array(file: Path, array: np.ndarray) -> None:
     """Write a `.npy` that is whole or absent."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            np.save(f, array)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file, durable=True) as temporary, open(temporary, "wb") as f:
+        np.save(f, array)
 
 
 def read_features(file: Path, dim: int | None = None) -> np.ndarray:
@@ -262,8 +255,7 @@ def write_parquet(folder: Path, rows: Sequence[dict[str, Any]], out: Path) -> No
             ("feature", pa.list_(kind, settings["dim"])),
         ]
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
+    with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for row in rows:
             x = np.load(folder / f"{row['name']}.npy")
             start = np.arange(len(x)) * settings["stride"]
@@ -276,7 +268,6 @@ def write_parquet(folder: Path, rows: Sequence[dict[str, Any]], out: Path) -> No
                 pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1), kind), settings["dim"]),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    temporary.replace(out)
 
 
 def _outcomes(

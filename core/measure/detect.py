@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vmae.core.files import replacing
 from vmae.core.measure.detection import DetectionResult, frame_map
 from vmae.core.measure.precision import Instances
 from vmae.core.model.detector import VideoDetector
@@ -147,11 +148,9 @@ def score_detections(
 
 def write_detections(file: Path, detections: Detections, classes: Sequence[int]) -> None:
     """AVA's results, as its evaluation reads them: `video_id,timestamp,x1,y1,x2,y2,action_id,score`."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
+    with replacing(file) as temporary, open(temporary, "w", encoding="utf-8") as f:
         for frame, box, scores in zip(detections.frame, detections.box, detections.scores, strict=True):
             sample = detections.samples[frame]
             where = ",".join(f"{v:.4f}" for v in box)
             for c in classes:
                 f.write(f"{Path(sample.path).stem},{sample.time_s:g},{where},{c},{scores[c - 1]:.6f}\n")
-    temporary.replace(file)
