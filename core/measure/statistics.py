@@ -58,6 +58,16 @@ class Paired:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
+    def turned(self) -> Paired:
+        """The second minus the first."""
+        return Paired(
+            mean=-self.mean,
+            low=-self.high,
+            high=-self.low,
+            videos=self.videos,
+            seeds=(self.seeds[1], self.seeds[0]),
+        )
+
     def text(self) -> str:
         """`+3.2 points [-1.4, 7.9]`."""
         return f"{self.mean * 100:+.1f} points [{self.low * 100:+.1f}, {self.high * 100:+.1f}]"
