@@ -26,6 +26,8 @@ START_S = 8.0
 """Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
 STRETCH_S = 4.0
 """What a clip of a long video spans."""
+STILL = 0.5
+"""`ListFacts.still` from which a scene is taken away. The two measured sets have 0.76 and 0.81."""
 PROCESS_BYTES = 500 * 2**20
 """Python with torch, before a model."""
 EPOCHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 100, 120, 150, 200, 250, 300, 400)
@@ -97,7 +99,7 @@ def recommend(
     if not budget_s > 0:
         raise InputError(f"--budget: expected more than 0 seconds, got {budget_s:g}")
     config, choices = start or _recipe(job, machine), []
-    for decide in (_clip, _sampling, _crop, _batch):
+    for decide in (_clip, _background, _sampling, _crop, _batch):
         config, choice = decide(config, lists)
         choices.append(choice)
     config, choice = _mirror(config, lists, flip)
@@ -152,6 +154,22 @@ def _clip(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig,
         reason = "as the initial weights have it"
     what = f"{model.grid.num_tokens} tokens for {model.depth} blocks of width {model.embed_dim}: {reason}"
     return config, Choice(what="clip, model", value=f"{value}{model.tubelet_size}", reason=what)
+
+
+def _background(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
+    """Without the scene where the camera stands still; initial weights keep what they were trained on."""
+    model, share = config.model, f"{lists.still:.0%} of what the pixels vary by is the mean frame's"
+    if config.init:
+        reason = "as the initial weights have it"
+    elif config.job == "pretrain":
+        reason = "the scene is part of what pre-training predicts"
+    elif lists.still >= STILL:
+        model = replace(model, background="subtract")
+        reason = f"{share}: a still scene, by which so few videos would be learnt by heart"
+    else:
+        model = replace(model, background="keep")
+        reason = f"{share}: the camera moves, there is no still scene to take away"
+    return replace(config, model=model), Choice(what="background", value=model.background, reason=reason)
 
 
 def _sampling(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:

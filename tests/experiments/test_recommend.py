@@ -25,6 +25,7 @@ GESTURES = ListFacts(
     fps=30,
     height=128,
     width=170,
+    still=0.76,
 )
 CPU = Machine(cores=2, memory=24 * 2**30)
 
@@ -64,6 +65,15 @@ def test_what_is_predicted_ends_in_the_budget(job, budget):
     assert found.seconds <= budget
     assert found.config.train.epochs in EPOCHS
     assert found.config.train.epochs <= most_epochs(job, 144)
+
+
+def test_a_still_scene_is_taken_away_and_a_moving_camera_left_alone():
+    found = recommend("finetune", GESTURES, CPU, 150, fast)
+    assert found.config.model.background == "subtract"
+    assert reason(found, "background").reason.startswith("76% of what the pixels vary by is the mean frame's")
+    moving = recommend("finetune", replace(GESTURES, still=0.3), CPU, 150, fast)
+    assert moving.config.model.background == "keep"
+    assert recommend("pretrain", GESTURES, CPU, 150, fast).config.model.background == "keep"
 
 
 def test_a_budget_that_ends_nothing_says_so():

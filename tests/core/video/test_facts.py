@@ -43,3 +43,20 @@ def test_coverage_counts_from_the_first_to_the_last_frame(tmp_path):
     assert coverage(facts, data) == pytest.approx(29 / 58)
     assert coverage(facts, dataclasses.replace(data, sampling_rate=16)) == 1
     assert coverage(facts, dataclasses.replace(data, sampling="uniform")) == 1
+
+
+def test_a_still_camera_is_told_from_a_moving_one(tmp_path):
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    still = np.repeat(scene[None], 16, 0)
+    for t in range(16):
+        still[t, 20:28, 3 * t : 3 * t + 8] = 255
+    np.save(tmp_path / "still.npy", still)
+    np.save(tmp_path / "moving.npy", rng.integers(0, 255, (16, 64, 64, 3), np.uint8))
+    np.save(tmp_path / "black.npy", np.zeros((16, 64, 64, 3), np.uint8))
+    found = {
+        n: list_facts([Sample(path=str(tmp_path / f"{n}.npy"), label=0)]).still for n in ("still", "moving")
+    }
+    assert found["still"] > 0.9
+    assert found["moving"] == pytest.approx(1 / 8, abs=0.02)
+    assert list_facts([Sample(path=str(tmp_path / "black.npy"), label=0)]).still == 0.0
