@@ -44,7 +44,7 @@ class ListFacts:
     height: int
     width: int
     still: float = 0.0
-    """Share of the pixels' variance over 8 frames of a video that their mean frame has, median of some videos:
+    """Share of the pixels' variance over 8 frames of a video that their mean frame has, median of a dozen:
     near 1 where the camera stands still before a scene, 1/8 for frames that have nothing in common."""
 
     @property
