@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def beside(listed: Path) -> list[Path]:
 def find_and_show(
     listed: Path,
     samples: Sequence[Sample],
-    others: dict[Path, Sequence[Sample]],
+    others: Mapping[Path, Sequence[Sample]],
     *,
     groups: str | None,
     workers: int,

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VideoError, VmaeError
@@ -244,7 +243,7 @@ def weights_file(checkpoint: str) -> Path:
     return path / WEIGHTS_NAME if path.is_dir() else path
 
 
-def shared_checkpoint(source: str, model: nn.Module, meta: dict[str, Any], runs: RunsDir) -> str:
+def shared_checkpoint(source: str, model: VideoModel, meta: dict[str, Any], runs: RunsDir) -> str:
     """Where the nodes find `model`: `source` if it is a folder of ours, else a copy in the runs directory."""
     if (Path(source) / WEIGHTS_NAME).is_file() and (Path(source) / CONFIG_NAME).is_file():
         return str(Path(source).resolve())

@@ -179,7 +179,7 @@ def windowed_run(
 def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
     """The model at `source`, the folder in which other processes find it, and the digest of its weights."""
     model, meta, _ = load_model_at(store, source)
-    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.runs_dir)
+    checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)
     with open(weights_file(checkpoint), "rb") as file:
         return model, checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -120,7 +120,7 @@ class Finetuning:
         device: torch.device,
         labels: list[str] | None,
     ) -> None:
-        self.measured = VALIDATED if val is not None else ()
+        self.measured: tuple[str, ...] = VALIDATED if val is not None else ()
         self.meta = {
             "finetune": to_dict(config),
             "optim": to_dict(optim),

@@ -254,7 +254,9 @@ def _numbers(values: tuple[Any, ...], where: str) -> tuple[float, ...]:
     return numbers
 
 
-def _shares(bbox: Any, image: Image, where: str, slack: float | None = None) -> tuple[float, ...]:
+def _shares(
+    bbox: Any, image: Image, where: str, slack: float | None = None
+) -> tuple[float, float, float, float]:
     """A COCO box in shares of the frame; with `slack` (pixels over the edge) an InputError beyond it."""
     if not isinstance(bbox, list | tuple) or len(bbox) != 4:
         raise InputError(f"{where}: expected bbox [x, y, width, height], got {bbox!r}")
@@ -266,4 +268,5 @@ def _shares(bbox: Any, image: Image, where: str, slack: float | None = None) -> 
         if np.abs(cut - box).max() <= slack:
             shares = to_shares(cut, image.height, image.width)
         check_boxes(shares, where)
-    return tuple(float(v) for v in shares[0])
+    x1, y1, x2, y2 = (float(v) for v in shares[0])
+    return x1, y1, x2, y2

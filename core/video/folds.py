@@ -120,7 +120,8 @@ def index_table(path: str | Path) -> DatasetIndex:
     if not numbered:
         order = sorted({r["class"] for r in given})
         label_of = {name: i for i, name in enumerate(order)}
-    samples, name_of = [], {}
+    samples: list[Sample] = []
+    name_of: dict[int, str] = {}
     for place, row in rows.items():
         text = row["label" if numbered else "class"].strip()
         if not text:

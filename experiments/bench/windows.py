@@ -58,7 +58,8 @@ def _by_themselves(info: VideoInfo, config: WindowConfig) -> Iterable[np.ndarray
     for indices in config.indices(info.num_frames):
         frames = read_clip(info.path, indices, short, info=info, timeout_s=600.0)
         out = np.empty((config.views, config.frames, *config.size, 3), np.uint8)
-        regions = augment.view_boxes(*frames.shape[1:3], config.views, config.size[1] / config.size[0])
+        height, width = frames.shape[1:3]
+        regions = augment.view_boxes(height, width, config.views, config.size[1] / config.size[0])
         for view, region in zip(out, regions, strict=True):
             augment.crop_resize(frames, region, view)
         yield out
