@@ -71,7 +71,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
             raise InputError(
                 f"{label}: unknown key '{key}'{nearest(str(key), list(fields))}; known: {', '.join(fields)}"
             )
-        values[key] = _convert(hints[key], value, f"{where}.{key}" if where else str(key))
+        values[key] = convert(hints[key], value, f"{where}.{key}" if where else str(key))
     missing = [
         name
         for name, f in fields.items()
@@ -89,16 +89,17 @@ def override(config: T, assignments: dict[str, Any]) -> T:
 
     Args:
         config: the root dataclass.
-        assignments: dotted path -> value; a string is read by the type of the field: `"3e-4"` for a float,
-            `"none"` for an optional field, `"224,224"` or `"[224, 224]"` for a tuple, `"true"` or `"false"`
-            and nothing else for a bool.
+        assignments: dotted path of a field, or of an entry of a field that is a mapping -> value; a string is
+            read by the type of the field: `"3e-4"` for a float, `"none"` for an optional field, `"224,224"`
+            or `"[224, 224]"` for a tuple, `"true"` or `"false"` and nothing else for a bool.
 
     Raises:
         InputError: unknown path (names the nearest), or a value that does not fit the field's type.
     """
     data = to_dict(config)
     for path, value in assignments.items():
-        _check_path(config, path)
+        if not is_path(type(config), path):
+            raise InputError(f"unknown key '{path}'{nearest(path, known_paths(type(config)))}")
         node = data
         *parents, leaf = path.split(".")
         for part in parents:
@@ -131,15 +132,17 @@ def known_paths(cls: type) -> list[str]:
     return paths
 
 
-def _check_path(config: Any, path: str) -> None:
-    known = known_paths(type(config))
-    if path not in known:
-        raise InputError(f"unknown key '{path}'{nearest(path, known)}")
+def is_path(cls: type, path: str) -> bool:
+    """Whether a dotted path names a leaf of a dataclass type, or an entry of a leaf that is a mapping."""
+    known, leaf = known_paths(cls), path.rpartition(".")[0]
+    return path in known or (leaf in known and typing.get_origin(_hint_at(cls, leaf)) is dict)
 
 
 def _hint_at(cls: type, path: str) -> Any:
     hint: Any = cls
     for part in path.split("."):
+        if typing.get_origin(hint) is dict:
+            return typing.get_args(hint)[1]
         hint = typing.get_type_hints(_dataclass_in(hint) or hint)[part]
     return hint
 
@@ -159,11 +162,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _parse(hint: Any, text: str, where: str) -> Any:
-    """Read a command-line string as the field's type; leaves what it cannot read for `_convert` to refuse."""
+    """Read a command-line string as the field's type; leaves what it cannot read for `convert` to refuse."""
     options = _options(hint)
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
-    if bool in options and text.lower() in ("true", "false"):
+    if (bool in options or Any in options) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for option in options:
         if option in (int, float):
@@ -177,7 +180,7 @@ def _parse(hint: Any, text: str, where: str) -> Any:
             except (ValueError, SyntaxError):
                 value = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
             return list(value) if isinstance(value, tuple | list) else [value]
-        if option is dict or typing.get_origin(option) is dict:
+        if option is Any or typing.get_origin(option) is dict:
             try:
                 return ast.literal_eval(text)
             except (ValueError, SyntaxError):
@@ -185,7 +188,8 @@ def _parse(hint: Any, text: str, where: str) -> Any:
     return text
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value`, of JSON's types, as the type `hint`; InputError that begins with `where` where it is none."""
     options = _options(hint)
     for option in options:
         converted = _convert_one(option, value, where)
@@ -218,12 +222,10 @@ def _convert_one(option: Any, value: Any, where: str) -> Any:
             return _NO
         args = typing.get_args(option)
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+            return tuple(convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
         if len(args) != len(value):
             raise InputError(f"{where}: expected {len(args)} values, got {len(value)}")
-        return tuple(
-            _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
-        )
+        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if origin is dict:
         return dict(value) if isinstance(value, dict) else _NO
     if option is float:

@@ -111,7 +111,7 @@ def make_plan(
     decoded = masked
     if mask.decoder_type is not None and mask.decoder_ratio > 0:
         decoded, _ = mask_counts(mask.decoder_type, mask.decoder_ratio, grid)
-    d, dd, p = config.embed_dim, config.decoder_embed_dim, grid.patch_dim
+    d, dd, p, q = config.embed_dim, config.decoder_embed_dim, grid.patch_dim, config.predicted_dim
     embedding = 2 * visible * p * d
     encoder_forward = embedding + config.depth * _block_flops(visible, d, config.mlp_dim)
     encoder = StageCost(
@@ -126,7 +126,7 @@ def make_plan(
     decoder_forward = (
         2 * visible * d * dd
         + config.decoder_depth * _block_flops(total, dd, config.decoder_mlp_dim)
-        + 2 * decoded * dd * p
+        + 2 * decoded * dd * q
     )
     decoder = StageCost(
         tokens=total,
@@ -134,7 +134,7 @@ def make_plan(
         + d * dd
         + dd
         + 2 * dd
-        + (dd + 1) * p,
+        + (dd + 1) * q,
         forward_flops=decoder_forward,
         training_flops=3 * decoder_forward,
     )
@@ -143,7 +143,7 @@ def make_plan(
     kept += config.decoder_depth * _block_activations(
         total, dd, config.decoder_mlp_dim, config.checkpoint_activations
     )
-    kept += 2 * visible * p + 2 * decoded * p + 4 * decoded * p  # patches, prediction, fp32 difference
+    kept += 2 * visible * p + 2 * decoded * q + 4 * decoded * q  # patches, prediction, fp32 difference
     training = encoder.training_flops + decoder.training_flops
     clips_per_s = gpus * GPUS[gpu].tflops * 1e12 * utilisation / training
     hours = videos * epochs / clips_per_s / 3600

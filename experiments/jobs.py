@@ -17,6 +17,7 @@ from vmae.core.errors import InputError, nearest
 from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.videomae import VideoMAE, VideoModel
 from vmae.core.train.config import check_capturable
+from vmae.core.train.pretrain import check_objective
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
@@ -108,6 +109,8 @@ def begin(
     device = run.default_device()
     if config.train.cuda_graph:
         check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
+    if config.job == "pretrain":
+        check_objective(config.mask, config.model)
     config, init, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:

@@ -178,7 +178,8 @@ def pretrain_stage(
     does), every `pipeline.measure_every` the epoch's metrics get `knn_top1`.
     """
     model = build_model(config)
-    draw, measure = config.train.picture_every, config.pipeline.measure_every
+    draw = config.train.picture_every if config.model.predicts_pixels else 0
+    measure = config.pipeline.measure_every
     if picture is None and tracker is not None:
 
         def picture(image: np.ndarray, epoch: int) -> None:

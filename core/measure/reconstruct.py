@@ -82,9 +82,11 @@ class ReconstructionMetrics:
 def reconstruct(model: VideoMAE, video: Tensor, mask: TokenMask) -> Reconstruction:
     """Predict the masked patches of `video` [B, C, T, H, W] (uint8, or floating point in [0, 1]).
 
-    The model is put in evaluation mode meanwhile. Raises InputError for a video or mask of another size, and
-    for NaN or infinite pixels.
+    The model is put in evaluation mode meanwhile. Raises InputError for a video or mask of another size, for
+    NaN or infinite pixels, and for a model with a target of one's own.
     """
+    if not model.config.predicts_pixels:
+        raise InputError(f"expected a model that predicts pixels to show them; got {model.config.target}")
     check_finite(video)
     was_training = model.training
     model.eval()

@@ -1,21 +1,28 @@
-"""Every mask type, sampled on the model's device by a seeded generator, in one form: sorted indices.
+"""Every mask type, drawn by a seeded generator, in one form: sorted indices. True = masked everywhere.
 
-True = masked everywhere. A new type is one function `(grid, n_mask, batch_size, generator, device) ->
-bool [B, N]` that masks exactly `n_mask` tokens of each clip, and one line in `_SAMPLERS`; its count is one
-line in `_COUNT_UNITS` where it masks units larger than a token.
+A type is one function `(config, grid, draws) -> bool [B, N]` that masks the same number of tokens in every
+clip. `config` is the MaskConfig, `grid` the TokenGrid, `draws` gives random numbers for the batch's B clips.
+It may ask for more by name: `video`, the clips as uint8 `[B, C, T, H, W]`, and parameters of its own, which
+`mask.params` fills in. Here it is an entry of `MASKS`, with the unit that its ratio counts; a user's own is
+named `module:function` in `mask.type`.
 """
 
 from __future__ import annotations
 
+import inspect
+import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vmae.core.config import convert
 from vmae.core.errors import InputError, nearest
 from vmae.core.model.grid import TokenGrid
+from vmae.core.named import is_object_name, load_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +30,11 @@ class MaskConfig:
     """Which tokens the encoder does not see, and (VideoMAE V2) which tokens the decoder predicts."""
 
     type: str = "tube"
-    """One of MASK_TYPES."""
+    """One of MASK_TYPES, or `module:function` of one's own (see the head of this file)."""
     ratio: float = 0.9
     """Share of masked tokens, between 0 and 1; the count is rounded down as published."""
+    params: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Values of the parameters that the function of one's own has; an unknown one is an error."""
     decoder_type: str | None = None
     """None: all masked tokens are decoded (V1). "running_cell": dual masking (V2)."""
     decoder_ratio: float = 0.5
@@ -34,10 +43,19 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _check_type(self.type)
         _check_ratio(self.ratio)
+        if self.params and self.type in MASKS:
+            raise InputError(f"mask.params: {self.type} masks have none, got {', '.join(self.params)}")
         if self.decoder_type is not None:
             _check_type(self.decoder_type)
             if self.decoder_ratio != 0:
                 _check_ratio(self.decoder_ratio)
+
+    @property
+    def decoder(self) -> MaskConfig | None:
+        """The decoder's mask by itself, None where all masked tokens are decoded."""
+        if self.decoder_type is None or self.decoder_ratio == 0:
+            return None
+        return MaskConfig(type=self.decoder_type, ratio=self.decoder_ratio)
 
 
 @dataclass(frozen=True)
@@ -110,13 +128,14 @@ def mask_counts(type: str, ratio: float, grid: TokenGrid) -> tuple[int, int]:
 
     Published counts: tube masks `int(ratio * h*w)` tokens of a slot in all slots, random
     `int(ratio * N)`, frame and causal whole slots `int(ratio * t)`, running_cell `int(4 * ratio)` of every
-    2x2 cell. Departure: the product is formed exactly from the decimal ratio, so that 0.29 of 100 is 29
+    2x2 cell. A function of one's own is reckoned with `int(ratio * N)`; what it masks it decides itself.
+    Departure: the product is formed exactly from the decimal ratio, so that 0.29 of 100 is 29
     (in floats it is 28); every published setting is unaffected.
     Raises InputError where nothing would be visible or nothing masked, with the counts.
     """
     _check_type(type)
     _check_ratio(ratio)
-    units, unit_size, unit_name = _count_unit(type, grid)
+    units, unit_size, unit_name = MASKS[type].unit(grid) if type in MASKS else _token(grid)
     n_mask = int(Fraction(str(ratio)) * units) * unit_size
     n_vis = grid.num_tokens - n_mask
     if n_mask < 1 or n_vis < 1:
@@ -128,6 +147,44 @@ def mask_counts(type: str, ratio: float, grid: TokenGrid) -> tuple[int, int]:
     return n_vis, n_mask
 
 
+class Draws:
+    """Random numbers for the clips of a batch.
+
+    They are drawn for all `total` clips of an optimiser step and those of the clips `rows` (int64; default:
+    all) are kept, so that a clip's mask does not depend on how many processes share the step. `generator`
+    decides the device; none: the CPU's default one.
+    """
+
+    def __init__(
+        self, total: int, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> None:
+        if total < 1:
+            raise InputError(f"expected a batch size of at least 1, got {total}")
+        self.generator = torch.default_generator if generator is None else generator
+        self.device = self.generator.device
+        self.batch = total if rows is None else len(rows)
+        """B, the clips that a mask is wanted for."""
+        self._total, self._rows = total, rows
+
+    def rand(self, *shape: int) -> Tensor:
+        """float32 [B, *shape], uniform in [0, 1)."""
+        return self._kept(torch.rand(self._total, *shape, generator=self.generator, device=self.device))
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        """int64 [B, *shape], uniform from 0 to `high - 1`."""
+        size = (self._total, *shape)
+        return self._kept(torch.randint(high, size, generator=self.generator, device=self.device))
+
+    def choice(self, n: int, k: int) -> Tensor:
+        """bool [B, n] with k random True in each row."""
+        order = self.rand(n).argsort(dim=1)
+        out = torch.zeros(self.batch, n, dtype=torch.bool, device=self.device)
+        return out.scatter_(1, order[:, :k], True)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        return values if self._rows is None else values[self._rows]
+
+
 def sample_mask(
     type: str,
     ratio: float,
@@ -136,18 +193,13 @@ def sample_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> TokenMask:
-    """Draw one mask per clip.
+    """Draw one mask of a type without parameters per clip.
 
-    `generator` must live on `device` (default: the generator's device, or the CPU). Same generator state,
-    same masks. Raises InputError for an unknown type, or a ratio that leaves nothing visible or masked.
+    `device` is where the indices are wanted (default: the generator's). Same generator state, same masks.
+    Raises InputError for an unknown type, or a ratio that leaves nothing visible or masked.
     """
-    n_vis, n_mask = mask_counts(type, ratio, grid)
-    if batch_size < 1:
-        raise InputError(f"expected a batch size of at least 1, got {batch_size}")
-    if device is None:
-        device = generator.device if generator is not None else "cpu"
-    mask = _SAMPLERS[type](grid, n_mask, batch_size, generator, torch.device(device))
-    return _from_bool(mask, grid.num_tokens - n_vis)
+    mask, _ = sample_masks(MaskConfig(type=type, ratio=ratio), grid, batch_size, generator)
+    return mask if device is None else mask.to(device)
 
 
 def sample_masks(
@@ -155,21 +207,84 @@ def sample_masks(
     grid: TokenGrid,
     batch_size: int,
     generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
+    *,
+    rows: Tensor | None = None,
+    video: Tensor | None = None,
 ) -> tuple[TokenMask, Tensor | None]:
     """The encoder's mask and the positions to decode, as `VideoMAE.forward` takes them.
 
     The second is None without a decoder mask (all masked tokens are decoded), or int64 [B, K]: every
     position that the decoder mask leaves, among them ones that the encoder sees, which are decoded but
-    carry no weight in the loss (VideoMAE V2, arXiv 2303.16727 section 3.2).
+    carry no weight in the loss (VideoMAE V2, arXiv 2303.16727 section 3.2). `rows` (int64; default: all) are
+    the clips of the batch that masks are wanted for: the same ones whichever others are. `video` are those
+    clips, uint8 [B, C, T, H, W], for a mask that looks at them.
+
+    Raises InputError as `mask_counts` and `mask_function` do, and where a function of one's own gives
+    something else than a mask with one count.
     """
-    mask = sample_mask(config.type, config.ratio, grid, batch_size, generator, device)
-    if config.decoder_type is None or config.decoder_ratio == 0:
+    draws = Draws(batch_size, generator, rows)
+    mask = _drawn(config, grid, draws, video)
+    if config.decoder is None:
         return mask, None
-    decoder = sample_mask(
-        config.decoder_type, config.decoder_ratio, grid, batch_size, generator, mask.visible.device
-    )
-    return mask, decoder.visible
+    return mask, _drawn(config.decoder, grid, draws, video).visible
+
+
+def _drawn(config: MaskConfig, grid: TokenGrid, draws: Draws, video: Tensor | None) -> TokenMask:
+    if config.type in MASKS:
+        return _from_bool(MASKS[config.type].draw(config, grid, draws), _n_mask(config, grid))
+    function, params = mask_function(config)
+    if "video" in inspect.signature(function).parameters:
+        if video is None:
+            raise InputError(f"mask.type: {config.type} looks at the video, and there is none here")
+        params["video"] = video
+    mask = function(config, grid, draws, **params)
+    wanted = (draws.batch, grid.num_tokens)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != wanted:
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"mask.type: expected {config.type} to give bool {list(wanted)}, got {got}")
+    try:
+        return mask_from_bool(mask)
+    except InputError as e:
+        raise InputError(f"mask.type: {config.type}: {e}") from e
+
+
+def mask_function(config: MaskConfig) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The function `module:function` that `config.type` names, and its parameters from `config.params`.
+
+    Raises InputError, one line: no such module or function, one that does not take (config, grid, draws), a
+    parameter that it does not have (the nearest is named) or of another type than it is annotated with.
+    """
+    function = load_object(config.type, "mask.type")
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial(config, None, None)
+    except (TypeError, ValueError) as e:
+        raise InputError(
+            f"mask.type: expected {config.type} to be a function (config, grid, draws, ...), got {e}"
+        ) from e
+    known = [name for name in list(signature.parameters)[3:] if name != "video"]
+    hints = typing.get_type_hints(function) if inspect.isfunction(function) else {}
+    params = {}
+    for name, value in config.params.items():
+        if name not in known:
+            raise InputError(
+                f"mask.params: {config.type} has no parameter '{name}'{nearest(name, known)}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        params[name] = convert(hints[name], value, f"mask.params.{name}") if name in hints else value
+    empty = inspect.Parameter.empty
+    missing = [n for n in known if n not in params and signature.parameters[n].default is empty]
+    if missing:
+        raise InputError(f"mask.params: {config.type} needs a value for {', '.join(missing)}, got none")
+    return function, params
+
+
+def check_mask(config: MaskConfig, grid: TokenGrid) -> None:
+    """Raise InputError where the masks of a run cannot be drawn: counts, a function of one's own."""
+    for part in filter(None, (config, config.decoder)):
+        mask_counts(part.type, part.ratio, grid)
+        if part.type not in MASKS:
+            mask_function(part)
 
 
 def _from_bool(mask: Tensor, n_mask: int) -> TokenMask:
@@ -180,70 +295,50 @@ def _from_bool(mask: Tensor, n_mask: int) -> TokenMask:
     return TokenMask(order[:, :n_vis].contiguous(), order[:, n_vis:].contiguous())
 
 
-def _random_rows(
-    batch: int, n: int, k: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """bool [B, n] with k random True in each row."""
-    order = torch.rand(batch, n, generator=generator, device=device).argsort(dim=1)
-    out = torch.zeros(batch, n, dtype=torch.bool, device=device)
-    return out.scatter_(1, order[:, :k], True)
+def _n_mask(config: MaskConfig, grid: TokenGrid) -> int:
+    return mask_counts(config.type, config.ratio, grid)[1]
 
 
-_Sampler = Callable[[TokenGrid, int, int, torch.Generator | None, torch.device], Tensor]
-
-
-def _tube(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _tube(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """The same positions in every time slot (VideoMAE, arXiv 2203.12602 section 3.3)."""
-    frame = _random_rows(batch, grid.tokens_per_frame, n_mask // grid.t, generator, device)
-    return frame.repeat(1, grid.t)
+    return draws.choice(grid.tokens_per_frame, _n_mask(config, grid) // grid.t).repeat(1, grid.t)
 
 
-def _random(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _random(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """Any positions (MAE-ST's space-time agnostic masking, arXiv 2205.09113)."""
-    return _random_rows(batch, grid.num_tokens, n_mask, generator, device)
+    return draws.choice(grid.num_tokens, _n_mask(config, grid))
 
 
-def _frame(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _frame(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """Whole time slots."""
-    slots = _random_rows(batch, grid.t, n_mask // grid.tokens_per_frame, generator, device)
+    slots = draws.choice(grid.t, _n_mask(config, grid) // grid.tokens_per_frame)
     return slots.repeat_interleave(grid.tokens_per_frame, dim=1)
 
 
-def _causal(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _causal(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """The last time slots: the future is predicted from the past. Nothing is drawn."""
-    first = grid.num_tokens - n_mask
-    return (torch.arange(grid.num_tokens, device=device) >= first).expand(batch, -1)
+    first = grid.num_tokens - _n_mask(config, grid)
+    return (torch.arange(grid.num_tokens, device=draws.device) >= first).expand(draws.batch, -1)
 
 
 _NUM_BLOCKS = 64
 
 
-def _block(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _block(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """The union of random space-time boxes, cut to the exact count.
 
     Boxes are a quarter to a half of the grid along each spatial axis and any length in time. They are laid
     one after the other; tokens are masked in the order in which a box reaches them, in raster order within
     a box, so that only the last box is cut. Our own design: published block masks have no fixed count.
     """
-    sizes = (grid.t, grid.h, grid.w)
+    batch, device = draws.batch, draws.device
     inside = torch.ones(batch, _NUM_BLOCKS, 1, 1, 1, dtype=torch.bool, device=device)
-    for axis, size in enumerate(sizes):
+    for axis, size in enumerate((grid.t, grid.h, grid.w)):
         low = 1 if axis == 0 else -(-size // 4)
         high = size if axis == 0 else -(-size // 2)
-        draw = torch.rand(2, batch, _NUM_BLOCKS, generator=generator, device=device)
-        length = (low + draw[0] * (high - low + 1)).long().clamp_(max=high)
+        length = (low + draws.rand(_NUM_BLOCKS) * (high - low + 1)).long().clamp_(max=high)
         # The start may lie outside the grid, so that the borders are covered as often as the middle.
-        start = (draw[1] * (size + length - 1)).long() - length + 1
+        start = (draws.rand(_NUM_BLOCKS) * (size + length - 1)).long() - length + 1
         place = torch.arange(size, device=device)
         along = (place >= start[..., None]) & (place < (start + length)[..., None])  # [B, blocks, size]
         shape = [batch, _NUM_BLOCKS, 1, 1, 1]
@@ -253,52 +348,63 @@ def _block(
     first = torch.where(reached.any(1), reached.to(torch.uint8).argmax(1), _NUM_BLOCKS)
     order = torch.argsort(first, dim=1, stable=True)
     out = torch.zeros(batch, grid.num_tokens, dtype=torch.bool, device=device)
-    return out.scatter_(1, order[:, :n_mask], True)
+    return out.scatter_(1, order[:, : _n_mask(config, grid)], True)
 
 
-def _running_cell(
-    grid: TokenGrid, n_mask: int, batch: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _running_cell(config: MaskConfig, grid: TokenGrid, draws: Draws) -> Tensor:
     """A 2x2 tile, its masked places moving one step per time slot, from one of 4 phases (VideoMAE V2)."""
-    per_cell = n_mask * 4 // grid.num_tokens
-    phase = torch.randint(4, (batch, 1, 1, 1), generator=generator, device=device)
-    slot = torch.arange(1, grid.t + 1, device=device).reshape(1, -1, 1, 1)
-    row = torch.arange(grid.h, device=device).reshape(1, 1, -1, 1) % 2
-    column = torch.arange(grid.w, device=device).reshape(1, 1, 1, -1) % 2
+    per_cell = _n_mask(config, grid) * 4 // grid.num_tokens
+    phase = draws.randint(4, 1, 1, 1)
+    slot = torch.arange(1, grid.t + 1, device=draws.device).reshape(1, -1, 1, 1)
+    row = torch.arange(grid.h, device=draws.device).reshape(1, 1, -1, 1) % 2
+    column = torch.arange(grid.w, device=draws.device).reshape(1, 1, 1, -1) % 2
     return ((row * 2 + column + phase + slot) % 4 < per_cell).flatten(1)
 
 
-_SAMPLERS: dict[str, _Sampler] = {
-    "tube": _tube,
-    "random": _random,
-    "frame": _frame,
-    "block": _block,
-    "causal": _causal,
-    "running_cell": _running_cell,
-}
-MASK_TYPES = tuple(_SAMPLERS)
+Unit = tuple[int, int, str]
+"""How many units a ratio is taken of, tokens masked per unit, the unit's name."""
 
 
-def _count_unit(type: str, grid: TokenGrid) -> tuple[int, int, str]:
-    """(number of units the ratio is taken of, tokens masked per unit, its name)."""
-    if type == "tube":
-        return grid.tokens_per_frame, grid.t, "tube"
-    if type in ("frame", "causal"):
-        return grid.t, grid.tokens_per_frame, "time slot"
-    if type == "running_cell":
-        if grid.h % 2 or grid.w % 2:
-            raise InputError(
-                "running_cell masks need an even number of token rows and columns,"
-                f" got {grid.h}x{grid.w} ({grid.height}x{grid.width} pixels at patch {grid.patch_size})"
-            )
-        return 4, grid.num_tokens // 4, "quarter of a 2x2 cell"
+def _token(grid: TokenGrid) -> Unit:
     return grid.num_tokens, 1, "token"
 
 
-def _check_type(type: str) -> None:
-    if type not in MASK_TYPES:
+def _slot(grid: TokenGrid) -> Unit:
+    return grid.t, grid.tokens_per_frame, "time slot"
+
+
+def _cell(grid: TokenGrid) -> Unit:
+    if grid.h % 2 or grid.w % 2:
         raise InputError(
-            f"expected a mask type among {', '.join(MASK_TYPES)}; got {type!r}"
+            "running_cell masks need an even number of token rows and columns,"
+            f" got {grid.h}x{grid.w} ({grid.height}x{grid.width} pixels at patch {grid.patch_size})"
+        )
+    return 4, grid.num_tokens // 4, "quarter of a 2x2 cell"
+
+
+@dataclass(frozen=True)
+class MaskType:
+    """How masks of a type are drawn, and what their ratio counts."""
+
+    draw: Callable[[MaskConfig, TokenGrid, Draws], Tensor]
+    unit: Callable[[TokenGrid], Unit] = _token
+
+
+MASKS: dict[str, MaskType] = {
+    "tube": MaskType(_tube, lambda grid: (grid.tokens_per_frame, grid.t, "tube")),
+    "random": MaskType(_random),
+    "frame": MaskType(_frame, _slot),
+    "block": MaskType(_block),
+    "causal": MaskType(_causal, _slot),
+    "running_cell": MaskType(_running_cell, _cell),
+}
+MASK_TYPES = tuple(MASKS)
+
+
+def _check_type(type: str) -> None:
+    if type not in MASKS and not is_object_name(str(type)):
+        raise InputError(
+            f"expected a mask type among {', '.join(MASK_TYPES)} or module:function; got {type!r}"
             + nearest(str(type), MASK_TYPES)
         )
 

@@ -13,13 +13,12 @@ from vmae.core.errors import InputError, nearest
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.layers import Block, Linear, gather_pos, init_weights, run_blocks, sincos_pos_embed
 from vmae.core.model.masking import TokenMask
+from vmae.core.model.target import LOSSES, PIXEL_TARGETS, check_target, own_target, own_target_loss
 from vmae.kernels import assemble_decoder_tokens, gather_patches, masked_patch_loss
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-LOSSES = ("mse", "l1", "smooth_l1")
-TARGETS = ("normalized", "raw")
 BACKGROUNDS = ("keep", "subtract")
 
 
@@ -172,11 +171,24 @@ class VideoMAEConfig(EncoderConfig):
     decoder_depth: int = 4
     decoder_num_heads: int = 6
     target: str = "normalized"
-    """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]."""
+    """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]; or
+    `module:function` of one's own, see `vmae.core.model.target`."""
+    target_dim: int | None = None
+    """Numbers that a target of one's own has for a token; none: as many as a patch has pixels, P."""
     loss: str = "mse"
     """One of mse, l1, smooth_l1."""
     encoder_norm: bool = True
     """Whether the encoder ends in a norm, as published; Hugging Face's default leaves it out."""
+
+    @property
+    def predicted_dim(self) -> int:
+        """Numbers that the decoder predicts for a token."""
+        return self.target_dim or self.grid.patch_dim
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether predictions can be shown as pictures and are of the published kinds."""
+        return self.target in PIXEL_TARGETS
 
     @property
     def decoder_mlp_dim(self) -> int:
@@ -188,11 +200,11 @@ class VideoMAEConfig(EncoderConfig):
         for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"):
             _positive(name, getattr(self, name))
         _divisible("decoder_embed_dim", self.decoder_embed_dim, "decoder_num_heads", self.decoder_num_heads)
-        for name, value, known in (("target", self.target, TARGETS), ("loss", self.loss, LOSSES)):
-            if value not in known:
-                raise InputError(
-                    f"expected {name} among {', '.join(known)}; got {value!r}{nearest(str(value), known)}"
-                )
+        check_target(self.target, self.target_dim)
+        if self.loss not in LOSSES:
+            raise InputError(
+                f"expected loss among {', '.join(LOSSES)}; got {self.loss!r}{nearest(str(self.loss), LOSSES)}"
+            )
 
 
 class PatchEmbed(nn.Module):
@@ -292,7 +304,7 @@ class Decoder(nn.Module):
             for rate in drop_path_rates(c.drop_path, c.decoder_depth)
         )
         self.norm = nn.LayerNorm(d, eps=c.head_norm_eps)
-        self.head = Linear(d, c.grid.patch_dim)
+        self.head = Linear(d, c.predicted_dim)
         self.apply(init_weights)
 
     def forward(self, x: Tensor, num_predicted: int) -> Tensor:
@@ -373,8 +385,11 @@ class VideoMAE(VideoModel):
     def forward_loss(
         self, pred: Tensor, video: Tensor, masked: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """The mean loss of `pred` [B, K, P] against the pixels at `masked` [B, K], weighted by [B, K]."""
+        """The mean loss of `pred` [B, K, P] against the target at `masked` [B, K], weighted by [B, K]."""
         c = self.config
+        if not c.predicts_pixels:
+            labels = own_target(c.target, c.predicted_dim, model_input(video, c), masked, self.grid)
+            return own_target_loss(pred, labels, weights, c.loss)
         return masked_patch_loss(
             pred,
             model_input(video, c),

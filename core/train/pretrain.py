@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.config import to_dict
-from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
-from vmae.core.model.videomae import VideoMAE
+from vmae.core.model.masking import MaskConfig, TokenMask, check_mask, sample_masks
+from vmae.core.model.target import target_function
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import clip_to_video
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
@@ -49,9 +50,10 @@ def pretrain(
     `after_epoch(epoch, model)` may return more metrics for the epoch's event; `measured` are the names of
     those among them that can say which epoch is best.
 
-    Raises InputError when batch size, data and processes do not fit, or the checkpoint is of another run;
-    TrainingDiverged after `train.max_bad_steps` NaN steps in a row.
+    Raises InputError when batch size, data and processes do not fit, the checkpoint is of another run, or as
+    `check_objective` does; TrainingDiverged after `train.max_bad_steps` NaN steps in a row.
     """
+    check_objective(mask, model.config)
     task = Pretraining(
         model=model,
         mask=mask,
@@ -65,6 +67,13 @@ def pretrain(
         task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
     )
     return trainer.run(resume=resume, should_stop=should_stop)
+
+
+def check_objective(mask: MaskConfig, model: VideoMAEConfig) -> None:
+    """Raise InputError where masks or targets cannot be made: counts, and functions of one's own."""
+    check_mask(mask, model.grid)
+    if not model.predicts_pixels:
+        target_function(model.target)
 
 
 class Pretraining:
@@ -91,18 +100,21 @@ class Pretraining:
         self._warned: set[str] = set()
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
-        rows, generator = context.rows, context.generator("mask")
-        masks, decode = sample_masks(
-            self._mask, self._model.config.grid, context.total_rows, generator=generator
+        mask, decode = sample_masks(
+            self._mask,
+            self._model.grid,
+            context.total_rows,
+            context.generator("mask"),
+            rows=context.rows,
+            video=batch["clip"].permute(0, 4, 1, 2, 3),
         )
-        mine = TokenMask(masks.visible[rows], masks.masked[rows]).to(context.device)
+        mask = mask.to(context.device)
         video = clip_to_video(batch["clip"], context.device)
         if batch["path"]:
-            self._seen = video[:2], TokenMask(mine.visible[:2], mine.masked[:2])
+            self._seen = video[:2], mask[:2]
         if decode is None:
-            return video, mine.visible, mine.masked
-        decoded = decode[rows].to(context.device, non_blocking=True)
-        return video, mine.visible, mine.masked, decoded
+            return video, mask.visible, mask.masked
+        return video, mask.visible, mask.masked, decode.to(context.device, non_blocking=True)
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         video, visible, masked, *decode = inputs

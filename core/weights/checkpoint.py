@@ -167,6 +167,8 @@ def adapt_model(
             f" changing {changes} resamples its weights: ask for it (--resize-patch-embed), or keep them"
             f" (--set model.patch_size={old.patch_size} --set model.tubelet_size={old.tubelet_size})"
         )
+    if patch_changes and not getattr(old, "predicts_pixels", True):
+        raise InputError(f"expected a model that predicts pixels to resample its patches; got {old.target}")
     config = dataclasses.replace(old, **wanted, pos_grid=None)
     after = config.grid
     own = (after.t, after.h, after.w)

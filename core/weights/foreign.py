@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vmae.core.errors import CheckpointError
-from vmae.core.model.videomae import SIZES, EncoderConfig, VideoMAEConfig, VideoModel
+from vmae.core.model.videomae import SIZES, EncoderConfig, VideoMAE, VideoMAEConfig, VideoModel
 from vmae.core.weights.checkpoint import load_matching, match_dtype
 
 Names = Callable[[str, VideoModel], tuple[str, ...]]
@@ -90,6 +90,14 @@ def import_state(model: VideoModel, state: dict[str, Tensor], names: Names, sour
         own[key] = tensor
     match_dtype(model, own, source)
     load_matching(model, own, source)
+
+
+def refuse_own_target(model: VideoModel, code: str) -> None:
+    """Raise CheckpointError for a model whose decoder predicts something that the other code cannot train."""
+    if isinstance(model, VideoMAE) and not model.config.predicts_pixels:
+        raise CheckpointError(
+            f"{code} predicts pixels; this model was trained to predict {model.config.target}"
+        )
 
 
 def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from vmae.core.weights.foreign import (
     load_pickle,
     published_heads,
     read_json,
+    refuse_own_target,
     some_keys,
     strip_prefixes,
 )
@@ -64,6 +65,7 @@ def to_hf(
     model: VideoModel, meta: dict[str, Any] | None = None, layout: str = "v4"
 ) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
     """The model's state dict and `config.json` for transformers, and notes on what they cannot say."""
+    refuse_own_target(model, "transformers")
     c = model.config
     if c.pos_grid is not None:
         raise CheckpointError("transformers cannot express positions interpolated from another grid")

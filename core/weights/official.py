@@ -17,6 +17,7 @@ from vmae.core.weights.foreign import (
     load_pickle,
     published_decoder_heads,
     published_heads,
+    refuse_own_target,
     some_keys,
     strip_prefixes,
 )
@@ -40,6 +41,7 @@ def to_official(model: VideoModel) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise CheckpointError(f"official files hold pre-trained models and classifiers, got {model.title}")
     if isinstance(model, VideoMAE) and not model.config.encoder_norm:
         raise CheckpointError("the official model has an encoder norm and this one was trained without it")
+    refuse_own_target(model, "official code")
     c = model.config
     if c.background != "keep":
         raise CheckpointError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vmae.core.config import flatten, known_paths, override
+from vmae.core.config import flatten, is_path, known_paths, override
 from vmae.core.errors import InputError, nearest
 from vmae.experiments.config import ExperimentConfig
 
@@ -76,9 +76,8 @@ def parse_params(texts: Iterable[str], base: ExperimentConfig) -> tuple[Param, .
 
 def parse_param(path: str, text: str, base: ExperimentConfig) -> Param:
     """One field's values or distribution; raises as `parse_params`."""
-    known = known_paths(ExperimentConfig)
-    if path not in known:
-        raise InputError(f"--param: unknown field '{path}'{nearest(path, known)}")
+    if not is_path(ExperimentConfig, path):
+        raise InputError(f"--param: unknown field '{path}'{nearest(path, known_paths(ExperimentConfig))}")
     if path in _FORBIDDEN:
         hint = "; use --seeds" if path == "train.seed" else ""
         raise InputError(f"--param: expected a field that a sweep can vary, got {path}{hint}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.files import read_json, write_json
-from vmae.core.model.masking import mask_counts
+from vmae.core.train.pretrain import check_objective
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.space import Param, draw_samples
@@ -317,7 +317,7 @@ def parse_stage_resources(texts: Sequence[str], cpus: float, gpus: float) -> tup
 def check_trial(trial: Trial, base: ExperimentConfig) -> None:
     """Raise InputError where the trial's configuration is refused."""
     config = trial.config(base)
-    mask_counts(config.mask.type, config.mask.ratio, config.model.grid)
+    check_objective(config.mask, config.model)
 
 
 def _seeds(base: ExperimentConfig, seeds: int) -> list[int]:
