@@ -54,7 +54,8 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
     Args:
         cls: a frozen dataclass.
-        data: a mapping with a subset of its fields (defaults fill the rest).
+        data: a mapping with a subset of its fields (defaults fill the rest); keys that `cls.retired` lists,
+            where the class has it, are of older configurations and left out.
         where: dotted path for messages.
 
     Raises:
@@ -67,6 +68,8 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in data.items():
+        if key in getattr(cls, "retired", ()):
+            continue
         if key not in fields:
             raise InputError(
                 f"{label}: unknown key '{key}'{nearest(str(key), list(fields))}; known: {', '.join(fields)}"

@@ -110,7 +110,7 @@ def test_list(config: ExperimentConfig, cache_dir: Path) -> ClipDataset:
     """The test list (the held-out list where there is none), with segments x crops views a video."""
     data = config.data
     samples = run.read_list(data, data.test_csv or data.val_csv)
-    cache = build_cache(samples, replace(data, cache_dir=str(cache_dir)))
+    cache = build_cache(samples, data, cache_dir)
     return ClipDataset(samples, data, "test", config.train.seed, cache=cache)
 
 

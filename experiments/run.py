@@ -28,7 +28,7 @@ from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.annotations import read_annotations
-from vmae.core.video.cache import DecodedCache
+from vmae.core.video.cache import build_cache
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample, num_classes, subset
@@ -62,7 +62,7 @@ def default_device() -> torch.device:
 
 def open_data(
     config: ExperimentConfig,
-    cache_dir: Path | None = None,
+    cache_dir: Path,
     progress: CacheProgress | None = None,
 ) -> Data:
     """Read the lists and, with `data.cache`, decode every video once into `cache_dir`.
@@ -74,15 +74,8 @@ def open_data(
     data = config.data
     train = read_list(data, data.train_csv)
     val = read_list(data, data.val_csv) if data.val_csv else []
-    cache = None
-    if data.cache:
-        cache = DecodedCache.build(
-            [*train, *val],
-            cache_dir or data.cache_dir,
-            data.decoded_short_side,
-            progress=progress,
-            timeout_s=data.timeout_s,
-        )
+    cache = build_cache([*train, *val], data, cache_dir, progress=progress)
+    if cache is not None:
         bad = [s.path for s in val if s.path in cache.errors]
         if bad and data.bad_eval == "error":
             # Known before anything is trained: a held-out video is never left out silently.

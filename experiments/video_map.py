@@ -180,7 +180,7 @@ def digest(work: Work, samples: Sequence[Sample]) -> str:
     with open(weights_file(work.checkpoint), "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     # What decides where and when files are read does not change what is in them.
-    data = to_dict(replace(work.data, workers=0, cache=False, cache_dir="", bad_eval="error"))
+    data = to_dict(replace(work.data, workers=0, cache=False, bad_eval="error"))
     facts = [to_dict(work) | {"data": data, "checkpoint": weights}, [to_dict(s) for s in samples]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

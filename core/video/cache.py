@@ -128,16 +128,20 @@ class DecodedCache:
 def build_cache(
     samples: Sequence[Sample],
     config: DataConfig,
+    folder: Path,
     *,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> DecodedCache | None:
-    """The decoded cache that `config` asks for (None where it asks for none); see `DecodedCache.build`."""
+    """The decoded cache in `folder` that `config` asks for (None where it asks for none).
+
+    See `DecodedCache.build`.
+    """
     if not config.cache:
         return None
     return DecodedCache.build(
         samples,
-        config.cache_dir,
+        folder,
         config.decoded_short_side,
         workers=workers,
         progress=progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vmae.core.errors import InputError
 from vmae.core.video.annotations import AnnotationFormat
@@ -13,6 +13,9 @@ from vmae.core.video.rand_augment import RandAugment
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where clips come from and how they are cut."""
+
+    retired: ClassVar[tuple[str, ...]] = ("cache_dir",)
+    """Keys of older configurations that mean nothing now: a run's decoded clips lie in its run directory."""
 
     train_csv: str = ""
     val_csv: str = ""
@@ -62,7 +65,6 @@ class DataConfig:
     """Spatial views of each temporal view of a test video."""
     cache: bool = False
     """Decode the lists once into a memory-mapped file at `cache_short_side`."""
-    cache_dir: str = "runs/cache"
     cache_short_side: int = 0
     """Short side of the cached frames; 0: `short_side`, or where that is 0 the clip's."""
     workers: int = 2

@@ -47,6 +47,18 @@ SWEEP = ["sweep", "masking_ratio", "--data", "{0}/train.csv", "--runs-dir", "{0}
         ([*SWEEP, "--set", "optim.base_lrr=1"], "did you mean 'optim.base_lr'?"),
         ([*SWEEP, "--set", "optim.base_lr=fast"], "optim.base_lr: expected a number, got 'fast'"),
         ([*SWEEP, "--set", "optim.base_lr"], "expected KEY=VALUE"),
+        ([*SWEEP, "--set", "mask.type=no_parts:mask"], "mask.type: expected a module that can be imported"),
+        ([*SWEEP, "--set", "mask.type=json:dmps"], "got 'dmps' (did you mean 'dumps'?)"),
+        ([*SWEEP, "--set", "model.target=json:JSONEncoder"], "to be a function (video, indices, grid)"),
+        ([*SWEEP, "--set", "mask.params.speed=1"], "mask.params: tube masks have none, got speed"),
+        (
+            ["sweep", *SWEEP[2:], "--param", "mask.type=tube,json:dmps"],
+            "mask.type: expected an object of module json, got 'dmps'",
+        ),
+        (
+            ["pretrain", *SWEEP[2:], "--set", "model.target=no_parts:x"],
+            "model.target: expected a module that can be imported, got 'no_parts'",
+        ),
         ([*SWEEP, "--resume", "none-1"], "expected the name of a sweep"),
         (["sweep", "masking_ratio", "--data", "{0}/absent.csv", "--val", "{0}/val.csv"], "absent.csv"),
         (["sweep", "masking_ratio", "--data", "{0}/empty.csv", "--val", "{0}/val.csv"], "empty.csv"),

@@ -49,7 +49,7 @@ def alone(settings: ExperimentConfig, home: Path) -> dict[int, float]:
         if event == "step":
             losses[data["step"]] = data["loss"]
 
-    data = run.open_data(settings)
+    data = run.open_data(settings, home.parent / "cache")
     run.pretrain_stage(settings, data, home, device=run.default_device(), report=report)
     return losses
 

@@ -25,9 +25,10 @@ def contents(batches: Any) -> list[tuple[list[int], int]]:
 def test_cache_gives_the_same_frames_and_is_built_once(
     samples: list[Sample], some_bad: list[Sample], tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, cache=True, cache_dir=str(tmp_path / "cache"), max_bad_share=0.5)
+    config = replace(CONFIG, cache=True, max_bad_share=0.5)
     seen: list[tuple[int, int]] = []
-    cache = build_cache(some_bad, config, progress=lambda done, total: seen.append((done, total)))
+    folder = tmp_path / "cache"
+    cache = build_cache(some_bad, config, folder, progress=lambda done, total: seen.append((done, total)))
     assert isinstance(cache, DecodedCache)
     assert seen[-1] == (12, 12)
     assert len(cache) == 11
@@ -37,15 +38,15 @@ def test_cache_gives_the_same_frames_and_is_built_once(
     with pytest.raises(VideoError, match="truncated"):
         cache.frames(some_bad[6].path)
     built = (cache.folder / "frames.bin").stat().st_mtime_ns
-    again = build_cache(some_bad, config)
+    again = build_cache(some_bad, config, folder)
     assert again is not None
     assert (again.folder / "frames.bin").stat().st_mtime_ns == built
     # An unfinished build is not taken for a whole one, and a changed file is decoded again.
     (cache.folder / "index.json").unlink()
-    assert len(DecodedCache.build(some_bad, config.cache_dir, 48)) == 11
+    assert len(DecodedCache.build(some_bad, folder, 48)) == 11
     Path(some_bad[6].path).write_bytes(Path(samples[0].path).read_bytes())
-    assert len(DecodedCache.build(some_bad, config.cache_dir, 48)) == 12
-    assert build_cache(samples, CONFIG) is None
+    assert len(DecodedCache.build(some_bad, folder, 48)) == 12
+    assert build_cache(samples, CONFIG, folder) is None
 
 
 def test_cache_scales_down_and_never_up(samples: list[Sample], tmp_path: Path) -> None:
