@@ -230,9 +230,15 @@ def test_a_full_disk_does_not_end_the_thread_that_sends(
     monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.05)
     monkeypatch.setattr(tracking, "GATHER_S", 0.05)
     with _open(store) as tracker:
+        measured: list[int] = []
+        measure = tracker._system.measure
+        monkeypatch.setattr(tracker._system, "measure", lambda: measured.append(1) or measure())
         spool, tracker.spool = tracker.spool, store.runs_dir / "absent" / "spool"  # cannot be written
-        time.sleep(1.5)
-        assert tracker._thread.is_alive()
+        before, end = len(measured), time.monotonic() + 60
+        while len(measured) < before + 3:  # it measures again only after the writing before failed
+            assert tracker._thread.is_alive()
+            assert time.monotonic() < end
+            time.sleep(0.01)
         tracker.spool = spool
         tracker.log_metrics({"train/loss": 1.0}, 1)
     assert _history(store, "k1", "train/loss") == [(1, 1.0)]
