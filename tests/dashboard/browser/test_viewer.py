@@ -207,6 +207,23 @@ def test_exports_are_files_of_their_kind(page: Any) -> None:
         assert download.value.suggested_filename.endswith(f".{kind.lower()}")
 
 
+@pytest.mark.parametrize("size", [(960, 800), (1280, 1024), (1280, 720), (1440, 1095), (1920, 1080)])
+@pytest.mark.parametrize("query", ["", "?compare=ratio"])
+def test_no_picture_is_cut_off(browser: Any, served: Any, size: tuple[int, int], query: str) -> None:
+    page = browser.new_context(viewport={"width": size[0], "height": size[1]}).new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
+    page.goto(served.url + query)
+    ready(page)
+    left, right = page.locator(".viewer").evaluate(
+        "v => [v.getBoundingClientRect().left, v.getBoundingClientRect().right]"
+    )
+    for part in (*page.locator(".viewer figure").all(), page.locator(".viewer .chart")):
+        box = part.bounding_box()
+        assert left <= box["x"] + 1
+        assert box["x"] + box["width"] <= right + 1, f"{size}: cut off by {box['x'] + box['width'] - right}"
+    page.context.close()
+
+
 def test_two_viewers_at_once(page: Any, served: Any) -> None:
     other = another_viewer(page, served.url)
     shown = digest(other, "pasted")
