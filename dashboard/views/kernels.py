@@ -11,12 +11,13 @@ import streamlit as st
 
 from vmae.core.plan import peak_flops
 from vmae.dashboard import charts
+from vmae.experiments import bench
 from vmae.experiments.bench.report import RESULTS, load_results
 from vmae.kernels import kernel_status
 from vmae.kernels.registry import BASELINES
 
 SUITE = "python -m vmae.experiments.bench.gpu_suite --out kernels/results"
-CPU_STEP = Path(__file__).resolve().parents[2] / "docs" / "bench_step.json"
+CPU_STEP = Path(bench.__file__).with_name("results") / "bench_step.json"
 
 
 def page() -> None:
@@ -178,7 +179,7 @@ def _cpu_step() -> None:
         rows = step_rows(found)
     except (OSError, ValueError, KeyError, TypeError):
         st.markdown("No measurement is recorded here. This command makes one:")
-        st.code(f"vmae bench step --json {CPU_STEP.parent.name}/{CPU_STEP.name}", language="bash")
+        st.code(f"vmae bench step --json {CPU_STEP}", language="bash")
         return
     machine = found["machine"]
     st.markdown(
