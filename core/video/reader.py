@@ -299,6 +299,8 @@ class OpenVideo:
     def _read_decord(self, wanted: np.ndarray, height: int, width: int) -> np.ndarray:
         try:
             clip: np.ndarray = _decord_reader(self.info.path, height, width).get_batch(wanted).asnumpy()
+        except InputError:
+            raise  # not the file's fault: decord is not installed here
         except Exception as e:
             raise VideoError(self.info.path, "corrupt", first_line(e)) from e
         return clip

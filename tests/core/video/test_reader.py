@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,20 @@ def test_decord_reads_what_it_shows_rightly_and_nothing_else(any_kind: Path, tru
         assert video.backend != "decord"
     if kind in ("h264_bframes", "h264_one_gop", "h264_mkv", "vp9", "h264_vfr", "mpeg4_avi"):
         assert video.backend == "decord"
+
+
+def test_without_decord_its_files_are_not_called_bad(
+    make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another machine remembers of a list (`decord_ok`) makes no damaged file here."""
+    monkeypatch.setitem(sys.modules, "decord", None)
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    info = dataclasses.replace(probe_video(path), decord_ok=True)
+    with (
+        pytest.raises(InputError, match="expected decord to be installed"),
+        open_video(path, info=info, backend="decord") as video,
+    ):
+        video.read(np.arange(2))
 
 
 def test_decord_shows_wrong_frames_where_the_trial_says_so(
