@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.model.encoder import EncoderConfig
 from vmae.core.model.masking import MaskConfig, mask_counts
-from vmae.core.model.videomae import EncoderConfig, VideoMAEConfig
+from vmae.core.model.videomae import VideoMAEConfig
 
 GIB = 2**30
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vmae.core.measure.films import colourise
 from vmae.core.measure.probe import extract_features
-from vmae.core.model.videomae import attention_maps
+from vmae.core.model.encoder import attention_maps
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample

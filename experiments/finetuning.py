@@ -21,7 +21,8 @@ from vmae.core.measure.evaluate import (
     write_predictions,
 )
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.model.videomae import VideoMAEConfig, VideoModel
+from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.numerics import derive_seed
 from vmae.core.progress import Progress
 from vmae.core.train.finetune import finetune

@@ -15,7 +15,8 @@ import torch
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.core.measure.probe import ProbeResult
-from vmae.core.model.videomae import VideoMAE, VideoModel
+from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAE
 from vmae.core.train.config import check_capturable
 from vmae.core.train.pretrain import check_objective
 from vmae.core.train.task import Report, TrainResult

@@ -24,7 +24,7 @@ from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import CLASSIFIER_TAG, Store, _client, _first_line
 
 if TYPE_CHECKING:
-    from vmae.core.model.videomae import VideoModel
+    from vmae.core.model.encoder import VideoModel
 
 _REQUIREMENTS = (
     "mlflow", "torch", "numpy", "einops", "safetensors", "decord", "av", "opencv-python-headless", "pillow",

@@ -27,7 +27,8 @@ from vmae.core.files import replacing
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.probe import Pooling, extract_features
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.videomae import VideoMAE, VideoModel
+from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.clips import ClipDataset

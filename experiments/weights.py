@@ -8,7 +8,7 @@ from typing import Any
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import read_json
-from vmae.core.model.videomae import VideoModel
+from vmae.core.model.encoder import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME
 from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vmae.core.errors import InputError
+from vmae.core.model.encoder import check_finite, model_input
 from vmae.core.model.grid import TokenGrid, patchify, unpatchify
 from vmae.core.model.masking import TokenMask
-from vmae.core.model.videomae import VideoMAE, check_finite, model_input
+from vmae.core.model.videomae import VideoMAE
 from vmae.kernels import patch_targets
 
 FORMS = ("as_trained", "model_only")

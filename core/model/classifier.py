@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
+from vmae.core.model.encoder import Encoder, EncoderConfig, VideoModel, all_indices
 from vmae.core.model.layers import init_weights
-from vmae.core.model.videomae import Encoder, EncoderConfig, VideoModel, all_indices
 
 POOLS = ("mean", "first")
 

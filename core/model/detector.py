@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
+from vmae.core.model.encoder import Encoder, EncoderConfig, VideoModel, all_indices
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.layers import init_weights, run_blocks
 from vmae.core.model.roi import roi_align
-from vmae.core.model.videomae import Encoder, EncoderConfig, VideoModel, all_indices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError, VmaeError
-from vmae.core.model.videomae import VideoModel
+from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import autocast, derive_seed, resolve_precision
 from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
 from vmae.core.train.graph import CapturedBackward

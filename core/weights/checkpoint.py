@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.files import fsync, replacing, write_text
+from vmae.core.model.encoder import VideoModel
 from vmae.core.model.grid import TokenGrid
-from vmae.core.model.videomae import VideoModel
 from vmae.core.weights.models import FORMAT, build_model, describe_model
 
 WEIGHTS_NAME = "model.safetensors"

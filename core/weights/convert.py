@@ -16,7 +16,7 @@ import torch
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.files import replacing
-from vmae.core.model.videomae import VideoModel
+from vmae.core.model.encoder import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
 from vmae.core.weights.foreign import read_json
 from vmae.core.weights.hf import LAYOUTS, read_hf, write_hf

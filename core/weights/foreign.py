@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vmae.core.errors import CheckpointError
-from vmae.core.model.videomae import SIZES, EncoderConfig, VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.model.encoder import SIZES, EncoderConfig, VideoModel
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import load_matching, match_dtype
 
 Names = Callable[[str, VideoModel], tuple[str, ...]]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vmae.core.errors import CheckpointError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.model.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, open_safetensors
 from vmae.core.weights.foreign import (
     export_state,

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.detector import VideoDetector
-from vmae.core.model.videomae import VideoMAE, VideoModel
+from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAE
 
 FORMAT = "vmae-1"
 M = TypeVar("M", bound=VideoModel)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vmae.core.errors import CheckpointError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.model.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.foreign import (
     export_state,
     import_state,

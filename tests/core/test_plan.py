@@ -8,8 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmae.core.errors import InputError
+from vmae.core.model.encoder import SIZES
 from vmae.core.model.masking import MaskConfig, sample_masks
-from vmae.core.model.videomae import SIZES, VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.plan import Plan, make_plan
 
 

@@ -16,8 +16,9 @@ from vmae.core.model.detector import (
     detection_loss,
     interpolate_positions,
 )
+from vmae.core.model.encoder import all_indices
 from vmae.core.model.roi import roi_align_reference
-from vmae.core.model.videomae import VideoMAEConfig, all_indices
+from vmae.core.model.videomae import VideoMAEConfig
 
 CONFIG = VideoDetectorConfig(
     frames=4, height=32, width=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, init_scale=1.0

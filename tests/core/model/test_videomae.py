@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.encoder import SIZES, attention_maps, model_input
 from vmae.core.model.grid import TokenGrid, patchify, unpatchify
 from vmae.core.model.masking import MaskConfig, TokenMask, mask_from_bool, sample_mask, sample_masks
-from vmae.core.model.videomae import LOSSES, SIZES, VideoMAE, VideoMAEConfig, attention_maps, model_input
+from vmae.core.model.videomae import LOSSES, VideoMAE, VideoMAEConfig
 
 SMALL: dict[str, Any] = {
     "frames": 4,

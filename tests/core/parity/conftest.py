@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vmae.core.model.videomae import IMAGENET_MEAN, IMAGENET_STD
+from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "golden"
 

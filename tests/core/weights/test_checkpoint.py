@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.encoder import config_pos_embed
 from vmae.core.model.masking import sample_mask
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, config_pos_embed
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import adapt_model, load_model, save_model
 
 SIZE: dict[str, Any] = {"frames": 8, "height": 32, "width": 32, "embed_dim": 32, "depth": 2}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.encoder import VideoModel
 from vmae.core.model.masking import sample_mask
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import load_model, save_model
 from vmae.core.weights.convert import read_model, write_model
 from vmae.core.weights.foreign import load_pickle

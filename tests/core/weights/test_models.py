@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
-from vmae.core.model.videomae import Encoder, EncoderConfig, VideoMAE, VideoMAEConfig, VideoModel, all_indices
+from vmae.core.model.encoder import Encoder, EncoderConfig, VideoModel, all_indices
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import adapt_model, load_model, save_model
 from vmae.core.weights.convert import write_model
 from vmae.core.weights.models import MODELS, build_model, expect_model
