@@ -17,6 +17,7 @@ from vmae.cli.training import (
     training_options,
     training_progress,
 )
+from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
@@ -37,9 +38,9 @@ def finetune(options: TrainingOptions) -> None:
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    config = options.resumed(store, "finetune")
+    config = options.resumed(store, STAGE.name)
     if config is None:
-        config = options.config("finetune", "demo_finetune", shape_of=_run_of(options, store))
+        config = options.config(STAGE.name, "demo_finetune", shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config) as report:
@@ -52,7 +53,7 @@ def finetune(options: TrainingOptions) -> None:
             workers=workers,
             notes=echo_note,
         )
-    show_training("finetune", config, outcome.result)
+    show_training(STAGE.name, config, outcome.result)
     if outcome.evaluation is not None:
         show_evaluation(outcome.evaluation, outcome.folder / "evaluation")
     click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from vmae.experiments import stages
 from vmae.cli.options import in_runs_dir, runs_dir_option
 from vmae.cli.runs_common import filter_options, filters_of, open_store
 
 
 @click.command()
-@click.option("--metric", default="probe/top1", show_default=True, help="What to rank by.")
+@click.option("--metric", default=stages.SCORES[0], show_default=True, help="What to rank by.")
 @click.option("--lowest", is_flag=True, help="The lowest value wins.")
 @filter_options
 @click.option("--json", "as_json", is_flag=True, help="Everything about the run, as JSON.")

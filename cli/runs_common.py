@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmae.experiments import stages
 from vmae.cli.options import Command
 
 if TYPE_CHECKING:
     from vmae.experiments.results import Filter, Run
     from vmae.experiments.tracking import Store
 
-KINDS = ("pretrain", "finetune", "probe", "evaluate", "trial", "sweep")
+KINDS = (*stages.JOBS, "probe", "evaluate", "trial", "sweep")
 
 
 def filter_options(command: Command) -> Command:

@@ -11,13 +11,17 @@ import click
 
 from vmae.cli.options import runs_dir_option
 from vmae.cli.runs_common import cell, filter_options, filters_of, open_store
+from vmae.experiments import stages
+from vmae.experiments.stages.stage import SPEED
 
 if TYPE_CHECKING:
     from vmae.experiments.results import Filter, Run
+    from vmae.experiments.stages.stage import Metric
     from vmae.experiments.tracking import Store
 
-DEFAULT_COLUMNS = (
-    "id,name,kind,status,started,minutes,pretrain/loss,eval/loss,finetune/loss,probe/top1,finetune/top1"
+DEFAULT_COLUMNS = ",".join(
+    ["id", "name", "kind", "status", "started", "minutes"]
+    + [m.name for m in stages.columns() if m.unit != SPEED]
 )
 
 
@@ -58,11 +62,12 @@ def list_(
     filters = filters_of(store, where, kind, sweep)
     names = [n.strip() for n in (columns or DEFAULT_COLUMNS).split(",") if n.strip()]
     results.check_columns(store, [*(names if columns else []), *([sort] if sort else [])])
+    ranked = _sweep_metric(store, sweep) if sweep and not sort else None
     found = results.list_runs(
         store,
         where=filters,
-        sort=sort or (_sweep_metric(store, sweep) if sweep else "start_ms"),
-        descending=not ascending,
+        sort=ranked.name if ranked else sort or "start_ms",
+        descending=(ranked is None or ranked.higher_is_better) != ascending,
         limit=limit or None,
         columns=None if as_json else names,
     )
@@ -76,12 +81,12 @@ def list_(
             click.echo(f"(the first {limit}; --limit 0 shows all)", err=True)
 
 
-def _sweep_metric(store: Store, sweep: str) -> str:
+def _sweep_metric(store: Store, sweep: str) -> Metric:
     """The metric that ranks a sweep's trials."""
     from vmae.experiments import results
 
     parent = next((s for s in results.list_sweeps(store) if s.name == sweep), None)
-    return parent.tags.get("vmae.metric", "probe/top1") if parent else "probe/top1"
+    return stages.ranked_by(parent.tags if parent else {})
 
 
 def _nothing(store: Store, filters: list[Filter]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmae.cli.options import in_runs_dir, runs_dir_option, set_option
 from vmae.cli.training import cache_progress, config_options, make_demo_data_if_used, resolve_config
+from vmae.experiments import stages
+from vmae.experiments.stages import pretrain
 
 if TYPE_CHECKING:
     from vmae.experiments.cluster import Ahead
@@ -49,17 +51,18 @@ LATEST = "(latest)"
 )
 @click.option(
     "--stop-on",
-    type=click.Choice(["loss", "knn"]),
+    type=click.Choice(list(pretrain.STOP_ON)),
     help="What the scheduler compares: the training loss (refused where trials differ in task) or nearest "
     "neighbours on features, measured during training.  [default: loss]",
 )
 @click.option("--budget", metavar="TIME", help="Stop after this time, for example 4h, 90m or 1h30m.")
 @click.option(
     "--then",
-    "stages",
+    "stage_names",
     multiple=True,
-    type=click.Choice(["probe", "knn", "finetune"]),
-    help="Stage after pre-training; the last one ranks the trials (repeatable).  [default: probe]",
+    metavar="STAGE",
+    help=f"Stage after pre-training: {', '.join(stages.THEN)}, or one of your own as MODULE:OBJECT; the last "
+    "one ranks the trials (repeatable).  [default: probe]",
 )
 @config_options
 @click.option(
@@ -81,7 +84,7 @@ LATEST = "(latest)"
     "stage_texts",
     multiple=True,
     metavar="STAGE:workers=N,cpus=X,gpus=Y",
-    help="Other resources for a stage: pretrain, measure, probe, knn or finetune (repeatable).",
+    help=f"Other resources for a stage: {', '.join(stages.STAGES)}, or your own's name (repeatable).",
 )
 @click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what the machine holds]")
 @click.option(
@@ -114,7 +117,7 @@ def sweep(
     scheduler: str,
     stop_on: str | None,
     budget: str | None,
-    stages: tuple[str, ...],
+    stage_names: tuple[str, ...],
     recipe: str | None,
     config_file: Path | None,
     train_csv: Path | None,
@@ -157,31 +160,31 @@ def sweep(
     from vmae.core.config import override
     from vmae.experiments.registry import check_model_name
     from vmae.experiments.sweeps import driver
+    from vmae.experiments.sweeps.resources import Resources
     from vmae.experiments.sweeps.space import describe
-    from vmae.experiments.sweeps.spec import make_plan, parse_stage_resources
-    from vmae.experiments.sweeps.stopping import KNN, LOSS, StoppingConfig
+    from vmae.experiments.sweeps.spec import check_resources, make_plan
+    from vmae.experiments.sweeps.stopping import StoppingConfig
 
     if model_name is not None:
         check_model_name(model_name)
     store = driver.open_store(runs_dir)
+    wanted: dict[str, Any] = {
+        "cpus": cpus,
+        "gpus": gpus,
+        "workers": workers_per_trial,
+        "stages": stage_texts,
+        "max_concurrent": max_concurrent,
+        "address": address,
+    }
     budget_s = None if budget is None else parse_duration(budget, "--budget")
     if resume is not None:
         plan = _plan_to_resume(store, name, resume)
-        each = (plan.cpus_per_trial if cpus is None else cpus, plan.gpus_per_trial if gpus is None else gpus)
-        plan = driver.with_resources(
-            plan,
-            cpus,
-            gpus,
-            max_concurrent,
-            address,
-            workers_per_trial,
-            parse_stage_resources(stage_texts, *each),
-        )
-        plan = replace(plan, budget_s=budget_s)
+        plan = replace(plan, resources=plan.resources.changed(**wanted), budget_s=budget_s)
+        check_resources(plan)
     else:
         chosen = dict(definition.fixed) if definition is not None else {}
-        if stages:
-            chosen["pipeline.then"] = ",".join(stages)
+        if stage_names:
+            chosen["pipeline.then"] = ",".join(stage_names)
         base = resolve_config(
             recipe=recipe,
             config_file=config_file,
@@ -196,9 +199,9 @@ def sweep(
         if scheduler != "none":
             stopping = StoppingConfig(
                 rule=scheduler,  # type: ignore[arg-type]
-                metric=KNN if stop_on == "knn" else LOSS,
+                metric=pretrain.STOP_ON[stop_on or "loss"].name,
             )
-            if stop_on == "knn" and not base.pipeline.measure_every:
+            if stopping.metric == pretrain.KNN.name and not base.pipeline.measure_every:
                 base = override(base, {"pipeline.measure_every": 1})
         elif stop_on is not None:
             raise InputError("--stop-on: expected a --scheduler to go with it, got none")
@@ -211,7 +214,6 @@ def sweep(
                 f"--run-name: expected a new name, got '{run_name}', which exists; "
                 f"go on with it by --resume {run_name}"
             )
-        each = (1.0 if cpus is None else cpus, _gpus(gpus))
         plan = make_plan(
             name=run_name,
             sweep=sweep_name,
@@ -224,13 +226,8 @@ def sweep(
             samples=samples,
             stopping=stopping,
             budget_s=budget_s,
-            cpus_per_trial=each[0],
-            gpus_per_trial=each[1],
-            workers_per_trial=1 if workers_per_trial is None else workers_per_trial,
-            stage_resources=parse_stage_resources(stage_texts, *each),
-            max_concurrent=max_concurrent,
+            resources=Resources().changed(**wanted | {"gpus": _gpus(gpus)}),
         )
-        plan = driver.with_resources(plan, None, None, None, address)
         make_demo_data_if_used(base)
     run(plan, store, model_name, ahead)
 

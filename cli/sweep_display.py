@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import in_runs_dir
-from vmae.cli.tables import format_table, number, percent
+from vmae.cli.tables import format_table, number
 from vmae.core.progress import format_duration
+from vmae.experiments import stages
+from vmae.experiments.stages.pretrain import LOSS
+from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import (
     DONE,
@@ -32,11 +36,6 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 _LINES_EVERY_S = 10.0
-ACCURACY = {
-    "probe/top1": "probe accuracy",
-    "knn/top1": "kNN accuracy",
-    "finetune/top1": "fine-tuned accuracy",
-}
 
 
 class Display:
@@ -73,7 +72,7 @@ class Display:
         for state in states:
             if state.status in (DONE, FAILED) and state.trial.id not in self._finished:
                 self._finished.add(state.trial.id)
-                click.echo(f"  {state.trial.id}: {_outcome(state, self.plan.metric)}", err=True)
+                click.echo(f"  {state.trial.id}: {_outcome(state, self.plan.ranked_by)}", err=True)
         if time.monotonic() - self._line_at >= _LINES_EVERY_S:
             self._line_at = time.monotonic()
             click.echo(self._headline(states), err=True)
@@ -103,21 +102,19 @@ class Display:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("trial", "seed", "", "stage", "loss", "error", "probe", "clips/s", "time"):
+        shown = self.plan.columns()
+        headings = [m.heading(self.plan.base) for m in shown]
+        for title in ("trial", "seed", "", "stage", *headings, "time"):
             justify = "left" if title in ("trial", "", "stage") else "right"
             table.add_column(title, justify=justify)  # type: ignore[arg-type]
         colours = {DONE: "green", FAILED: "red", RUNNING: "cyan", PENDING: "bright_black"}
         for s in states:
-            m = s.metrics
             table.add_row(
                 label_of(s.trial),
                 str(s.trial.seed),
                 ProgressBar(total=1.0, completed=s.fraction, width=24),
                 Text(s.stage or s.status, style=colours[s.status]),
-                number(m.get("pretrain/loss")),
-                number(m.get("eval/loss")),
-                percent(m.get(self.plan.metric)),
-                number(m.get("pretrain/clips_per_s"), 0),
+                *(m.text(s.metrics.get(m.name)) for m in shown),
                 format_duration(s.seconds) if s.seconds else "-",
             )
         return Lines(table, Text(self._headline(states).split("; ")[0] + _left(states), style="dim"))
@@ -129,18 +126,18 @@ def _left(states: list[TrialState]) -> str:
 
 
 def _loss(state: TrialState) -> str:
-    value = state.metrics.get("pretrain/loss")
-    return f", loss {value:.3f}" if value is not None and state.stage == "pretrain" else ""
+    loss = stages.metric(f"{state.stage}/loss")
+    return f", loss {loss.text(state.metrics[loss.name])}" if loss.name in state.metrics else ""
 
 
-def _outcome(state: TrialState, metric: str) -> str:
+def _outcome(state: TrialState, metric: Metric) -> str:
     if state.status == FAILED:
         return f"failed: {state.error}"
-    parts = [f"{metric.partition('/')[0]} {percent(state.metrics.get(metric))}"]
-    if state.stage == "stopped":
+    parts = [f"{metric.name.partition('/')[0]} {metric.text(state.metrics.get(metric.name))}"]
+    if state.stopped:
         parts = ["stopped early"]
-    if "pretrain/loss" in state.metrics:
-        parts.append(f"loss {number(state.metrics['pretrain/loss'])}")
+    if LOSS.name in state.metrics:
+        parts.append(f"loss {LOSS.text(state.metrics[LOSS.name])}")
     parts.append(format_duration(state.seconds))
     return ", ".join(parts)
 
@@ -149,24 +146,15 @@ def results_table(plan: Plan, found: list[Group]) -> str:
     """The sweep's result: one row for each value, mean and spread over seeds."""
     seeds = max((g.seeds for g in found), default=1)
     title = plan.params[0].rpartition(".")[2] if len(plan.params) == 1 else "values"
-    header = [
-        title,
-        "pre-training loss",
-        f"error at {plan.base.evaluation_ratio:g}",
-        ACCURACY.get(plan.metric, plan.metric),
-        "clips/s",
-        "minutes",
-    ]
+    shown = plan.columns()
+    header = [title, *(m.heading(plan.base) for m in shown), "minutes"]
     if seeds > 1:
         header.insert(1, "seeds")
     rows = []
     for g in found:
         row = [
             g.label,
-            number(g.mean.get("pretrain/loss"), 3, g.spread.get("pretrain/loss")),
-            number(g.mean.get("eval/loss"), 3, g.spread.get("eval/loss")),
-            percent(g.mean.get(plan.metric), g.spread.get(plan.metric)),
-            number(g.mean.get("pretrain/clips_per_s"), 0),
+            *(m.text(g.mean.get(m.name), g.spread.get(m.name)) for m in shown),
             number(g.minutes, 1),
         ]
         if seeds > 1:
@@ -179,18 +167,21 @@ def comparison_table(plan: Plan, states: list[TrialState], found: list[Group]) -
     """Paired differences over seeds: each value to the best (the best to the second) and to the baseline."""
     from vmae.experiments.sweeps.compare import Difference, compare
 
+    metric = plan.ranked_by
+
     def text(d: Difference | None) -> str:
         if d is None:
             return "-"
-        spread = f" ±{d.error * 100:.1f}" if d.seeds > 1 else ""
-        return f"{d.mean * 100:+.1f}{spread} ({d.higher} of {d.seeds} higher)"
+        change = metric.difference(d.mean, d.error if d.seeds > 1 else math.nan)
+        return f"{change} ({d.higher} of {d.seeds} higher)"
 
-    found_differences = compare(states, found, plan.metric)
+    found_differences = compare(states, found, metric)
     rows = []
     for group in found:
         c = found_differences[group.label]
         rows.append([group.label, c.rival or "-", text(c.to_rival), text(c.to_baseline)])
-    header = ["at the same seeds", "against", "percentage points", "against random weights"]
+    unit = "percentage points" if metric.percent else metric.title
+    header = ["at the same seeds", "against", unit, "against random weights"]
     return format_table(header, rows, left=2)
 
 
@@ -199,26 +190,28 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     found = groups(states)
     click.echo()
     click.echo(results_table(plan, found))
-    best = winner(found, plan.metric)
+    metric = plan.ranked_by
+    best = winner(found, metric)
     if best is None:
         return
     if plan.seeds > 1:
         click.echo()
         click.echo(comparison_table(plan, states, found))
-    stopped = sum(s.stage == "stopped" for s in states)
+    stopped = sum(s.stopped for s in states)
     if stopped and plan.stopping is not None:
         click.echo(f"\n{stopped} trials were stopped early by {plan.stopping.rule} ({plan.stopping.metric})")
     click.echo()
-    accuracy = best.mean[plan.metric]
+    value = best.mean[metric.name]
     what = f"{plan.params[0]} = {best.label}" if len(plan.params) == 1 else best.label
-    line = f"best: {what}, {percent(accuracy)} on held-out videos"
+    line = f"best: {what}, {metric.text(value)} {metric.where or metric.title}"
     facts = []
-    chance = best.mean.get(f"{plan.metric.partition('/')[0]}/chance")
+    chance = best.mean.get(metric.chance)
     if chance:
-        facts.append(f"{accuracy / chance:.1f}x chance ({percent(chance)})")
-    baseline = next((g for g in found if g.baseline and plan.metric in g.mean), None)
+        facts.append(f"{value / chance:.1f}x chance ({metric.text(chance)})")
+    baseline = next((g for g in found if g.baseline and metric.name in g.mean), None)
     if baseline is not None:
-        facts.append(f"the same network with random weights has {percent(baseline.mean[plan.metric])}")
+        height = metric.text(baseline.mean[metric.name])
+        facts.append(f"the same network with random weights has {height}")
     click.echo("; ".join([line, *facts]))
     click.echo(f"figure: {store.shown(store.layout.sweep(plan.name).figure(plan.sweep))}")
     click.echo("\nnext:")

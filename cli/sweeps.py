@@ -33,7 +33,7 @@ def sweeps() -> None:
 @runs_dir_option
 def list_(as_json: bool, runs_dir: Path | None) -> None:
     """List sweeps, the latest first."""
-    from vmae.cli.tables import format_table, percent
+    from vmae.cli.tables import format_table
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import groups, trial_states, winner
@@ -47,7 +47,7 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
         states = trial_states(plan, sweep)
         counts = _counts(states)
         state = _state(states, sweep)
-        best = winner(groups(states), plan.metric)
+        best = winner(groups(states), plan.ranked_by)
         value = best.mean[plan.metric] if best else None
         entries.append(
             {
@@ -63,7 +63,14 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
         )
         done = f"{counts['done']} of {len(states)}"
         rows.append(
-            [plan.name, state, done, str(counts["failed"]), best.label if best else "-", percent(value)]
+            [
+                plan.name,
+                state,
+                done,
+                str(counts["failed"]),
+                best.label if best else "-",
+                plan.ranked_by.text(value),
+            ]
         )
     if as_json:
         click.echo(json.dumps(entries, indent=1))
@@ -122,7 +129,7 @@ def _state(states: list[TrialState], sweep: SweepDir) -> str:
 
 
 def _text(plan: Plan, states: list[TrialState], state: str, where: str) -> str:
-    from vmae.cli.tables import format_table, number, percent
+    from vmae.cli.tables import format_table
     from vmae.core.progress import format_duration
     from vmae.experiments.sweeps.status import label_of, time_left_s
 
@@ -131,20 +138,19 @@ def _text(plan: Plan, states: list[TrialState], state: str, where: str) -> str:
     left = time_left_s(states, max(1, counts["running"])) if state == "running" else None
     if left is not None:
         line += f"; about {format_duration(left)} left"
+    columns = plan.columns()
     rows = [
         [
             label_of(s.trial),
             str(s.trial.seed),
             s.stage if s.status == "running" else s.status,
             f"{s.fraction:.0%}",
-            number(s.metrics.get("pretrain/loss")),
-            number(s.metrics.get("eval/loss")),
-            percent(s.metrics.get(plan.metric)),
+            *(m.text(s.metrics.get(m.name)) for m in columns),
             format_duration(s.seconds) if s.seconds else "-",
         ]
         for s in states
     ]
-    header = ["trial", "seed", "state", "", "loss", "error", plan.metric, "time"]
+    header = ["trial", "seed", "state", "", *(m.heading(plan.base) for m in columns), "time"]
     lines = [line, "", format_table(header, rows)]
     lines += [f"failed: {s.trial.id}: {s.error}" for s in states if s.error]
     if state in ("stopped", "failed"):

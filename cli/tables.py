@@ -21,15 +21,6 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     return "\n".join(lines)
 
 
-def percent(value: float | None, spread: float | None = None) -> str:
-    """`31.2%`, or `31.2 ±1.5%` with a spread; `-` for nothing."""
-    if value is None:
-        return "-"
-    if spread is None or math.isnan(spread):
-        return f"{value * 100:.1f}%"
-    return f"{value * 100:.1f} ±{spread * 100:.1f}%"
-
-
 def number(value: float | None, digits: int = 3, spread: float | None = None) -> str:
     """A fixed number of digits after the point, with `±` its spread where there is one; `-` for nothing."""
     if value is None:

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 Command = Callable[..., Any]
-_UNUSED = {
-    "pretrain": ("finetune.", "pipeline.then", "pipeline.finetune_"),
-    "finetune": ("mask.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
-}
-"""Settings that one verb leaves to others."""
 
 
 def config_options(command: Command) -> Command:
@@ -129,9 +124,10 @@ class TrainingOptions:
         """
         from vmae.core.config import parse_assignments
         from vmae.core.errors import InputError
+        from vmae.experiments import stages
 
         for key in parse_assignments(self.assignments):
-            if key.startswith(_UNUSED[verb]):
+            if key.startswith(stages.STAGES[verb].unused):
                 raise InputError(f"--set {key}: vmae {verb} does not use it")
         own = self.recipe if self.recipe or self.config_file else recipe
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")

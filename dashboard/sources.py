@@ -19,14 +19,11 @@ from vmae.core.weights.checkpoint import WEIGHTS_NAME
 from vmae.core.weights.files import ModelFile
 from vmae.dashboard.settings import Settings
 from vmae.experiments.results import CHECKPOINT_TAG, Run, list_runs
+from vmae.experiments.stages import SCORES, pretrain
 from vmae.experiments.tracking import KIND_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-SCORES = ("probe/top1", "finetune/top1", "finetune/val_top1", "evaluate/top1")
-"""Accuracies on held-out videos; the first that a run has is what it is ranked by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +107,12 @@ def weights_file(path: Path) -> Path | None:
 
 
 def probe_score(metrics: dict[str, float]) -> float | None:
-    """The downstream accuracy that a run is ranked by, or None."""
+    """The downstream accuracy on held-out videos that a run is ranked by, or None."""
     return next((metrics[name] for name in SCORES if name in metrics), None)
 
 
 def _of_run(run: Run, settings: Settings) -> CheckpointEntry | None:
-    if run.checkpoint is None or run.kind not in ("pretrain", "trial", ""):
+    if run.checkpoint is None or run.kind not in (pretrain.STAGE.name, "trial", ""):
         return None
     file = weights_file(run.checkpoint)
     if file is None:

@@ -6,15 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from vmae.experiments import stages
 from vmae.experiments.results import Run
-
-DEFAULT_METRIC = "probe/top1"
-
+from vmae.experiments.stages.stage import Metric
 
 OURS = "ours"
 
-# The first of these that a run has is its learning curve.
-CURVES = ("pretrain/step_loss", "pretrain/loss", "finetune/step_loss", "finetune/loss")
+CURVES = tuple(f"{job}/{name}" for job in stages.JOBS for name in ("step_loss", "loss"))
+"""The first of these that a run has is its learning curve."""
 
 
 def curve_index(names: list[str]) -> int:
@@ -54,7 +53,7 @@ def swept_fields(parent: Run, trials: list[Run]) -> list[str]:
 def trial_rows(parent: Run, trials: list[Run]) -> list[TrialRow]:
     """Trials of a sweep in the order of their values, the baseline last."""
     fields = swept_fields(parent, trials)
-    metric = parent.tags.get("vmae.metric", DEFAULT_METRIC)
+    metric = stages.ranked_by(parent.tags).name
     rows = []
     for number, run in enumerate(trials):
         baseline = run.tags.get("vmae.baseline") == "true"
@@ -79,13 +78,14 @@ def trial_rows(parent: Run, trials: list[Run]) -> list[TrialRow]:
     return sorted(rows, key=lambda r: (r.baseline, r.order))
 
 
-def reference_lines(rows: list[TrialRow]) -> dict[str, float]:
+def reference_lines(rows: list[TrialRow], metric: Metric) -> dict[str, float]:
     """Heights to compare a sweep with: the same network with random weights, and chance."""
     lines: dict[str, float] = {}
     scratch = [r.score for r in rows if r.baseline and r.score is not None]
     if scratch:
         lines["random weights"] = sum(scratch) / len(scratch)
-    chance = next((r.run.metrics["probe/chance"] for r in rows if "probe/chance" in r.run.metrics), None)
+    known = (r.run.metrics[metric.chance] for r in rows if metric.chance in r.run.metrics)
+    chance = next(known, None)
     if chance is not None:
         lines["chance"] = chance
     return lines

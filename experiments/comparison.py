@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError, nearest
-from vmae.experiments import results
+from vmae.experiments import results, stages
 from vmae.experiments.results import Run
 from vmae.experiments.tracking import Store
 
@@ -69,7 +69,7 @@ def curves(store: Store, runs: Sequence[Run], metric: str) -> list[Curve]:
 
 def curve_metrics(store: Store, runs: Sequence[Run]) -> list[str]:
     """The metrics worth a curve: losses and accuracies with at least two points in some run."""
-    names = sorted({m for r in runs for m in r.metrics if m.endswith(("/loss", "top1"))})
+    names = sorted({m for r in runs for m in r.metrics if stages.metric(m).curve})
     return [
         name
         for name in names

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vmae.core.config import from_dict, to_dict
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, nearest
 from vmae.core.files import write_text
 from vmae.core.measure.probe import ProbeConfig
-from vmae.core.model.masking import MaskConfig, mask_counts
+from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.train.config import TrainConfig, metric_of_best
-from vmae.core.train.finetune import VALIDATED, FinetuneConfig
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.finetune import FinetuneConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
+from vmae.experiments import stages
 from vmae.experiments.tracking import TrackingConfig
-
-Stage = Literal["probe", "knn", "finetune"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """What follows pre-training in a sweep's trial; the last stage ranks the trials."""
 
-    then: tuple[Stage, ...] = ("probe",)
+    then: tuple[str, ...] = ("probe",)
     """In this order. probe: as the probe section says; knn: nearest neighbours on the same features;
     finetune: a classifier trained end to end (finetune section, with the optimiser and loop below), then
-    measured over `data.segments x data.crops` views of each held-out video."""
+    measured over `data.segments x data.crops` views of each held-out video; `module:object`: a stage of your
+    own (`vmae.experiments.stages`)."""
     measure_every: int = 0
     """Epochs between measurements of `pretrain/knn_top1` during pre-training; 0: none."""
     finetune_optim: OptimConfig = field(
@@ -45,13 +45,15 @@ class PipelineConfig:
             raise InputError(
                 f"pipeline.then: expected one or more different stages, got {', '.join(self.then) or 'none'}"
             )
+        for name in self.then:
+            stages.check_name(name)
         if self.measure_every < 0:
             raise InputError(f"pipeline.measure_every: expected 0 or more, got {self.measure_every}")
 
     @property
     def metric(self) -> str:
-        """What ranks trials: the last stage's accuracy on the held-out list."""
-        return f"{self.then[-1]}/top1"
+        """What ranks trials: the last stage's first metric. Raises InputError without such a stage."""
+        return stages.get(self.then[-1]).metric.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class ExperimentConfig:
     """What the run is called in lists."""
     recipe: str = ""
     """The named recipe it started from, if any."""
-    job: Literal["pretrain", "finetune"] = "pretrain"
-    """What the optimiser, the loop and the data section are meant for."""
+    job: str = stages.JOBS[0]
+    """The stage that it trains by itself, for which the optimiser, the loop and the data section are."""
     init: str = ""
     """Weights to start from: a path, a name of `vmae zoo list`, or hf://org/name. Empty: fresh weights."""
     resize_patch_embed: bool = False
@@ -91,11 +93,12 @@ class ExperimentConfig:
                 f"expected data.size = model.height, model.width; got {self.data.size} and "
                 f"{(self.model.height, self.model.width)}"
             )
-        online = ("knn_top1",) if self.pipeline.measure_every else ()
-        metric_of_best(self.train.best_by, VALIDATED if self.job == "finetune" else online)
-        if self.job == "pretrain":
-            mask_counts(self.mask.type, self.mask.ratio, self.model.grid)
-            mask_counts("tube", self.evaluation_ratio, self.model.grid)
+        if self.job not in stages.JOBS:
+            raise InputError(
+                f"job: expected one of {', '.join(stages.JOBS)}, got '{self.job}'"
+                f"{nearest(self.job, stages.JOBS)}"
+            )
+        stages.STAGES[self.job].check(self)
 
     def with_size(self, size: str) -> ExperimentConfig:
         """The same experiment with a model of another named size, on the same clips and tubelets."""

@@ -16,7 +16,7 @@ from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
-from vmae.experiments import results
+from vmae.experiments import results, stages
 from vmae.experiments.finetuning import config_of_model
 from vmae.experiments.results import Run
 from vmae.experiments.sweeps.spec import Plan
@@ -93,12 +93,12 @@ def _register(store: Store, run: Run, name: str, checkpoint: Path | None) -> int
 
 
 def register_best(store: Store, plan: Plan, states: list[TrialState], name: str) -> tuple[Run, int]:
-    """Register the best trial of a sweep: of the winning value, the seed with the highest metric.
+    """Register the best trial of a sweep: of the winning value, the seed with the best metric.
 
     Raises:
         InputError: as `register`, or no trial finished.
     """
-    best = winner(groups(states), plan.metric)
+    best = winner(groups(states), plan.ranked_by)
     if best is None:
         raise InputError(f"expected a finished trial to register in sweep {plan.name}, found none")
     members = [
@@ -106,9 +106,9 @@ def register_best(store: Store, plan: Plan, states: list[TrialState], name: str)
         for s in states
         if not s.trial.baseline and s.trial.overrides == best.overrides and plan.metric in s.metrics
     ]
-    top = max(members, key=lambda s: s.metrics[plan.metric])
+    top = max(members, key=lambda s: plan.ranked_by.score_of(s.metrics[plan.metric]))
     run = results.find(store, plan.trial_key(top.trial))
-    return run, register(store, run, name, classifier=plan.metric.startswith("finetune/"))
+    return run, register(store, run, name, classifier=stages.model_tag(plan.ranked_by) == CLASSIFIER_TAG)
 
 
 def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:

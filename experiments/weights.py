@@ -12,6 +12,7 @@ from vmae.core.model.encoder import VideoModel
 from vmae.core.weights.checkpoint import CONFIG_NAME
 from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.storage import fetched
 from vmae.experiments.tracking import Store
@@ -30,8 +31,8 @@ def model_source(store: Store, text: str) -> str:
     home = store.layout.run(text)
     if text and Path(text).name == text and home.config.exists():
         header = read_json(home.best / CONFIG_NAME) or {}
-        chosen = header.get("meta", {}).get("job") == "finetune"
-        return str(home.best if chosen else home.model)
+        stage = stages.STAGES.get(header.get("meta", {}).get("job", ""))
+        return str(home.best if stage is not None and stage.best_counts else home.model)
     return text
 
 

@@ -47,7 +47,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "long function": {
         "cli/sweep.py sweep": "options in one object",
         "experiments/distributed.py train_on_workers": "executors",
-        "experiments/sweeps/spec.py make_plan": "resources in one dataclass",
     },
     "long file": {
         "experiments/results.py": "to be split",

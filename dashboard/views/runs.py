@@ -14,15 +14,17 @@ from vmae.core.errors import InputError
 from vmae.dashboard import charts
 from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import SCORES, probe_score
+from vmae.dashboard.sources import probe_score
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
 from vmae.experiments.results import SWEEP_TAG, Filter, Run, history, list_runs, pictures
+from vmae.experiments.stages import SCORES
+from vmae.experiments.stages.measure import ERROR
 from vmae.experiments.tracking import KIND_TAG
 
 MAX_COMPARED = 12
 MAX_ROWS = 2000
 # What the table shows: of ten thousand runs, reading all else takes seconds.
-_COLUMNS = (KIND_TAG, SWEEP_TAG, "mask.ratio", "eval/loss", *SCORES, *CURVES)
+_COLUMNS = (KIND_TAG, SWEEP_TAG, "mask.ratio", ERROR.name, *SCORES, *CURVES)
 
 
 def page() -> None:
@@ -44,7 +46,7 @@ def page() -> None:
     kind = kinds.pills("Kind", known, selection_mode="multi", key="runs_kind")
     text = where.text_input(
         "Condition",
-        placeholder="probe/top1 >= 0.3",
+        placeholder=f"{SCORES[0]} >= 0.3",
         key="runs_where",
         help="COLUMN OP VALUE, with a metric, parameter, tag, name, kind or status; several with a comma.",
     )
@@ -79,7 +81,7 @@ def _table(settings: Settings, kinds: tuple[str, ...], text: str) -> None:
         column_config={
             "started": st.column_config.DatetimeColumn(format="D MMM HH:mm:ss"),
             "accuracy": st.column_config.ProgressColumn(format="percent", min_value=0.0, max_value=1.0),
-            "reconstruction error": st.column_config.NumberColumn(format="%.3f"),
+            ERROR.title: st.column_config.NumberColumn(format="%.3f"),
             "loss": st.column_config.NumberColumn(format="%.3f"),
             "minutes": st.column_config.NumberColumn(format="%.1f"),
         },
@@ -115,7 +117,7 @@ def _frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "started": datetime.datetime.fromtimestamp(r.start_ms / 1000),
                 "minutes": None if r.duration_s is None else r.duration_s / 60,
                 "accuracy": probe_score(r.metrics),
-                "reconstruction error": r.metrics.get("eval/loss"),
+                ERROR.title: r.metrics.get(ERROR.name),
                 "loss": training_loss(r),
                 "mask ratio": r.params.get("mask.ratio"),
                 "sweep": r.sweep,

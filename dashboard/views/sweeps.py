@@ -16,7 +16,6 @@ from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import read_samples, short_id, weights_file
 from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
 from vmae.dashboard.trials import (
-    DEFAULT_METRIC,
     TrialRow,
     beside_published,
     curve_index,
@@ -25,7 +24,10 @@ from vmae.dashboard.trials import (
     swept_fields,
     trial_rows,
 )
+from vmae.experiments import stages
 from vmae.experiments.results import Run, children, history, list_sweeps
+from vmae.experiments.stages.stage import Metric
+from vmae.experiments.sweeps.space import task_fields
 
 MAX_STRIP_ROWS = 10
 
@@ -72,7 +74,7 @@ def _results(settings: Settings, parent: Run) -> None:
     if not rows:
         st.info("The sweep has started; its first trial has not reported yet.")
         return
-    metric = parent.tags.get("vmae.metric", DEFAULT_METRIC)
+    metric = stages.ranked_by(parent.tags)
     fields = swept_fields(parent, trials)
     left, right = st.columns(2, gap="large")
     with left:
@@ -91,7 +93,7 @@ def _title(fields: list[str]) -> str:
     return ", ".join(map(_plain, fields)) or "trial"
 
 
-def _ranking(rows: list[TrialRow], fields: list[str], metric: str) -> None:
+def _ranking(rows: list[TrialRow], fields: list[str], metric: Metric) -> None:
     st.subheader(
         "Ranking", anchor=False, help="Mean over seeds, spread as one standard deviation, seeds as dots."
     )
@@ -103,15 +105,16 @@ def _ranking(rows: list[TrialRow], fields: list[str], metric: str) -> None:
     if not points:
         st.info("No trial has been measured yet.")
         return
-    percent = metric.endswith("top1")
-    lines = reference_lines(rows) if percent else {}
-    title = "accuracy on held-out videos" if percent else metric
-    spec = charts.ranking(points, field=_title(fields), metric=title, lines=lines, percent=percent)
+    lines = reference_lines(rows, metric)
+    spec = charts.ranking(
+        points, field=_title(fields), metric=metric.label, lines=lines, percent=metric.percent
+    )
     st.vega_lite_chart(spec, width="stretch", key="ranking")
 
 
 def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None:
-    names = sorted({m for r in rows for m in r.run.metrics if m.startswith(("pretrain/", "finetune/"))})
+    trained = tuple(f"{job}/" for job in stages.JOBS)
+    names = sorted({m for r in rows for m in r.run.metrics if m.startswith(trained)})
     head, pick = st.columns([1, 1], vertical_alignment="center")
     head.subheader("Learning curves", anchor=False)
     if not names:
@@ -127,52 +130,53 @@ def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None
     st.vega_lite_chart(
         charts.curves(points, colour=_title(fields), x="step", y=metric), width="stretch", key="sweep_curves"
     )
-    if metric.endswith("loss") and "mask.ratio" in fields:
-        st.caption("The loss at different mask ratios measures different tasks: it does not rank them.")
+    changed = task_fields(fields)
+    if changed and metric.removeprefix("pretrain/") in ("loss", "step_loss"):
+        st.caption(
+            f"What the loss measures depends on {', '.join(changed)}: its height does not rank the trials."
+        )
 
 
-_COLUMNS = {
-    "probe/top1": "accuracy",
-    "eval/loss": "reconstruction error",
-    "pretrain/loss": "training loss",
-    "pretrain/clips_per_s": "clips/s",
-}
+def _columns(rows: list[TrialRow], ranked: Metric) -> dict[str, Metric]:
+    """The metrics that some trial has, by the titles of their columns; the ranking one is the last score."""
+    return {
+        "accuracy" if m is ranked and m.percent else _plain(m.title): m
+        for m in stages.columns(ranked=ranked)
+        if any(m.name in r.run.metrics for r in rows)
+    }
 
 
-def _table(rows: list[TrialRow], fields: list[str], metric: str) -> None:
+def _column(title: str, metric: Metric) -> Any:
+    if metric.percent:
+        return st.column_config.ProgressColumn(title, format="percent", min_value=0.0, max_value=1.0)
+    digits = ".4g" if metric.digits is None else f".{metric.digits}f"
+    return st.column_config.NumberColumn(format=f"%{digits}", help=metric.label)
+
+
+def _table(rows: list[TrialRow], fields: list[str], metric: Metric) -> None:
     st.subheader("Trials", anchor=False)
-    shown = {m: t for m, t in _COLUMNS.items() if any(m in r.run.metrics for r in rows)}
-    shown.setdefault(metric, metric)
+    shown = _columns(rows, metric)
     table = pd.DataFrame(
         [
             {
                 _title(fields): r.value,
                 "seed": r.seed,
                 "status": r.run.status.lower(),
-                **{title: r.run.metrics.get(name) for name, title in shown.items()},
+                **{title: r.run.metrics.get(m.name) for title, m in shown.items()},
                 "minutes": None if r.run.duration_s is None else r.run.duration_s / 60,
                 "run": r.run.run_id[:8],
             }
             for r in rows
         ]
     )
-    config = {
-        "accuracy": st.column_config.ProgressColumn(
-            "accuracy", format="percent", min_value=0.0, max_value=1.0
-        ),
-        "reconstruction error": st.column_config.NumberColumn(
-            format="%.3f", help="Mean loss on held-out clips at one common mask ratio."
-        ),
-        "training loss": st.column_config.NumberColumn(format="%.3f"),
-        "clips/s": st.column_config.NumberColumn(format="%.0f"),
-        "minutes": st.column_config.NumberColumn(format="%.1f"),
-    }
+    config = {title: _column(title, m) for title, m in shown.items()}
+    config["minutes"] = st.column_config.NumberColumn(format="%.1f")
     st.dataframe(table, hide_index=True, width="stretch", column_config=config, key="sweep_table")
 
 
-def _parallel(rows: list[TrialRow], fields: list[str], metric: str) -> None:
+def _parallel(rows: list[TrialRow], fields: list[str], metric: Metric) -> None:
     st.subheader("Parallel coordinates", anchor=False)
-    names = {m: t for m, t in _COLUMNS.items() if m != metric}
+    shown = _columns(rows, metric)
     points = []
     for r in rows:
         if r.baseline or r.score is None:
@@ -180,21 +184,20 @@ def _parallel(rows: list[TrialRow], fields: list[str], metric: str) -> None:
         point: dict[str, Any] = {"trial": f"{r.value} · seed {r.seed}", "score": r.score}
         for field in fields:
             point[_plain(field)] = _as_number(r.run.params.get(field, ""), r.order)
-        point |= {t: r.run.metrics[m] for m, t in names.items() if m in r.run.metrics}
-        points.append(point | {_plain(metric): r.score})
-    measured = [t for t in names.values() if any(t in p for p in points)]
-    columns = [*map(_plain, fields), *measured, _plain(metric)]
+        points.append(point | {t: r.run.metrics[m.name] for t, m in shown.items() if m.name in r.run.metrics})
     if len(points) < 2:
         st.info("Two finished trials make the first picture.")
         return
+    ranked = next(title for title, m in shown.items() if m is metric)
+    columns = [*map(_plain, fields), *(t for t in shown if t != ranked), ranked]
     st.vega_lite_chart(
-        charts.parallel(points, columns=columns, colour=_plain(metric)), width="stretch", key="parallel"
+        charts.parallel(points, columns=columns, colour=ranked), width="stretch", key="parallel"
     )
 
 
 def _plain(name: str) -> str:
     """A column's name without dots, which Vega reads as a path."""
-    return _COLUMNS.get(name, name.replace(".", " "))
+    return name.replace(".", " ")
 
 
 def _as_number(text: str, otherwise: float) -> float:
@@ -204,12 +207,12 @@ def _as_number(text: str, otherwise: float) -> float:
         return otherwise
 
 
-def _published(parent: Run, rows: list[TrialRow], fields: list[str], metric: str) -> None:
+def _published(parent: Run, rows: list[TrialRow], fields: list[str], metric: Metric) -> None:
     published = published_rows(parent.tags.get("vmae.definition", ""))
     if not published:
         return
     st.subheader("Beside the published curve", anchor=False)
-    ours = rows if metric.endswith("top1") else []
+    ours = rows if metric.percent else []
     spec = charts.beside(beside_published(ours, published), field=_title(fields))
     st.vega_lite_chart(spec, width="stretch", key="published")
     best = ", ".join(

@@ -28,6 +28,7 @@ from vmae.experiments.layout import SweepDir
 from vmae.experiments.provenance import data_digest
 from vmae.experiments.sweeps import driver
 from vmae.experiments.sweeps.ready import prepare
+from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, trial_states
@@ -71,12 +72,11 @@ def measure(store: Store, trials: int, concurrent: int, address: str | None = No
         metric="probe/top1",
         base=recipes.get("demo_pretrain"),
         baseline=False,
-        cpus_per_trial=0.5,
-        max_concurrent=concurrent,
+        resources=Resources(cpus=0.5, max_concurrent=concurrent, address=address),
     )
     # No lists: the checks of a cluster would look for them.
     data = replace(plan.base.data, train_csv="", val_csv="")
-    plan = replace(plan, address=address, base=replace(plan.base, data=data))
+    plan = replace(plan, base=replace(plan.base, data=data))
     before = _memory()
     sweep = store.layout.sweep(plan.name)
     plan.save(sweep)

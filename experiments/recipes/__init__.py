@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
-from vmae.core.plan import training_flops
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recipes import demo, small_clips, small_data, videomae_v1, videomae_v2
 
@@ -64,9 +64,9 @@ def cost(config: ExperimentConfig) -> str:
     Forward and backward; repeated samples count, recomputed activations do not. Times the videos of a list:
     `vmae plan` makes hours of it.
     """
-    flops: float = training_flops(config.model, config.mask if config.job == "pretrain" else None)
-    if config.finetune.freeze_encoder and config.job == "finetune":
-        flops /= 3  # no backward pass
+    work = stages.STAGES[config.job].flops
+    assert work is not None
+    flops = work(config)
     run = flops * config.data.repeats * config.train.epochs
     return f"{_three(flops / 1e9)} GFLOP a clip, {_three(run / 1e12)} TFLOP a video over the run"
 
@@ -97,7 +97,7 @@ def differences(config: ExperimentConfig) -> list[str]:
     for key, value in given.items():
         section, _, name = key.partition(".")
         decides = section in _DECIDES_THE_LOSS or name in _DECIDES_THE_LOSS_TOO.get(section, ())
-        if not decides or key in _DOES_NOT or (section == "finetune" and config.job == "pretrain"):
+        if not decides or key in _DOES_NOT or key.startswith(stages.STAGES[config.job].unused):
             continue
         if key == "init":
             expected = config.recipe in STARTS_FROM_WEIGHTS or bool(own[key])

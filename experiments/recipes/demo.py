@@ -13,6 +13,7 @@ from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig, PipelineConfig
+from vmae.experiments.stages import finetune
 
 DEMO_DATA = "data/demo"
 
@@ -77,7 +78,7 @@ def demo_finetune() -> ExperimentConfig:
         base,
         name="demo_finetune",
         recipe="demo_finetune",
-        job="finetune",
+        job=finetune.STAGE.name,
         data=replace(base.data, segments=2, crops=1),
         optim=OptimConfig(
             base_lr=1.6e-2,  # 1e-3 for batches of 16

@@ -17,6 +17,7 @@ from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.stages import finetune
 
 
 def small_clips_finetune() -> ExperimentConfig:
@@ -29,7 +30,7 @@ def small_clips_finetune() -> ExperimentConfig:
     return ExperimentConfig(
         name="small_clips_finetune",
         recipe="small_clips_finetune",
-        job="finetune",
+        job=finetune.STAGE.name,
         model=_tiny(),
         data=_data(),
         optim=OptimConfig(

@@ -18,6 +18,7 @@ from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.stages import finetune
 
 
 def pretraining(
@@ -79,7 +80,7 @@ def finetuning(
     return ExperimentConfig(
         name=name,
         recipe=name,
-        job="finetune",
+        job=finetune.STAGE.name,
         model=VideoMAEConfig.from_size(size, frames=frames, height=pixels, width=pixels, **model),
         data=DataConfig(
             frames=frames,
@@ -403,7 +404,7 @@ def ssv2_base_linear() -> ExperimentConfig:
     return ExperimentConfig(
         name="ssv2_base_linear",
         recipe="ssv2_base_linear",
-        job="finetune",
+        job=finetune.STAGE.name,
         model=VideoMAEConfig.from_size("base"),
         data=DataConfig(
             frames=16,

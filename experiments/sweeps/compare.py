@@ -10,6 +10,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.status import DONE, Group, TrialState, label_of, winner
 
 
@@ -46,12 +47,13 @@ def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
     )
 
 
-def compare(states: list[TrialState], found: list[Group], metric: str) -> dict[str, Comparison]:
+def compare(states: list[TrialState], found: list[Group], metric: Metric | str) -> dict[str, Comparison]:
     """Each group's paired differences to the best (the best's: to the second) and to the baseline."""
+    name = metric if isinstance(metric, str) else metric.name
     by_seed: dict[str, dict[int, float]] = {}
     for state in states:
-        if state.status == DONE and metric in state.metrics:
-            by_seed.setdefault(label_of(state.trial), {})[state.trial.seed] = state.metrics[metric]
+        if state.status == DONE and name in state.metrics:
+            by_seed.setdefault(label_of(state.trial), {})[state.trial.seed] = state.metrics[name]
     best = winner(found, metric)
     rest = [g for g in found if best is None or g.label != best.label]
     second = winner(rest, metric)

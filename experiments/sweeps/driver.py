@@ -6,18 +6,18 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.files import write_json
+from vmae.experiments import stages
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import Ahead
 from vmae.experiments.layout import SweepDir, is_of_sweeps_spool, is_small
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.storage import Storage, StorageAway
-from vmae.experiments.sweeps.spec import Plan, StageResources, check_resources
+from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.tune import tune
 from vmae.experiments.tracking import Store, Tracker, store_at
@@ -124,7 +124,7 @@ def _run_sweep(
         tags={
             "vmae.sweep": plan.name,
             "vmae.definition": plan.sweep,
-            "vmae.metric": plan.metric,
+            **stages.ranking_tags(plan.ranked_by),
             **keep_digest(plan.base, sweep),
         },
         # The first trials start before MLflow is imported here; theirs wait for this run.
@@ -146,7 +146,7 @@ def _conclude(
     plan: Plan, sweep: SweepDir, states: list[TrialState], storage: Storage, tracker: Tracker
 ) -> None:
     """What the sweep's own run says in the end: the best setting, the figures, the trials that failed."""
-    best = winner(groups(states), plan.metric)
+    best = winner(groups(states), plan.ranked_by)
     if best is not None:
         tracker.log_metrics({f"best/{plan.metric}": best.mean[plan.metric]}, len(states))
         tracker.set_tags({"vmae.best": best.label})
@@ -182,29 +182,3 @@ def _watching(sweep: SweepDir, storage: Storage, observe: Observe | None) -> Ite
     look()
 
 
-def with_resources(
-    plan: Plan,
-    cpus: float | None,
-    gpus: float | None,
-    concurrent: int | None,
-    address: str | None = None,
-    workers: int | None = None,
-    stage_resources: tuple[StageResources, ...] = (),
-) -> Plan:
-    """The plan with other resources (a resumed sweep may run on another machine or cluster).
-
-    `address` "local" means a Ray of this machine's own.
-    Raises InputError where they do not fit the plan (`spec.check_resources`).
-    """
-    where = plan.address if address is None else address
-    changed = replace(
-        plan,
-        workers_per_trial=plan.workers_per_trial if workers is None else workers,
-        stage_resources=stage_resources or plan.stage_resources,
-        cpus_per_trial=plan.cpus_per_trial if cpus is None else cpus,
-        gpus_per_trial=plan.gpus_per_trial if gpus is None else gpus,
-        max_concurrent=plan.max_concurrent if concurrent is None else concurrent,
-        address=None if where == "local" else where,
-    )
-    check_resources(changed)
-    return changed

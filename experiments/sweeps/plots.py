@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmae.experiments import stages
 from vmae.experiments.comparison import Curve, curves_figure
 from vmae.experiments.layout import SweepDir
+from vmae.experiments.stages.stage import Metric
+from vmae.experiments.sweeps.space import task_fields
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.status import DONE, Group, TrialState, groups, winner
 from vmae.experiments.tracking import spooled_metrics
@@ -20,13 +23,6 @@ if TYPE_CHECKING:
 
 _BLUE, _GREY, _ORANGE = "#1f6feb", "#6e7781", "#bc4c00"
 _GRID = "#d0d7de"
-_TASK_FIELDS = ("mask.", "model.target", "model.loss", "model.patch_size", "model.tubelet_size")
-"""Fields that change what the loss measures: curves of such sweeps cannot be compared by height."""
-_METRIC_TITLES = {
-    "probe/top1": "probe accuracy on held-out videos",
-    "knn/top1": "nearest-neighbour accuracy on held-out videos",
-    "finetune/top1": "accuracy on held-out videos, fine-tuned",
-}
 
 
 def save_figures(plan: Plan, states: list[TrialState], sweep: SweepDir) -> list[Path]:
@@ -70,13 +66,13 @@ def ranking_figure(plan: Plan, states: list[TrialState]) -> Figure:
     for number, (ax, param) in enumerate(zip(axes, plan.params, strict=False)):
         _ranking_panel(ax, plan, param, ranked, states)
         if number % columns == 0:
-            ax.set_ylabel(_METRIC_TITLES.get(plan.metric, plan.metric))
-        _reference_lines(ax, plan.metric, found)
-        _style(ax, plan.metric)
+            ax.set_ylabel(plan.ranked_by.label)
+        _reference_lines(ax, plan.ranked_by, found)
+        _style(ax, plan.ranked_by)
     for ax in axes[len(plan.params) :]:
         ax.set_visible(False)
-    top = max([*_heights(plan.metric, found, states), 1e-9])
-    for ax in axes:
+    top = max([*_heights(plan.ranked_by, found, states), 1e-9])
+    for ax in axes if plan.ranked_by.percent else ():
         ax.set_ylim(0, top * 1.18)
     figure.suptitle(plan.title, x=0.01, ha="left", fontsize=11)
     handles, names = axes[0].get_legend_handles_labels()
@@ -95,7 +91,7 @@ def learning_curves_figure(plan: Plan, states: list[TrialState], sweep: SweepDir
             continue
         for metric, points in spooled_metrics(sweep.trial(state.trial.id).spool).items():
             finite = [(s, v) for s, v in points if math.isfinite(v)]
-            if metric.endswith(("/loss", "top1")) and len(finite) > 1:
+            if stages.metric(metric).curve and len(finite) > 1:
                 named.setdefault(metric, []).append(Curve(label=_short_label(state.trial), points=finite))
     if not named:
         return None
@@ -112,8 +108,8 @@ def learning_curves_figure(plan: Plan, states: list[TrialState], sweep: SweepDir
         (metric, sorted(found, key=lambda c: sort.get(c.label, 0))) for metric, found in sorted(named.items())
     ]
     figure = curves_figure(panels, colours=colours, legend_title=_names(plan))
-    changed = [p for p in plan.params if p.startswith(_TASK_FIELDS)]
-    if changed and "pretrain/loss" in named:
+    changed = task_fields(plan.params)
+    if changed and any(not stages.metric(name).comparable for name in named):
         figure.suptitle(
             f"what the pre-training loss measures depends on {', '.join(changed)}: its height does not rank",
             x=0.01,
@@ -131,11 +127,12 @@ def parallel_figure(plan: Plan, states: list[TrialState]) -> Figure | None:
 
     found = groups(states)
     ranked = sorted(
-        (g for g in found if not g.baseline and plan.metric in g.mean), key=lambda g: g.mean[plan.metric]
+        (g for g in found if not g.baseline and plan.metric in g.mean),
+        key=lambda g: plan.ranked_by.score_of(g.mean[plan.metric]),
     )
     if not ranked:
         return None
-    best = winner(found, plan.metric)
+    best = winner(found, plan.ranked_by)
     scales = [_Scale.of([g.overrides[p] for g in ranked]) for p in plan.params]
     scales.append(_Scale.of([g.mean[plan.metric] for g in ranked], linear=True))
     figure = Figure(figsize=(1.9 * len(scales) + 1.6, 4.4), layout="constrained")
@@ -158,7 +155,7 @@ def parallel_figure(plan: Plan, states: list[TrialState]) -> Figure | None:
         ax.axvline(x, color=_GREY, linewidth=1, zorder=1)
         last = x == len(scales) - 1
         for value in scale.ticks():
-            text = _number(plan.metric, value) if last else _text(value)
+            text = plan.ranked_by.text(value) if last else _text(value)
             ax.annotate(
                 text,
                 (x, scale.share(value)),
@@ -233,11 +230,11 @@ def _ranking_panel(ax: Axes, plan: Plan, param: str, ranked: list[Group], states
             ax.scatter([place] * len(points), points, s=14, color=_BLUE, alpha=0.35, zorder=2)
     else:
         ax.plot(x, y, label="pre-trained, one seed", **style)  # type: ignore[arg-type]
-    best = winner(ordered, metric)
+    best = winner(ordered, plan.ranked_by)
     if best is not None:
         index = ordered.index(best)
         ax.annotate(
-            f"best: {_text(best.overrides[param])}\n{_number(metric, y[index])}",
+            f"best: {_text(best.overrides[param])}\n{plan.ranked_by.text(y[index])}",
             (x[index], y[index] + spread[index]),
             textcoords="offset points",
             xytext=(0, 7),
@@ -261,35 +258,34 @@ def _ranking_panel(ax: Axes, plan: Plan, param: str, ranked: list[Group], states
     ax.set_xlabel(param)
 
 
-def _reference_lines(ax: Axes, metric: str, found: list[Group]) -> None:
-    baseline = next((g for g in found if g.baseline and metric in g.mean), None)
+def _reference_lines(ax: Axes, metric: Metric, found: list[Group]) -> None:
+    baseline = next((g for g in found if g.baseline and metric.name in g.mean), None)
     if baseline is not None:
-        tuned = metric.startswith("finetune/")
-        name = "fine-tuned from scratch" if tuned else "same network, random weights"
-        height, spread = baseline.mean[metric], baseline.spread[metric]
-        label = f"{name} ({_number(metric, height)})"
+        height, spread = baseline.mean[metric.name], baseline.spread[metric.name]
+        label = f"{stages.baseline_of(metric)} ({metric.text(height)})"
         ax.axhline(height, color=_ORANGE, linestyle="--", zorder=1, label=label)
         if not math.isnan(spread):
             ax.axhspan(height - spread, height + spread, color=_ORANGE, alpha=0.12, linewidth=0, zorder=0)
     chance = _chance(metric, found)
     if chance is not None:
-        label = f"chance ({_number(metric, chance)})"
+        label = f"chance ({metric.text(chance)})"
         ax.axhline(chance, color=_GREY, linestyle=":", zorder=1, label=label)
 
 
-def _style(ax: Axes, metric: str) -> None:
-    ax.yaxis.set_major_formatter(lambda v, _: _tick(metric, v))
+def _style(ax: Axes, metric: Metric) -> None:
+    ax.yaxis.set_major_formatter(lambda v, _: metric.tick(v))
     ax.grid(axis="y", color=_GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _heights(metric: str, found: list[Group], states: list[TrialState]) -> list[float]:
+def _heights(metric: Metric, found: list[Group], states: list[TrialState]) -> list[float]:
     """Everything that a ranking panel must have room for."""
-    ranked = [g for g in found if metric in g.mean]
-    tops = [g.mean[metric] + (0.0 if g.seeds == 1 else g.spread[metric]) for g in ranked]
+    name = metric.name
+    ranked = [g for g in found if name in g.mean]
+    tops = [g.mean[name] + (0.0 if g.seeds == 1 else g.spread[name]) for g in ranked]
     chance = _chance(metric, found)
-    singles = [s.metrics[metric] for s in states if metric in s.metrics]
+    singles = [s.metrics[name] for s in states if name in s.metrics]
     return [*tops, *singles, *([] if chance is None else [chance])]
 
 
@@ -304,14 +300,9 @@ def _seed_values(states: list[TrialState], group: Group, metric: str) -> list[fl
     ]
 
 
-def _chance(metric: str, found: list[Group]) -> float | None:
-    """The accuracy of guessing, where the metric is a top-1 accuracy."""
-    if not metric.endswith("/top1"):
-        return None
-    own = f"{metric.partition('/')[0]}/chance"
-    known = [g.mean.get(own) for g in found]
-    known += [v for g in found for k, v in g.mean.items() if k.endswith("/chance")]
-    return next((v for v in known if v is not None), None)
+def _chance(metric: Metric, found: list[Group]) -> float | None:
+    """The value of guessing, where the metric has one."""
+    return next((g.mean[metric.chance] for g in found if metric.chance in g.mean), None)
 
 
 def _labels_in_order(plan: Plan, states: list[TrialState]) -> list[str]:
@@ -330,15 +321,6 @@ def _short_label(trial: Trial) -> str:
 
 def _names(plan: Plan) -> str:
     return ", ".join(plan.params)
-
-
-def _number(metric: str, value: float) -> str:
-    """Accuracies in percent, other metrics plain."""
-    return f"{value:.1%}" if metric.endswith(("top1", "top5", "mean_class")) else f"{value:.4g}"
-
-
-def _tick(metric: str, value: float) -> str:
-    return f"{100 * value:.3g}%" if _number(metric, value).endswith("%") else f"{value:.4g}"
 
 
 def _text(value: Any) -> str:

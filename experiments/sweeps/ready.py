@@ -17,13 +17,13 @@ def check_place(plan: Plan) -> None:
         InputError: a stage that asks for more GPUs than this machine has.
         VmaeError: nothing answers at the address.
     """
-    if plan.address is not None:
-        probe_address(plan.address)
+    if plan.resources.address is not None:
+        probe_address(plan.resources.address)
         return
     import torch
 
     there = torch.cuda.device_count()
-    for stage in (plan.resources_of(name) for name in plan.stages()):
+    for stage in map(plan.resources.of, plan.stages()):
         if stage.gpus * stage.workers > there:
             raise InputError(
                 f"expected {stage.workers * stage.gpus:g} GPUs for {stage.stage}, got {there} here "
@@ -45,19 +45,18 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
     listed = data.train_plain.samples
-    tune_batch = plan.base.pipeline.finetune_train.batch_size
-    if "finetune" in plan.base.pipeline.then and len(listed) < tune_batch:
-        raise InputError(
-            f"expected at least one batch of pipeline.finetune_train.batch_size = {tune_batch} clips; the "
-            f"training list has {len(listed)}"
-        )
-    for config in [t.config(plan.base) for t in plan.trials if not t.baseline]:
-        kept = len(subset(listed, config.data.train_share, config.train.seed))
-        if kept < config.train.batch_size:
-            raise InputError(
-                f"expected at least one batch of train.batch_size = {config.train.batch_size} clips; "
-                f"data.train_share = {config.data.train_share:g} of {len(listed)} videos leaves {kept}"
-            )
+    for stage in plan.stages():
+        for config in [t.config(plan.base) for t in plan.trials if stage.trains and not t.baseline]:
+            work = stage.settings(config)
+            share, batch = work.data.train_share, work.train.batch_size
+            kept = len(subset(listed, share, work.train.seed))
+            if kept < batch:
+                left = f"data.train_share = {share:g} of {len(listed)} videos leaves {kept}"
+                whole = f"the training list has {kept}"
+                raise InputError(
+                    f"expected at least one batch of {stage.section}.batch_size = {batch} clips; "
+                    f"{left if share < 1 else whole}"
+                )
     if plan.search == "optuna":
         from vmae.experiments.sweeps.search import check_optuna
 
@@ -73,7 +72,7 @@ def check_nodes(plan: Plan, store: Store) -> None:
     reports = require_fit(
         paths=files_to_see(data.train_csv, data.val_csv, data.data_root),
         storage=store.remote or str(store.runs_dir),
-        gpus_wanted=max(plan.resources_of(stage).gpus for stage in plan.stages()),
+        gpus_wanted=max(plan.resources.of(stage).gpus for stage in plan.stages()),
     )
     hosts = {r.host for r in reports}
     if len(hosts) > 1 and store.sqlite_path is not None:

@@ -36,9 +36,9 @@ def check_optuna() -> None:
 def next_setting(plan: Plan, sweep: SweepDir) -> dict[str, Any] | None:
     """Overrides of the setting to try next, or None where `plan.samples` have been asked for.
 
-    The study maximises the mean over seeds of the plan's metric. Settings stopped early or failed tell the
-    sampler that they were worse than all that finished; settings under way are counted as no better than the
-    worst so far (Optuna's constant liar), so that slots filled at once do not ask for the same.
+    The study looks for the best mean over seeds of the plan's metric. Settings stopped early or failed tell
+    the sampler that they were worse than all that finished; settings under way are counted as no better than
+    the worst so far (Optuna's constant liar), so that slots filled at once do not ask for the same.
     Raises InputError when `_TRIES` suggestions in a row are configurations that the model refuses.
     """
     settings = plan.settings()
@@ -53,7 +53,8 @@ def next_setting(plan: Plan, sweep: SweepDir) -> dict[str, Any] | None:
     for attempt in range(_TRIES):
         seed = derive_seed(plan.base.train.seed, len(settings), attempt, "optuna") % 2**31
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
+        direction = "maximize" if plan.ranked_by.higher_is_better else "minimize"
+        study = optuna.create_study(direction=direction, sampler=sampler)
         for trials in settings:
             study.add_trial(_told(plan, sweep, [t.id for t in trials], trials[0].overrides))
         asked = study.ask({p.path: _distribution(p) for p in plan.space})

@@ -6,15 +6,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
-from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import read_json, write_json
 from vmae.core.train.pretrain import check_objective
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
+from vmae.experiments.stages.stage import Metric, Stage
+from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
 
@@ -35,40 +38,6 @@ class Trial:
         return override(base, {**self.overrides, "train.seed": self.seed, "name": self.id})
 
 
-STAGES = ("pretrain", "measure", "probe", "knn", "finetune")
-"""The stages of a trial in the order in which they can come (measure: the held-out reconstruction error)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResources:
-    """What one stage of a trial runs on: `workers` processes, each with so many CPUs and GPUs.
-
-    Training stages with several workers share every batch (Ray Train); the others take one.
-    """
-
-    stage: str
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise InputError(
-                f"--stage-resources: expected a stage of {', '.join(STAGES)}, got '{self.stage}'"
-                f"{nearest(self.stage, STAGES)}"
-            )
-        if self.workers < 1 or self.cpus <= 0 or self.gpus < 0:
-            raise InputError(
-                f"--stage-resources {self.stage}: expected workers >= 1, cpus > 0 and gpus >= 0, got "
-                f"{self.workers}, {self.cpus:g} and {self.gpus:g}"
-            )
-        if self.workers > 1 and self.stage not in ("pretrain", "finetune"):
-            raise InputError(
-                f"--stage-resources {self.stage}: expected 1 worker, got {self.workers}: several "
-                "share pretrain and finetune alone"
-            )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run of a sweep: everything needed to run it, resume it and read its results.
@@ -83,14 +52,7 @@ class Plan:
     metric: str
     base: ExperimentConfig
     trials: tuple[Trial, ...]
-    cpus_per_trial: float = 1.0
-    """Of the trial's process, or of each of its workers."""
-    gpus_per_trial: float = 0.0
-    workers_per_trial: int = 1
-    """Ray workers that share each training stage of a trial."""
-    stage_resources: tuple[StageResources, ...] = ()
-    """Stages that run on something else than the above."""
-    max_concurrent: int | None = None
+    resources: Resources = field(default_factory=Resources)
     search: Literal["grid", "random", "optuna"] = "grid"
     space: tuple[Param, ...] = ()
     samples: int = 0
@@ -99,8 +61,17 @@ class Plan:
     stopping: StoppingConfig | None = None
     budget_s: float | None = None
     """Seconds after which this attempt ends, finished or not."""
-    address: str | None = None
-    """Ray cluster to run on; None: a Ray of this machine's own."""
+    ranking: Metric | None = None
+    """What there is to know about `metric`, for whoever cannot import the stage that has it."""
+
+    @property
+    def ranked_by(self) -> Metric:
+        """The metric that ranks the trials."""
+        return self.ranking or stages.metric(self.metric)
+
+    def columns(self) -> list[Metric]:
+        """What a table of the trials has columns for."""
+        return stages.columns(self.base.pipeline.then, self.ranked_by)
 
     @property
     def expected_trials(self) -> int:
@@ -109,24 +80,9 @@ class Plan:
             return len(self.trials)
         return sum(t.baseline for t in self.trials) + self.samples * self.seeds
 
-    @property
-    def staged(self) -> bool:
-        """Whether each stage asks the cluster for its own resources (else the trial's process has them)."""
-        return self.workers_per_trial > 1 or bool(self.stage_resources)
-
-    def resources_of(self, stage: str) -> StageResources:
-        """What a stage runs on."""
-        for own in self.stage_resources:
-            if own.stage == stage:
-                return own
-        workers = self.workers_per_trial if stage in ("pretrain", "finetune") else 1
-        return StageResources(
-            stage=stage, workers=workers, cpus=self.cpus_per_trial, gpus=self.gpus_per_trial
-        )
-
-    def stages(self) -> tuple[str, ...]:
-        """The stages that a trial of this plan has."""
-        return ("pretrain", "measure", *self.base.pipeline.then)
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that a trial of this plan has; InputError where a user's own cannot be imported."""
+        return stages.of_trial(self.base.pipeline.then)
 
     def settings(self) -> list[list[Trial]]:
         """The trials by setting, in the order they were made: those of one list differ in their seed."""
@@ -151,16 +107,29 @@ class Plan:
 
     def save(self, sweep: SweepDir) -> None:
         """Write the plan in its sweep's folder."""
-        write_json(sweep.plan, to_dict(self), durable=True)
+        tree = to_dict(self)
+        own = tree.pop("resources")
+        write_json(sweep.plan, tree | {_IN_FILE.get(k, k): v for k, v in own.items()}, durable=True)
 
     @classmethod
     def load(cls, sweep: SweepDir) -> Plan:
         """Read a sweep's plan; VmaeError where there is none."""
-        found = read_json(sweep.plan)
-        if found is None:
+        tree = read_json(sweep.plan)
+        if tree is None:
             raise VmaeError(f"expected a sweep's plan at {sweep.plan}, found none")
-        plan: Plan = from_dict(cls, found)
+        own = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(Resources)}
+        tree["resources"] = {k: tree.pop(name) for k, name in own.items() if name in tree}
+        plan: Plan = from_dict(cls, tree)
         return plan
+
+
+_IN_FILE = {
+    "cpus": "cpus_per_trial",
+    "gpus": "gpus_per_trial",
+    "workers": "workers_per_trial",
+    "stages": "stage_resources",
+}
+"""What fields of `Resources` are called in `plan.json`, where they stand beside the others."""
 
 
 def make_plan(
@@ -177,11 +146,7 @@ def make_plan(
     samples: int | None = None,
     stopping: StoppingConfig | None = None,
     budget_s: float | None = None,
-    cpus_per_trial: float = 1.0,
-    gpus_per_trial: float = 0.0,
-    workers_per_trial: int = 1,
-    stage_resources: Sequence[StageResources] = (),
-    max_concurrent: int | None = None,
+    resources: Resources | None = None,
 ) -> Plan:
     """The trials of a sweep, after one baseline for each seed.
 
@@ -197,35 +162,18 @@ def make_plan(
             needed), early stopping that would compare different tasks, or a trial whose configuration is
             refused (a ratio that leaves no visible or no masked token, for example).
     """
-    if seeds < 1:
-        raise InputError(f"--seeds: expected 1 or more, got {seeds}")
-    if not params:
-        raise InputError("expected at least one field to vary (--param PATH=V1,V2,...), got none")
     drawn = [p for p in params if p.drawn]
     search = search or ("random" if drawn else "grid")
-    if search == "grid" and drawn:
-        raise InputError(f"--search grid: expected values, got a distribution for {drawn[0].path}")
-    if search == "random" and not drawn:
-        raise InputError("--search random: expected a distribution for some field, got values alone")
-    if search == "grid" and samples is not None:
-        raise InputError("--samples: expected a distribution (or --search optuna), got values alone")
-    if samples is not None and samples < 1:
-        raise InputError(f"--samples: expected 1 or more, got {samples}")
+    _check_search(params, search, seeds, samples)
     check_stopping(stopping, [p.path for p in params])
+    own = stages.of_trial(base.pipeline.then)
     wanted = 0 if search == "grid" else (samples or 16)
-    trials: list[Trial] = []
     every_seed = _seeds(base, seeds)
+    trials: list[Trial] = []
     if baseline:
         trials += [Trial(id=f"random-weights_s{s}", overrides={}, seed=s, baseline=True) for s in every_seed]
     if search != "optuna":
-        fixed = [p for p in params if not p.drawn]
-        grid = [
-            dict(zip([p.path for p in fixed], values, strict=True))
-            for values in itertools.product(*(p.choices for p in fixed))
-        ]
-        draws = draw_samples(params, wanted, base.train.seed) if drawn else [{}]
-        settings = [{p.path: (g | d)[p.path] for p in params} for d in draws for g in grid]
-        by_seed = [_trials(o, every_seed) for o in settings]
+        by_seed = [_trials(o, every_seed) for o in _settings(params, wanted, base.train.seed)]
         # Seed by seed: a sweep that is cut short has whole comparisons of its first seeds.
         trials = [t for i, _ in enumerate(every_seed) for t in [*trials[i : i + 1], *[b[i] for b in by_seed]]]
     plan = Plan(
@@ -236,17 +184,14 @@ def make_plan(
         metric=metric,
         base=base,
         trials=tuple(trials),
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        workers_per_trial=workers_per_trial,
-        stage_resources=tuple(stage_resources),
-        max_concurrent=max_concurrent,
+        resources=resources or Resources(),
         search=search,
         space=tuple(params),
         samples=wanted,
         seeds=seeds,
         stopping=stopping,
         budget_s=budget_s,
+        ranking=next((m for stage in own for m in stage.metrics if m.name == metric), None),
     )
     for trial in plan.trials:
         check_trial(trial, base)
@@ -254,64 +199,40 @@ def make_plan(
     return plan
 
 
+def _check_search(params: Sequence[Param], search: str, seeds: int, samples: int | None) -> None:
+    """Raise InputError where what is asked for does not go together."""
+    drawn = [p for p in params if p.drawn]
+    if seeds < 1:
+        raise InputError(f"--seeds: expected 1 or more, got {seeds}")
+    if not params:
+        raise InputError("expected at least one field to vary (--param PATH=V1,V2,...), got none")
+    if search == "grid" and drawn:
+        raise InputError(f"--search grid: expected values, got a distribution for {drawn[0].path}")
+    if search == "random" and not drawn:
+        raise InputError("--search random: expected a distribution for some field, got values alone")
+    if search == "grid" and samples is not None:
+        raise InputError("--samples: expected a distribution (or --search optuna), got values alone")
+    if samples is not None and samples < 1:
+        raise InputError(f"--samples: expected 1 or more, got {samples}")
+
+
+def _settings(params: Sequence[Param], samples: int, seed: int) -> list[dict[str, Any]]:
+    """Every combination of the values, each with every draw of the drawn parameters."""
+    fixed = [p for p in params if not p.drawn]
+    grid = [
+        dict(zip([p.path for p in fixed], values, strict=True))
+        for values in itertools.product(*(p.choices for p in fixed))
+    ]
+    draws = draw_samples(params, samples, seed) if len(fixed) < len(params) else [{}]
+    return [{p.path: (g | d)[p.path] for p in params} for d in draws for g in grid]
+
+
 def check_resources(plan: Plan) -> None:
-    """Raise InputError where the plan's resources make no sense, or some batch cannot be shared so."""
-    if plan.cpus_per_trial <= 0 or plan.gpus_per_trial < 0:
-        raise InputError(
-            "--cpus, --gpus: expected more than 0 and 0 or more, got "
-            f"{plan.cpus_per_trial:g} and {plan.gpus_per_trial:g}"
-        )
-    if plan.workers_per_trial < 1:
-        raise InputError(f"--workers-per-trial: expected 1 or more, got {plan.workers_per_trial}")
-    if plan.max_concurrent is not None and plan.max_concurrent < 1:
-        raise InputError(f"--max-concurrent: expected 1 or more, got {plan.max_concurrent}")
-    for own in plan.stage_resources:
-        if own.stage not in plan.stages():
-            raise InputError(
-                f"--stage-resources: expected a stage of this sweep ({', '.join(plan.stages())}), got "
-                f"'{own.stage}'"
-            )
+    """Raise InputError where the resources do not fit the stages, or some batch cannot be shared so."""
+    own = plan.stages()
+    plan.resources.check(own)
     for trial in plan.trials:
-        config = trial.config(plan.base)
-        stages = {"pretrain": config.train}
-        if "finetune" in config.pipeline.then:
-            stages["finetune"] = config.pipeline.finetune_train
-        for stage, train in stages.items():
-            workers = plan.resources_of(stage).workers
-            if train.batch_size % (workers * train.accumulate):
-                raise InputError(
-                    f"expected the batch of {stage} to be a multiple of workers x accumulate = {workers} x "
-                    f"{train.accumulate}, got {train.batch_size} in trial {trial.id}"
-                )
-
-
-def parse_stage_resources(texts: Sequence[str], cpus: float, gpus: float) -> tuple[StageResources, ...]:
-    """Read `STAGE:workers=2,cpus=4,gpus=0.5`; what a text leaves out is one worker with `cpus` and `gpus`.
-
-    Raises:
-        InputError: another form, an unknown stage or key, or a stage named twice.
-    """
-    found: dict[str, StageResources] = {}
-    for text in texts:
-        stage, _, rest = text.partition(":")
-        stage = stage.strip()
-        if stage in found:
-            raise InputError(f"--stage-resources: expected each stage once, got '{stage}' twice")
-        given: dict[str, float] = {"workers": 1, "cpus": cpus, "gpus": gpus}
-        for part in rest.split(","):
-            key, sign, value = (t.strip() for t in part.partition("="))
-            try:
-                if not sign or key not in given:
-                    raise ValueError
-                given[key] = int(value) if key == "workers" else float(value)
-            except ValueError:
-                raise InputError(
-                    f"--stage-resources: expected STAGE:workers=N,cpus=X,gpus=Y (any of them), got '{text}'"
-                ) from None
-        found[stage] = StageResources(
-            stage=stage, workers=int(given["workers"]), cpus=given["cpus"], gpus=given["gpus"]
-        )
-    return tuple(found.values())
+        plan.resources.check_batches(own, trial.config(plan.base))
 
 
 def check_trial(trial: Trial, base: ExperimentConfig) -> None:

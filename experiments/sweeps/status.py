@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmae.core.files import read_json
+from vmae.experiments import stages
 from vmae.experiments.layout import SweepDir
+from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.spec import BASELINE, Plan, Trial
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+STOPPED = "stopped"
+"""What stands in the place of a stage in a trial that was ended early."""
 
 
 _ALIVE_S = 30.0
@@ -30,6 +34,11 @@ class TrialState:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was ended before its last epoch, by comparison with others."""
+        return self.stage == STOPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ def trial_states(plan: Plan, sweep: SweepDir) -> list[TrialState]:
                 TrialState(
                     trial=trial,
                     status=DONE,
-                    stage="stopped" if result.get("stopped") else "done",
+                    stage=STOPPED if result.get("stopped") else DONE,
                     fraction=1.0,
                     seconds=result["seconds"],
                     metrics=result["metrics"],
@@ -134,10 +143,11 @@ def groups(states: list[TrialState]) -> list[Group]:
     return sorted(result, key=lambda g: g.baseline)
 
 
-def winner(found: list[Group], metric: str) -> Group | None:
-    """The group with the highest mean of the ranking metric; the baseline does not compete."""
-    ranked = [g for g in found if not g.baseline and metric in g.mean]
-    return max(ranked, key=lambda g: g.mean[metric], default=None)
+def winner(found: list[Group], metric: Metric | str) -> Group | None:
+    """The group with the best mean of the ranking metric; the baseline does not compete."""
+    by = stages.metric(metric) if isinstance(metric, str) else metric
+    ranked = [g for g in found if not g.baseline and by.name in g.mean]
+    return max(ranked, key=lambda g: by.score_of(g.mean[by.name]), default=None)
 
 
 def is_running(sweep: SweepDir) -> bool:

@@ -11,7 +11,6 @@ swept field changes what that loss measures.
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vmae.core.errors import InputError
+from vmae.experiments import stages
+from vmae.experiments.stages import pretrain
 from vmae.experiments.sweeps.space import task_fields
 
-LOSS, KNN = "pretrain/loss", "pretrain/knn_top1"
+LOSS, KNN = pretrain.LOSS.name, pretrain.KNN.name
 History = Sequence[tuple[int, float]]
 """(epoch, value) in the order of epochs; higher is better (losses are negated by the caller)."""
 
@@ -42,17 +43,16 @@ class StoppingConfig:
     """pbt: epochs between looks at the population."""
 
     def __post_init__(self) -> None:
-        if self.metric not in (LOSS, KNN):
-            raise InputError(f"stopping.metric: expected {LOSS} or {KNN}, got '{self.metric}'")
+        known = [m.name for m in pretrain.STOP_ON.values()]
+        if self.metric not in known:
+            raise InputError(f"stopping.metric: expected {' or '.join(known)}, got '{self.metric}'")
         for name, least in (("grace", 1), ("eta", 2), ("interval", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"stopping.{name}: expected {least} or more, got {getattr(self, name)}")
 
     def score(self, value: float) -> float:
         """The metric with "higher is better"; NaN is the worst."""
-        if math.isnan(value):
-            return -math.inf
-        return -value if self.metric == LOSS else value
+        return stages.metric(self.metric).score_of(value)
 
 
 def check_stopping(stopping: StoppingConfig | None, params: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def check_stopping(stopping: StoppingConfig | None, params: Sequence[str]) -> No
             "the same epoch they stand at different places of their schedules"
         )
     other_tasks = task_fields(params)
-    if other_tasks and stopping.metric == LOSS:
+    if other_tasks and not stages.metric(stopping.metric).comparable:
         raise InputError(
             f"--scheduler {stopping.rule}: expected a metric that compares across tasks, got the training "
             f"loss: {', '.join(other_tasks)} changes what it measures; use --stop-on knn (nearest neighbours "

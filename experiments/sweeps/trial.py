@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmae.core.config import flatten, override, to_dict
 from vmae.core.files import read_json, write_json
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunDir, RunsDir, SweepDir, is_small
 from vmae.experiments.provenance import shared_tags
@@ -228,10 +229,10 @@ def _stages(
         emit=emit,
         mirror=mirror,
         # Stages with resources of their own have the GPUs; this process only leads them.
-        device=torch.device("cpu") if plan.staged else run.default_device(),
+        device=torch.device("cpu") if plan.resources.staged else run.default_device(),
         data=run.open_data(config, sweep.runs.cache),
     )
-    shares = stage_shares(config, trial.baseline)
+    shares = stage_shares(plan, trial)
     model = _pretrained(this, shares["pretrain"])
     this.done_share += shares["pretrain"]
     if this.stopped is None:
@@ -267,18 +268,13 @@ def _where(this: _Run, path: Path) -> str:
     return str(path) if this.mirror is None else this.mirror.url(path)
 
 
-def stage_shares(config: ExperimentConfig, baseline: bool = False) -> dict[str, float]:
+def stage_shares(plan: Plan, trial: Trial) -> dict[str, float]:
     """Each stage's share of a trial's time as a guess from its epochs; used for the time left only."""
-    epochs = float(config.train.epochs)
-    weights = {
-        "pretrain": 0.0 if baseline else epochs,
-        "measure": 0.02 * epochs,
-        "probe": 0.1 * epochs,
-        "knn": 0.05 * epochs,
-        "finetune": 2.0 * config.pipeline.finetune_train.epochs,
-    }
-    kept = {k: w for k, w in weights.items() if k in ("pretrain", "measure", *config.pipeline.then)}
-    return {k: w / sum(kept.values()) for k, w in kept.items()}
+    config = trial.config(plan.base)
+    weights = {s.name: s.share(config) for s in plan.stages()}
+    if trial.baseline:
+        weights[plan.stages()[0].name] = 0.0
+    return {k: w / sum(weights.values()) for k, w in weights.items()}
 
 
 def _pretrained(this: _Run, share: float) -> VideoMAE:
@@ -347,7 +343,7 @@ def _pretrain(this: _Run, share: float) -> tuple[VideoMAE, TrainResult]:
         return this.stopped is not None or this.donor is not None
 
     home = this.home / "pretrain"
-    if this.plan.staged:
+    if this.plan.resources.staged:
         result = _on_workers(this, "pretrain", this.config, home, report, should_stop)
         model, _ = load_model(result.model_path)
         assert isinstance(model, VideoMAE)
@@ -375,7 +371,7 @@ def _on_workers(
     from vmae.experiments import jobs
     from vmae.experiments.distributed import WorkersConfig
 
-    wanted = this.plan.resources_of(stage)
+    wanted = this.plan.resources.of(stages.get(stage))
     workers = WorkersConfig(count=wanted.workers, cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
     return jobs.on_workers(
         config,
@@ -482,7 +478,7 @@ def _read_out(stage: str, this: _Run, model: VideoMAE, share: float) -> dict[str
     def tell(part: float) -> None:
         this.progress.update(force=True, fraction=start + part * share)
 
-    if this.plan.staged:
+    if this.plan.resources.staged:
         return _elsewhere(this, stage, stage, this.config)
     return _measured(stage, model, this.config, this.data, this.device, tell)
 
@@ -511,7 +507,7 @@ def _elsewhere(this: _Run, stage: str, work: str, config: ExperimentConfig) -> d
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    wanted = this.plan.resources_of(stage)
+    wanted = this.plan.resources.of(stages.get(stage))
     task = ray.remote(_task).options(
         num_cpus=wanted.cpus,
         num_gpus=wanted.gpus,
@@ -614,7 +610,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
         train=replace(pipeline.finetune_train, seed=seed),
     )
     home = this.home / "finetune"
-    if this.plan.staged:
+    if this.plan.resources.staged:
         whole_list = replace(tuned.data, train_share=1.0)
         started = replace(tuned, data=whole_list, init=str(this.home / "pretrain" / "model"))
         result = _on_workers(this, "finetune", started, home, report)
@@ -625,7 +621,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
     this.tracker.set_tags({CLASSIFIER_TAG: _where(this, result.model_path)})
     run.log_checkpoints(this.tracker, tuned, RunDir(home), under="finetune", where=partial(_where, this))
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
-    if this.plan.staged:
+    if this.plan.resources.staged:
         found = _elsewhere(this, "finetune", "evaluate", tuned)
     else:
         last, _ = load_model(result.model_path)

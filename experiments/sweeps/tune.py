@@ -29,8 +29,8 @@ Work = Callable[..., Any]
 
 def ray_ahead(plan: Plan) -> Ahead:
     """Ray for the plan's trials, to be started before `prepare` and given to `run_sweep`."""
-    stages = [plan.resources_of(stage) for stage in plan.stages()]
-    return Ahead(plan.address, cpus=max(s.cpus * s.workers for s in stages))
+    wanted = map(plan.resources.of, plan.stages())
+    return Ahead(plan.resources.address, cpus=max(w.cpus * w.workers for w in wanted))
 
 
 def tune(
@@ -50,11 +50,11 @@ def tune(
         # Most of a second, in which Ray's processes start.
         import ray.tune  # noqa: F401
 
-        if plan.address is None:
+        if plan.resources.address is None:
             _take_waiting_workers()
         ray_start.wait()
         ray_there = time.time()
-        if plan.address is not None:
+        if plan.resources.address is not None:
             check_nodes(plan, store)
         tuner = _tuner(plan, sweep, store, trial_ids, work, storage)
         with warnings.catch_warnings():
@@ -86,8 +86,8 @@ def _tuner(
     from ray import tune
 
     searched = plan.search == "optuna"
-    concurrent = plan.max_concurrent
-    if plan.staged:
+    concurrent = plan.resources.max_concurrent
+    if plan.resources.staged:
         concurrent = concurrent or _slots(plan)
     return tune.Tuner(
         tune.with_resources(_trainable(plan, sweep, store, work), _resources(plan)),
@@ -111,17 +111,17 @@ def _tuner(
 
 
 def _resources(plan: Plan) -> dict[str, float]:
-    if plan.staged:
+    if plan.resources.staged:
         # The trial's process leads its stages and holds nothing. A stage takes all it needs at once and gives
         # it back when it ends: trials can wait for each other, but never all of them for ever.
         # (Tune insists on something: one byte.)
         return {"cpu": 0, "memory": 1}
-    gpus = {"gpu": plan.gpus_per_trial} if plan.gpus_per_trial else {}
-    return {"cpu": plan.cpus_per_trial, **gpus}
+    gpus = {"gpu": plan.resources.gpus} if plan.resources.gpus else {}
+    return {"cpu": plan.resources.cpus, **gpus}
 
 
 def _trainable(plan: Plan, sweep: SweepDir, store: Store, work: Work) -> Callable[[dict[str, Any]], None]:
-    threads = 1 if plan.staged else max(1, int(plan.cpus_per_trial))
+    threads = 1 if plan.resources.staged else max(1, int(plan.resources.cpus))
 
     def trainable(config: dict[str, Any]) -> None:
         import torch
@@ -167,7 +167,7 @@ def _slots(plan: Plan) -> int:
     there = ray.cluster_resources()
     slots = [
         there.get(kind, 0.0) / (each * stage.workers)
-        for stage in (plan.resources_of(name) for name in plan.stages())
+        for stage in map(plan.resources.of, plan.stages())
         for kind, each in (("CPU", stage.cpus), ("GPU", stage.gpus))
         if each
     ]

@@ -16,11 +16,13 @@ from vmae.core.video.samples import Sample, subset
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunsDir, SweepDir
+from vmae.experiments.stages import STAGES
 from vmae.experiments.sweeps import definitions
 from vmae.experiments.sweeps.compare import compare, difference
+from vmae.experiments.sweeps.resources import Resources, parse_stage_resources
 from vmae.experiments.sweeps.search import next_setting
 from vmae.experiments.sweeps.space import Param, draw_samples, parse_params
-from vmae.experiments.sweeps.spec import Plan, Trial, make_plan, parse_stage_resources
+from vmae.experiments.sweeps.spec import Plan, Trial, make_plan
 from vmae.experiments.sweeps.status import DONE, TrialState, groups
 from vmae.experiments.sweeps.stopping import KNN, StoppingConfig, check_stopping, donor, perturbed, verdict
 from vmae.experiments.sweeps.trial import run_trial
@@ -368,16 +370,16 @@ def test_every_value_of_a_named_sweep_changes_what_its_trials_do(name: str) -> N
 
 def test_stages_have_resources_of_their_own() -> None:
     texts = ["pretrain:workers=4,gpus=0.5", "probe:cpus=2"]
-    plan = _plan("mask.ratio=0.5,0.75", stage_resources=parse_stage_resources(texts, 1.0, 1.0))
-    assert plan.staged
-    pretrain, probe, measure = (plan.resources_of(s) for s in ("pretrain", "probe", "measure"))
+    plan = _plan("mask.ratio=0.5,0.75", resources=Resources(stages=parse_stage_resources(texts, 1.0, 1.0)))
+    assert plan.resources.staged
+    pretrain, probe, measure = (plan.resources.of(STAGES[s]) for s in ("pretrain", "probe", "measure"))
     assert (pretrain.workers, pretrain.cpus, pretrain.gpus) == (4, 1.0, 0.5)
     assert (probe.workers, probe.cpus, probe.gpus) == (1, 2.0, 1.0)
     assert (measure.workers, measure.cpus, measure.gpus) == (1, 1.0, 0.0)
-    plan = _plan("mask.ratio=0.5", workers_per_trial=2)
-    assert plan.staged
-    assert [plan.resources_of(s).workers for s in plan.stages()] == [2, 1, 1]
-    assert not _plan("mask.ratio=0.5").staged
+    plan = _plan("mask.ratio=0.5", resources=Resources(workers=2))
+    assert plan.resources.staged
+    assert [plan.resources.of(s).workers for s in plan.stages()] == [2, 1, 1]
+    assert not _plan("mask.ratio=0.5").resources.staged
 
 
 @pytest.mark.parametrize(
@@ -394,11 +396,13 @@ def test_stages_have_resources_of_their_own() -> None:
 )
 def test_resources_that_make_no_sense_are_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        _plan("mask.ratio=0.5", stage_resources=parse_stage_resources([text], 1.0, 0.0))
+        _plan("mask.ratio=0.5", resources=Resources(stages=parse_stage_resources([text], 1.0, 0.0)))
 
 
 def test_a_plan_with_stage_resources_is_read_back(tmp_path: Path) -> None:
-    plan = _plan("mask.ratio=0.5", stage_resources=parse_stage_resources(["pretrain:workers=2"], 1.0, 0.0))
+    plan = _plan(
+        "mask.ratio=0.5", resources=Resources(stages=parse_stage_resources(["pretrain:workers=2"], 1.0, 0.0))
+    )
     plan.save(SweepDir(tmp_path))
     assert Plan.load(SweepDir(tmp_path)) == plan
 
@@ -409,5 +413,5 @@ def test_more_gpus_than_there_are_is_refused_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     own = parse_stage_resources(["pretrain:workers=4,gpus=0.5"], 1.0, 0.0)
     with pytest.raises(InputError, match="expected 2 GPUs for pretrain, got 1 here"):
-        check_place(_plan("mask.ratio=0.5", stage_resources=own))
-    check_place(_plan("mask.ratio=0.5", gpus_per_trial=0.25))
+        check_place(_plan("mask.ratio=0.5", resources=Resources(stages=own)))
+    check_place(_plan("mask.ratio=0.5", resources=Resources(gpus=0.25)))

@@ -110,6 +110,14 @@ def test_curves_are_read_from_the_trials_files_and_repeated_steps_count_once(tmp
     assert "does not rank" in figure.get_suptitle()
 
 
+@pytest.mark.parametrize(("path", "said"), [("data.sampling_rate", True), ("optim.base_lr", False)])
+def test_the_note_names_every_field_that_changes_the_task(tmp_path: Path, path: str, said: bool) -> None:
+    plan, states = finished(tmp_path, [{path: v} for v in (1, 2)])
+    figure = plots.learning_curves_figure(plan, states, tmp_path)
+    assert figure is not None
+    assert (path in figure.get_suptitle()) == said
+
+
 def test_nothing_finished_gives_no_figure(tmp_path: Path) -> None:
     plan, _ = finished(tmp_path, [{"mask.ratio": 0.5}])
     states = trial_states(plan, SweepDir(tmp_path / "elsewhere"))

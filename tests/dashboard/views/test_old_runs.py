@@ -10,6 +10,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from vmae.dashboard.settings import VARIABLE
+from vmae.dashboard.sources import probe_score
+
+
+def test_a_run_is_ranked_by_what_its_evaluation_logged() -> None:
+    assert probe_score({"test/top1": 0.7}) == 0.7
+    assert probe_score({"finetune/val_top1": 0.9, "test/top1": 0.7}) == 0.7
 
 
 @pytest.mark.parametrize("name", ["sweeps", "runs", "reconstruct", "data"])
@@ -30,4 +36,7 @@ def test_a_page_shows_an_old_run_directory(
         shown = app.dataframe[0].value
         assert dict(zip(shown["mask ratio"], shown["accuracy"], strict=True))["0.5"] == 0.25
     if name == "runs":
-        assert set(app.dataframe[0].value["name"]) > {"tuned", "interrupted", "ratio0.5_s0"}
+        shown = app.dataframe[0].value
+        scores = dict(zip(shown["name"], shown["accuracy"], strict=True))
+        assert set(scores) > {"interrupted", "ratio0.5_s0"}
+        assert scores["tuned"] == 0.5

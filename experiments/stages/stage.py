@@ -1,0 +1,148 @@
+"""What a stage and a metric are. Light to import: options of the command line are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SHARE, SPEED = "share", "clips/s"
+Config = Any
+"""An `ExperimentConfig`, which itself asks the stages what they can work by: so it lies above them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that a stage measures, and how it is shown wherever it is shown."""
+
+    name: str
+    """In MLflow and `result.json`: `stage/word`."""
+    title: str
+    """In figures and the dashboard's tables."""
+    unit: str = ""
+    """`share`: in [0, 1], shown in percent. Anything else (a loss has none) is shown as a number."""
+    higher_is_better: bool = True
+    digits: int | None = None
+    """After the point, of numbers in tables; None: four significant ones."""
+    column: str = ""
+    """Heading of its column in tables of trials and runs, in which fields of the configuration stand in
+    braces; empty: it has none."""
+    score: bool = False
+    """A measure of quality by which runs are ranked against each other."""
+    curve: bool = False
+    """Measured again and again during training, and worth a curve."""
+    comparable: bool = True
+    """False: what it measures depends on the task (`space.task_fields`), so that its height does not rank."""
+    where: str = ""
+    """On what it is measured: `on held-out videos`."""
+    chance: str = ""
+    """The metric that has the value of guessing."""
+
+    @property
+    def percent(self) -> bool:
+        """Whether it is shown in percent."""
+        return self.unit == SHARE
+
+    @property
+    def label(self) -> str:
+        """For an axis: the title, and on what it is measured."""
+        return f"{self.title} {self.where}".strip()
+
+    def heading(self, config: Config) -> str:
+        """Of its column in a table of trials of a configuration."""
+        return (self.column or self.title).format_map(vars(config))
+
+    def text(self, value: float | None, spread: float | None = None) -> str:
+        """For a table: `31.2%`, `31.2 ±1.5%` with a spread, `0.693 ±0.002` of a number; `-` for nothing."""
+        if value is None:
+            return "-"
+        number = self._number(value)
+        if spread is not None and not math.isnan(spread):
+            number += f" ±{self._number(spread)}"
+        return number + "%" * self.percent
+
+    def difference(self, value: float, error: float = math.nan) -> str:
+        """One value less another: `+1.5 ±0.3`, in percentage points for shares."""
+        number = self._number(value)
+        text = number if number.startswith("-") else f"+{number}"
+        return text if math.isnan(error) else f"{text} ±{self._number(error)}"
+
+    def tick(self, value: float) -> str:
+        """For an axis: as many digits as there is room for."""
+        return f"{100 * value:.3g}%" if self.percent else f"{value:.4g}"
+
+    def _number(self, value: float) -> str:
+        if self.percent:
+            return f"{100 * value:.1f}"
+        return f"{value:.4g}" if self.digits is None else f"{value:.{self.digits}f}"
+
+    def score_of(self, value: float) -> float:
+        """The value with "higher is better"; NaN is the worst."""
+        if math.isnan(value):
+            return -math.inf
+        return value if self.higher_is_better else -value
+
+
+def _unchanged(config: Config) -> Config:
+    return config
+
+
+def _nothing(config: Config) -> None:
+    """Any configuration will do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A piece of work on a model, done by itself (`vmae pretrain`) or in a row with others (a trial).
+
+    A user's own is an object of a module of theirs, named `module:object` in `pipeline.then`.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    """What it measures; the first ranks the trials whose last stage it is."""
+    share: Callable[[Config], float]
+    """Of a trial's time, as a guess, in epochs of pre-training; used for the time left only."""
+    trains: bool = False
+    """Whether it trains a model, which several processes can share."""
+    section: str = ""
+    """Of one that trains: which `TrainConfig` of the trial's configuration it trains by."""
+    settings: Callable[[Config], Config] = _unchanged
+    """What it works by in a trial, from the trial's configuration."""
+    check: Callable[[Config], None] = _nothing
+    """Of one that trains: raises InputError for a configuration that it cannot train by."""
+    flops: Callable[[Config], float] | None = None
+    """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
+    unused: tuple[str, ...] = ()
+    """Of one that trains: how the fields begin that make no difference to it."""
+    model_tag: str = ""
+    """Of one that trains: the tag of a trial that says where the stage's model lies."""
+    best_counts: bool = False
+    """Of one that trains: its best epoch's model stands for it where one is kept, else its last epoch's."""
+    baseline: str = "same network, random weights"
+    """What a trial without pre-training is to it."""
+
+    @property
+    def metric(self) -> Metric:
+        """What ranks the trials whose last stage it is."""
+        return self.metrics[0]
+
+
+def plain(name: str) -> Metric:
+    """A metric that no stage here has said anything about."""
+    return Metric(name=name, title=name)
+
+
+def accuracies(
+    stage: str, title: str, *, where: str = "on held-out videos", **more: Any
+) -> tuple[Metric, ...]:
+    """What every classification measures: top-1 (which ranks), top-5, mean over classes, chance."""
+    common: dict[str, Any] = {"unit": SHARE, "where": where}
+    chance = f"{stage}/chance"
+    return (
+        Metric(name=f"{stage}/top1", title=title, column=title, score=True, chance=chance, **common, **more),
+        Metric(name=f"{stage}/top5", title=f"{title}, top 5", **common),
+        Metric(name=f"{stage}/mean_class", title=f"{title}, mean of the classes", **common),
+        Metric(name=chance, title="chance", unit=SHARE),
+    )
