@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import require_writable
+from vmae.experiments import stages
+from vmae.experiments.stages import finetune
 
 if TYPE_CHECKING:
     from vmae.experiments.advice import Advice
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 @click.option(
     "--for",
     "job",
-    type=click.Choice(["finetune", "pretrain"]),
-    default="finetune",
+    type=click.Choice(stages.JOBS),
+    default=finetune.STAGE.name,
     show_default=True,
     help="What to train.",
 )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from vmae.experiments import stages
 from vmae.cli.options import in_runs_dir, runs_dir_option
 from vmae.cli.runs_common import filter_options, filters_of, open_store
+from vmae.experiments import stages
 
 
 @click.command()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmae.experiments import stages
 from vmae.cli.options import Command
+from vmae.experiments import stages
 
 if TYPE_CHECKING:
     from vmae.experiments.results import Filter, Run

@@ -12,7 +12,7 @@ from vmae.core.video.annotations import read_annotations
 from vmae.core.video.facts import ListFacts, list_facts
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.outlook import Outlook, outlook, shared_videos
-from vmae.experiments.recommend import Flip, Job, Machine, Recommendation, Speed, default_budget_s, recommend
+from vmae.experiments.recommend import Flip, Machine, Recommendation, Speed, default_budget_s, recommend
 from vmae.experiments.timing import time_loading, time_steps, usable_cores
 
 
@@ -29,7 +29,7 @@ class Advice:
 
 
 def advise(
-    job: Job,
+    job: str,
     train_csv: Path,
     val_csv: Path | None,
     *,

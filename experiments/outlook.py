@@ -10,6 +10,7 @@ from vmae.core.errors import InputError
 from vmae.core.progress import format_duration
 from vmae.core.video.facts import ListFacts, coverage
 from vmae.core.video.samples import Sample
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 
 SHORT_S = 10.0
@@ -40,7 +41,8 @@ def outlook(
     covered = coverage(train, config.data)
     batches = train.videos // config.train.batch_size
     parts = [f"a clip covers {covered:.0%} of the median video ({train.seconds:.1f} s)"]
-    if config.job == "finetune":
+    labels = stages.STAGES[config.job].labels
+    if labels:
         chance = f"chance {train.chance:.1%}"
         if train.largest_share > 1.5 * train.chance:
             chance += f", the largest class alone {train.largest_share:.1%}"
@@ -49,7 +51,7 @@ def outlook(
     if seconds is not None:
         parts.append(f"about {format_duration(seconds)}")
     warnings = []
-    views = config.data.segments if config.job == "finetune" else 1
+    views = config.data.segments if labels else 1
     if covered < 0.5 and train.seconds <= SHORT_S and views == 1:
         warnings.append(
             f"a clip covers {covered:.0%} of the median video and one clip of each is evaluated: the rest is "
@@ -69,8 +71,8 @@ def outlook(
 
 
 def require_classes(job: str, class_counts: Sequence[int], classes: int) -> None:
-    """Raise InputError where there is nothing to tell apart (`job` pretrain asks for no labels)."""
-    if job == "pretrain" or len(class_counts) > 1:
+    """Raise InputError where `job` learns from labels and there is nothing to tell apart."""
+    if not stages.STAGES[job].labels or len(class_counts) > 1:
         return
     got = "no label" if not class_counts else f"label {classes - 1} on all {class_counts[0]} videos"
     raise InputError(f"expected labels of two classes or more in the training list, got {got}")

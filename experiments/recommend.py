@@ -16,11 +16,11 @@ from vmae.core.errors import InputError
 from vmae.core.plan import training_bytes
 from vmae.core.progress import format_duration
 from vmae.core.video.facts import ListFacts
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.outlook import SHORT_S, require_classes
 from vmae.experiments.recipes import small_clips
 
-Job = Literal["pretrain", "finetune"]
 Flip = Literal["auto", "yes", "no"]
 START_S = 8.0
 """Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
@@ -78,7 +78,7 @@ def default_budget_s(videos: int) -> float:
 
 
 def recommend(
-    job: Job,
+    job: str,
     lists: ListFacts,
     machine: Machine,
     budget_s: float,
@@ -108,7 +108,7 @@ def recommend(
     config, choice = _length(config, lists, budget_s, measured, held_out)
     choices += [choice, _threads(config, measured)]
     seconds = predicted_s(config, lists.videos, held_out, measured)
-    mask = config.mask if job == "pretrain" else None
+    mask = None if stages.STAGES[job].labels else config.mask
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
     memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
     return Recommendation(config=config, choices=tuple(choices), seconds=seconds, memory=memory)
@@ -123,7 +123,7 @@ def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Spe
 def _fixed_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
     """Start, decoding into the cache, and the held-out clips at the end (a third of a step: no backward)."""
     decoding = (videos + held_out) * speed.decode_s / speed.threads if config.data.cache else 0.0
-    views = config.data.segments * config.data.crops if config.job == "finetune" else 1
+    views = config.data.segments * config.data.crops if stages.STAGES[config.job].labels else 1
     return START_S + decoding + held_out * views * (speed.cut_s + speed.step_s / 3)
 
 
@@ -133,17 +133,15 @@ def _epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed)
     load = speed.cut_s + (0.0 if data.cache else speed.decode_s)
     step = speed.step_s * data.repeats
     training = load + step if data.workers == 0 else max(step, load / data.workers)
-    every = config.finetune.eval_every if config.job == "finetune" else 0
+    every = config.finetune.eval_every if stages.STAGES[config.job].labels else 0
     watched = held_out * (load + speed.step_s / 3) / every if every else 0.0
     return videos // config.train.batch_size * config.train.batch_size * training + watched
 
 
-def _recipe(job: Job, machine: Machine) -> ExperimentConfig:
-    if machine.gpu:
-        gpu = small_clips.small_clips_gpu_finetune, small_clips.small_clips_gpu_pretrain
-        return gpu[job == "pretrain"]()
+def _recipe(job: str, machine: Machine) -> ExperimentConfig:
     cpu = small_clips.small_clips_finetune, small_clips.small_clips_pretrain
-    return cpu[job == "pretrain"]()
+    gpu = small_clips.small_clips_gpu_finetune, small_clips.small_clips_gpu_pretrain
+    return next(made for made in (make() for make in (gpu if machine.gpu else cpu)) if made.job == job)
 
 
 def _clip(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
@@ -228,7 +226,7 @@ def _mirror(config: ExperimentConfig, lists: ListFacts, flip: Flip) -> tuple[Exp
         reason = f"--flip {flip}"
     elif sided:
         reason = f"a mirror may turn {named} into another class"
-    elif config.job == "pretrain":
+    elif not stages.STAGES[config.job].labels:
         reason = "as the published scripts"
     data = replace(config.data, flip=flip == "yes")
     value = "on" if data.flip else "off"
@@ -266,7 +264,7 @@ def _with_epochs(config: ExperimentConfig, epochs: int) -> ExperimentConfig:
 
 def most_epochs(job: str, videos: int) -> int:
     """Epochs above which a training is left to those who ask for it: fewer on longer lists."""
-    scale = 400 if job == "pretrain" else 200
+    scale = 200 if stages.STAGES[job].labels else 400
     return round(min(scale, max(scale / 8, scale * math.sqrt(200 / videos))))
 
 

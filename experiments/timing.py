@@ -27,6 +27,7 @@ from vmae.core.video.config import DataConfig
 from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 
 
@@ -93,11 +94,11 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
     with _own_generator():
         shape = config.model
         model: torch.nn.Module
-        if config.job == "pretrain":
-            model = VideoMAE(shape)
-        else:
+        if stages.STAGES[config.job].labels:
             model = VideoClassifier(VideoClassifierConfig.from_encoder(shape), max(1, num_classes))
             model.encoder.requires_grad_(not config.finetune.freeze_encoder)
+        else:
+            model = VideoMAE(shape)
     model.to(device).train()
     optimizer = build_optimizer(model, config.optim)
     precision = resolve_precision(config.train.precision, device)

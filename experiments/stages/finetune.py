@@ -67,6 +67,7 @@ STAGE = Stage(
     settings=settings,
     check=check,
     flops=flops,
+    labels=True,
     unused=("mask.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
     model_tag="vmae.classifier",
     best_counts=True,

@@ -114,6 +114,8 @@ class Stage:
     """Of one that trains: raises InputError for a configuration that it cannot train by."""
     flops: Callable[[Config], float] | None = None
     """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
+    labels: bool = False
+    """Of one that trains: whether it learns from the list's labels."""
     unused: tuple[str, ...] = ()
     """Of one that trains: how the fields begin that make no difference to it."""
     model_tag: str = ""
