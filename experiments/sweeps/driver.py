@@ -180,5 +180,3 @@ def _watching(sweep: SweepDir, storage: Storage, observe: Observe | None) -> Ite
     with repeated(fetch_and_look, storage.every_s, "sweep-watch"):
         yield
     look()
-
-

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vmae.experiments import results
+from vmae.experiments.layout import RunsDir
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, RUNNING, trial_states
 from vmae.experiments.sweeps.trial import run_trial
@@ -63,12 +64,12 @@ def test_an_old_pretraining_goes_on_to_the_old_numbers(old_runs: Path) -> None:
 
 
 def test_an_old_trial_goes_on_to_the_old_numbers_and_a_finished_one_is_left(old_runs: Path) -> None:
-    folder = old_runs / "sweeps" / "masking_ratio-1"
-    plan, store = Plan.load(folder), store_at(old_runs)
-    assert [s.status for s in trial_states(plan, folder)] == [DONE, DONE, RUNNING]
-    kept = (folder / "trials" / "ratio0.5_s0" / "result.json").read_bytes()
-    found = {t.id: run_trial(folder, t.id, store) for t in plan.trials}
-    assert (folder / "trials" / "ratio0.5_s0" / "result.json").read_bytes() == kept
+    sweep = RunsDir(old_runs).sweep("masking_ratio-1")
+    plan, store = Plan.load(sweep), store_at(old_runs)
+    assert [s.status for s in trial_states(plan, sweep)] == [DONE, DONE, RUNNING]
+    kept = sweep.trial("ratio0.5_s0").result.read_bytes()
+    found = {t.id: run_trial(sweep, t.id, store) for t in plan.trials}
+    assert sweep.trial("ratio0.5_s0").result.read_bytes() == kept
     last = found["ratio0.75_s0"]
     assert last["attempts"] == 2
     assert last["metrics"]["pretrain/loss"] == pytest.approx(0.530122, abs=1e-4)

@@ -113,7 +113,7 @@ def test_curves_are_read_from_the_trials_files_and_repeated_steps_count_once(tmp
 @pytest.mark.parametrize(("path", "said"), [("data.sampling_rate", True), ("optim.base_lr", False)])
 def test_the_note_names_every_field_that_changes_the_task(tmp_path: Path, path: str, said: bool) -> None:
     plan, states = finished(tmp_path, [{path: v} for v in (1, 2)])
-    figure = plots.learning_curves_figure(plan, states, tmp_path)
+    figure = plots.learning_curves_figure(plan, states, SweepDir(tmp_path))
     assert figure is not None
     assert (path in figure.get_suptitle()) == said
 
