@@ -11,6 +11,7 @@ import torch
 from vmae.core.errors import InputError, nearest
 from vmae.core.plan import GIB, GPUS, training_bytes, training_flops
 from vmae.core.video.samples import Sample
+from vmae.experiments import stages
 from vmae.experiments.advice import this_machine
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recommend import Speed, predicted_s
@@ -53,7 +54,7 @@ def run_cost(
     With `samples` a few of them are decoded and cut too, where the CPU is timed. Raises InputError for an
     unknown GPU and for a step that this machine's memory cannot hold.
     """
-    mask = config.mask if config.job == "pretrain" else None
+    mask = None if stages.STAGES[config.job].labels else config.mask
     flops = training_flops(config.model, mask)
     micro = max(1, config.train.batch_size // (config.train.accumulate * gpus)) * config.data.repeats
     memory = training_bytes(config.model, mask, micro, half=gpu is not None)

@@ -159,7 +159,7 @@ def _background(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentC
     model, share = config.model, f"{lists.still:.0%} of what the pixels vary by is the mean frame's"
     if config.init:
         reason = "as the initial weights have it"
-    elif config.job == "pretrain":
+    elif not stages.STAGES[config.job].labels:
         reason = "the scene is part of what pre-training predicts"
     elif lists.still >= STILL:
         model = replace(model, background="subtract")
