@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from vmae.core.errors import VideoError
-from vmae.core.video.container import DEFAULT_TIMEOUT_S
+from vmae.core.video.container import DEFAULT_TIMEOUT_S, Deadline, open_container, video_stream
 from vmae.core.video.isolate import Runner, run_isolated
 from vmae.core.video.probe import VideoInfo, probe_video
 from vmae.core.video.probe_store import pack, unpack
@@ -36,6 +36,8 @@ NOTES = {
     "odd_size": "odd width or height",
     "frame_count": "the header promises another number of frames than a decode shows",
     "rotated": "stored rotated; frames are turned on reading",
+    "mirrored": "stored mirrored; frames are mirrored back on reading",
+    "pixels_not_square": "pixels are wider or narrower than high; frames are resized to the displayed aspect",
     "sequential": "no reliable seeking: every read decodes from the start (see `vmae data optimize`)",
     "inexact_seek": "seeking shows other frames than a whole decode: read sequentially from now on",
     "not_for_decord": "decord shows other frames or none: read with PyAV whatever data.reader says",
@@ -86,7 +88,7 @@ def check_file(
             # Backwards and one by one: every read is a seek of its own.
             seen = {i: video.read([i])[0] for i in reversed(wanted)}
         if info.backend in ("seek", "sequential"):
-            header_frames = _header_frames(sample.path)
+            header_frames = _header_frames(sample.path, timeout_s)
             if full:
                 count, same = _decode_whole(info, seen, timeout_s)
                 if not same:
@@ -106,6 +108,10 @@ def check_file(
             notes.append("odd_size")
         if info.rotation:
             notes.append("rotated")
+        if info.mirrored:
+            notes.append("mirrored")
+        if info.pixel_aspect != 1:
+            notes.append("pixels_not_square")
         if info.backend == "sequential" and "inexact_seek" not in notes:
             notes.append("sequential")
         require_stretch(sample, info)
@@ -147,12 +153,9 @@ def require_stretch(sample: Sample, info: VideoInfo, time_origin_s: float = 0.0)
         )
 
 
-def _header_frames(path: str) -> int:
-    import av
-
-    with av.open(path) as container:
-        stream = container.streams.best("video")
-        return int(stream.frames or 0) if stream is not None else 0
+def _header_frames(path: str, timeout_s: float) -> int:
+    with open_container(path, Deadline(path, timeout_s)) as container:
+        return int(video_stream(path, container).frames or 0)
 
 
 def _decode_whole(info: VideoInfo, seen: dict[int, np.ndarray], timeout_s: float) -> tuple[int, bool]:

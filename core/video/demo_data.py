@@ -16,6 +16,7 @@ import numpy as np
 
 from vmae.core.errors import InputError
 from vmae.core.progress import progress
+from vmae.core.video.container import file_url
 from vmae.core.video.demo_scene import CLASSES, FORMAT, SPLITS, clip_frames
 from vmae.core.video.isolate import shielded_from_ctrl_c
 
@@ -248,7 +249,7 @@ def encode_clip(path: Path, clip: np.ndarray, fps: int) -> None:
     import cv2
 
     options = {"crf": "18", "preset": "veryfast", "g": "8", "bf": "0", "threads": "1"}
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(file_url(str(path)), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"

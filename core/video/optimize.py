@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
+from vmae.core.video.container import file_url
 from vmae.core.video.isolate import Runner, run_isolated
 from vmae.core.video.probe import VideoInfo, probe_video
 from vmae.core.video.reader import open_video, read_clip
@@ -78,8 +79,11 @@ class Optimized:
 
 
 def is_good(info: VideoInfo, config: OptimizeConfig) -> bool:
-    """Whether a file is read as fast as a re-encoded one would be: H.264, small, short groups, right rate."""
-    if info.backend != "seek" or info.codec != "h264" or info.rotation:
+    """Whether a file is read as fast as a re-encoded one would be (H.264, small, short groups, right rate)
+    and stored as it is shown: not turned, not mirrored, of square pixels."""
+    if info.backend != "seek" or info.codec != "h264":
+        return False
+    if info.rotation or info.mirrored or info.pixel_aspect != 1:
         return False
     if min(info.height, info.width) > config.short_side:
         return False
@@ -183,7 +187,7 @@ def _encode(info: VideoInfo, target: str, config: OptimizeConfig, timeout_s: flo
         "tune": "fastdecode",
     }
     count, last = 0, -1
-    with av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(file_url(target), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = clock

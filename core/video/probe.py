@@ -1,9 +1,19 @@
-"""What a file is and how it must be read, found out once: frames, size as displayed, time stamps, faults."""
+"""What a file is and how it must be read, found out once: frames, size as displayed, time stamps, faults.
+
+What counts is what a decode from start to end shows, as FFmpeg shows it: frames that come out (packets of an
+open group whose references are gone never do, nor what an edit list hides), turned and mirrored by the whole
+display matrix, at the aspect of the display (pixels need not be square). What headers promise (numbers of
+frames, lengths, key frames) is a hint.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import stat
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,21 +21,37 @@ from typing import Any, Literal
 import numpy as np
 
 from vmae.core.errors import VideoError
-from vmae.core.video.container import DEFAULT_TIMEOUT_S, Deadline, classify, open_container, video_stream
+from vmae.core.video.container import (
+    DEFAULT_TIMEOUT_S,
+    Deadline,
+    classify,
+    frames_in_order,
+    open_container,
+    require_pixels,
+    video_stream,
+)
 from vmae.core.video.stills import IMAGE_SUFFIXES, frame_files, open_npy, read_image
+from vmae.core.video.structure import ends_inside
 
 Backend = Literal["seek", "sequential", "decord", "frames", "npy"]
 # Containers whose packets carry true presentation times and whose seeking lands at or before the target.
 _SEEKABLE = ("mov", "mp4", "matroska", "webm", "avi")
-_COUNTED_BY_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"})
+_COUNTED_BY_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "dav1d", "aom-av1", "mpeg4", "mjpeg"})
+# Pieces of a transport stream put one after the other: its counters jump, which FFmpeg takes for damage to
+# the last frame or the one before it. Then comes a key frame.
+_JOIN = 2
+_NO_VOP = 8  # bytes of an MPEG-4 packet that may only say that nothing is coded
+_ASPECTS = (1 / 16, 16.0)  # of a pixel; what is outside was not meant
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What one probe of a file found. Sizes are as displayed: after the rotation stored in the file.
+    """What one probe of a file found. Sizes are as displayed: turned as the file says, with square pixels.
 
     `num_frames` counts the frames that a sequential decode shows. `fps` is the average rate (0.0 where there
-    is no time: frame folders, .npy). `rotation` is in degrees counter-clockwise, a multiple of 90.
+    is no time: frame folders, .npy). A stored frame is shown resized (its pixels are `pixel_aspect` times as
+    wide as high; the height is kept), then mirrored left to right where `mirrored`, then turned by `rotation`
+    degrees counter-clockwise, in [0, 360).
     `pts`, `key_pts`, `key_dts` are in stream ticks; `pts` is sorted (display order) and has `num_frames`
     entries for backend `seek`, else it is empty. `decord_ok` says whether decord shows the same frames (None:
     not tried; see `decord_agrees`).
@@ -39,6 +65,8 @@ class VideoInfo:
     height: int
     codec: str
     rotation: int = 0
+    mirrored: bool = False
+    pixel_aspect: float = 1.0
     variable_rate: bool = False
     container: str = ""
     size_bytes: int = 0
@@ -110,7 +138,7 @@ def probe_video(path: str | Path, *, timeout_s: float | None = DEFAULT_TIMEOUT_S
 
     Raises:
         VideoError: reason `missing`, `empty`, `no_permission`, `not_a_file`, `no_frames`, `no_video_stream`,
-            `unreadable`, `truncated`, `corrupt` or `timeout`.
+            `unreadable`, `truncated`, `corrupt`, `too_large` or `timeout`.
     """
     path = str(path)
     st = stat_file(path)
@@ -143,19 +171,93 @@ def probe_video(path: str | Path, *, timeout_s: float | None = DEFAULT_TIMEOUT_S
     return _probe_av(path, common, Deadline(path, timeout_s))
 
 
-def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInfo:
+@dataclass
+class _Packets:
+    """What a file's packets say, undecoded. Times in stream ticks."""
+
+    codec: str
+    container: str
+    fps: float
+    time_base: float
+    reordered: bool
+    pts: list[int] = field(default_factory=list)
+    """Of the packets that promise a frame, in display order."""
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    """`(pts, dts)` of the key frames, in display order."""
+    hidden: list[int] = field(default_factory=list)
+    """Of the packets that an edit list keeps from being shown."""
+    in_order: bool = True
+    """Decoding times never go back."""
+    early: bool = False
+    """There are packets before the first key frame, in the file or on the screen: some may never be shown."""
+    doubtful: bool = False
+    """Other packets may be no frames either: only a decode of the whole file can tell."""
+
+    def add(self, packet: Any) -> None:
+        """Note one more packet that has bytes."""
+        data = memoryview(packet)
+        if self.codec == "vp8" and not data[0] & 0x10:
+            return  # an alternate reference: decoded, never shown
+        if self.codec == "vp9" and not _vp9_shows(data):
+            return
+        if self.codec == "mpeg4" and (self.reordered or packet.size <= _NO_VOP):
+            self.doubtful = True
+        if packet.pts is None:
+            self.doubtful = True
+            return
+        if packet.is_keyframe:
+            self.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+        self.early |= not self.keys or packet.pts < self.keys[0][0]
+        (self.hidden if packet.is_discard else self.pts).append(packet.pts)
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a time stamp finds each frame."""
+        names = self.container.split(",")
+        return (
+            self.in_order
+            and bool(self.keys and self.pts)
+            # AVI stores no display times: with reordered frames they are FFmpeg's guess.
+            and not ("avi" in names and self.reordered)
+            and len(set(self.pts)) == len(self.pts)
+            # Hidden before and after what is shown: a trim. In between: stretches put one after the other.
+            and not any(self.pts[0] < t < self.pts[-1] for t in self.hidden)
+            and any(kind in names for kind in _SEEKABLE)
+            and self.codec.removeprefix("lib") in _COUNTED_BY_PACKETS
+        )
+
+
+def _vp9_shows(data: memoryview) -> bool:
+    """Whether a packet shows a frame (VP9 bitstream specification, 6.2 and annex B)."""
+    if data[-1] & 0xE0 == 0xC0:
+        return True  # a superframe: its last frame is shown
+    after = 5 if data[0] >> 4 & 0b11 == 0b11 else 4  # frame_marker, profile and a reserved bit of profile 3
+    bits = data[0] << 8 | (data[1] if len(data) > 1 else 0)
+    show_existing, show = bits >> 15 - after & 1, bits >> 13 - after & 1
+    return bool(show_existing or show)
+
+
+def _list_packets(path: str, deadline: Deadline) -> _Packets:
+    """Read every packet of the video; raises VideoError (`truncated`, ...) where some are missing."""
     container = open_container(path, deadline)
     try:
         stream = video_stream(path, container)
         codec = stream.codec_context
-        name = container.format.name
+        found = _Packets(
+            codec=codec.name,
+            container=container.format.name,
+            fps=float(stream.average_rate or stream.guessed_rate or 0),
+            time_base=float(stream.time_base or 0),
+            reordered=bool(codec.has_b_frames),
+        )
         promised = int(stream.frames or 0)
-        # Matroska and FLV state how long the file is in all its streams: the sign of a cut one.
-        stated_s = (container.duration or 0) / 1e6 if name in ("matroska,webm", "flv") else 0.0
-        end_s = step_s = 0.0
-        pts: list[int] = []
-        keys: list[tuple[int, int]] = []
-        stamped, num_packets = True, 0
+        # Matroska and FLV state when the last of all their streams ends.
+        stated_s = (container.duration or 0) / 1e6 if found.container in ("matroska,webm", "flv") else 0.0
+        start_s = (container.start_time or 0) / 1e6
+        end_s, step_s, number = 0.0, 0.0, 0
+        last_dts: int | None = None
+        damaged: list[int] = []
+        joined: list[int] = []
         for packet in container.demux() if stated_s else container.demux(stream):
             deadline.check()
             if packet.size == 0:
@@ -164,74 +266,58 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
                 end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
-            num_packets += 1
             if packet.is_corrupt:
-                damaged = name in ("mpegts", "mpeg")
-                what = "is damaged" if damaged else "is cut short"
-                raise VideoError(
-                    path, "corrupt" if damaged else "truncated", f"packet {num_packets - 1} {what}"
-                )
-            if codec.name == "vp8" and not bytes(packet)[0] & 0x10:
-                continue  # an alternate reference: decoded, never shown
-            if packet.pts is None:
-                stamped = False
-                continue
+                damaged.append(number)
+            elif packet.is_keyframe and damaged and number - damaged[-1] <= _JOIN:
+                joined.append(damaged.pop())
+            if packet.dts is not None:
+                found.in_order &= last_dts is None or packet.dts >= last_dts
+                last_dts = packet.dts
             step_s = max(step_s, float((packet.duration or 0) * (packet.time_base or 0)))
-            if packet.is_keyframe:
-                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-            if not packet.is_discard:
-                pts.append(packet.pts)
-        start_s = (container.start_time or 0) / 1e6
-        if num_packets and stated_s and stated_s - (end_s - start_s) > max(3 * step_s, 0.02 * stated_s):
-            raise VideoError(
-                path,
-                "truncated",
-                f"the header says {stated_s:.2f} s, the file ends at {end_s - start_s:.2f} s",
-            )
-        if num_packets == 0:
-            raise VideoError(path, "truncated" if promised or stated_s else "no_frames", "no video packets")
-        if promised and num_packets < promised:
-            raise VideoError(
-                path, "truncated", f"the header says {promised} frames, the file has {num_packets}"
-            )
-        seekable = (
-            stamped
-            and bool(keys)
-            # AVI stores no display times: with reordered frames they are FFmpeg's guess.
-            and not (name == "avi" and codec.has_b_frames)
-            and len(set(pts)) == len(pts)
-            and any(kind in name.split(",") for kind in _SEEKABLE)
-            and codec.name.removeprefix("lib") in _COUNTED_BY_PACKETS | {"dav1d", "aom-av1"}
-        )
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        pts.sort()
-        steps = np.diff(np.asarray(pts, np.int64))
-        time_base = float(stream.time_base or 0)
-        shown: dict[str, Any] = {"codec": codec.name, "container": name, "fps": rate}
+            found.add(packet)
+            number += 1
     except VideoError:
-        container.close()
         raise
     except Exception as e:
-        container.close()
         raise classify(path, e, deadline) from e
-    container.close()
-    # A second opening: decode the first frame (seek), or all of them (sequential), as a reader would.
+    finally:
+        container.close()
+    if found.container in ("mpegts", "mpeg"):
+        if 2 * len(found.keys) > number:
+            damaged = sorted(damaged + joined)
+        if damaged:
+            raise VideoError(path, "corrupt", f"packet {damaged[0]} is damaged")
+    elif damaged or joined:
+        raise VideoError(path, "truncated", f"packet {min(damaged + joined)} is cut short")
+    cut = ends_inside(path)
+    if number == 0:
+        hinted = cut is None and (promised or stated_s)
+        raise VideoError(path, "truncated" if cut or hinted else "no_frames", "no video packets")
+    # What a header promises is a hint: it counts where bytes are missing, or where that cannot be known.
+    lasting_s = end_s - (start_s if stated_s < start_s else 0.0)
+    allowed_s = 2 * step_s if cut else max(3 * step_s, 0.02 * stated_s)
+    if stated_s and cut != "" and stated_s - lasting_s > allowed_s:
+        raise VideoError(
+            path, "truncated", f"the header says {stated_s:.2f} s, the file ends at {lasting_s:.2f} s"
+        )
+    if cut and number < promised:
+        raise VideoError(path, "truncated", f"the header says {promised} frames, the file has {number}")
+    found.pts.sort()
+    found.keys.sort()
+    return found
+
+
+def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInfo:
+    packets = _list_packets(path, deadline)
     container = open_container(path, deadline)
     try:
         stream = video_stream(path, container)
-        first, count = None, 0
-        for frame in container.decode(stream):
-            deadline.check()
-            if frame.is_corrupt and not seekable:
-                raise VideoError(path, "corrupt", f"damaged data at frame {count}")
-            first = frame if first is None else first
-            count += 1
-            if seekable:
-                break
+        frames = frames_in_order(container, stream, deadline)
+        first = next(frames, None)
         if first is None:
-            raise VideoError(path, "corrupt", "no frame could be decoded")
-        rotation = round(first.rotation / 90) * 90 % 360
-        width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+            raise VideoError(path, "corrupt" if packets.pts else "no_frames", "no frame could be decoded")
+        geometry = _geometry(path, first, stream.sample_aspect_ratio)
+        pts, count = _shown(path, packets, first, frames)
     except VideoError:
         raise
     except Exception as e:
@@ -239,21 +325,94 @@ def _probe_av(path: str, common: dict[str, Any], deadline: Deadline) -> VideoInf
     finally:
         container.close()
     # Tolerates the rounding of e.g. 29.97 fps to millisecond stamps.
+    steps = np.diff(np.asarray(pts or packets.pts, np.int64))
     spread = int(steps.max() - steps.min()) if len(steps) else 0
-    variable = len(steps) > 1 and spread > 0.25 * float(np.median(steps)) and spread > 1
-    if seekable and rate == 0 and len(steps):
-        shown["fps"] = 1.0 / (float(np.mean(steps)) * time_base)
-    keys.sort()
+    fps = packets.fps
+    if pts and fps == 0 and len(steps):
+        fps = 1.0 / (float(np.mean(steps)) * packets.time_base)
+    keys = packets.keys if pts else []
     return VideoInfo(
-        backend="seek" if seekable else "sequential",
-        num_frames=len(pts) if seekable else count,
-        width=width,
-        height=height,
-        rotation=rotation,
-        variable_rate=variable,
-        pts=np.asarray(pts if seekable else [], np.int64),
-        key_pts=np.asarray([k[0] for k in keys] if seekable else [], np.int64),
-        key_dts=np.asarray([k[1] for k in keys] if seekable else [], np.int64),
-        **shown,
+        backend="seek" if pts else "sequential",
+        num_frames=count,
+        fps=fps,
+        codec=packets.codec,
+        container=packets.container,
+        variable_rate=len(steps) > 1 and spread > 0.25 * float(np.median(steps)) and spread > 1,
+        pts=np.asarray(pts, np.int64),
+        key_pts=np.asarray([k[0] for k in keys], np.int64),
+        key_dts=np.asarray([k[1] for k in keys], np.int64),
+        **geometry,
         **common,
     )
+
+
+def _shown(path: str, packets: _Packets, first: Any, rest: Iterator[Any]) -> tuple[list[int], int]:
+    """`(time stamps of the frames that are shown, how many)`; no stamps where these do not find the frames.
+
+    Decodes no more than it must: nothing after the first frame where every packet before it is one; up to the
+    next key frame where packets at the beginning may be none; everything where any may be none, or has to be
+    counted.
+    """
+    seekable = packets.seekable
+    whole = not seekable or packets.doubtful or (packets.codec in ("h264", "hevc") and first.interlaced_frame)
+    if not whole and not packets.early and first.pts == packets.pts[0]:
+        return packets.pts, len(packets.pts)
+    expected: list[int] = []
+    until = None
+    if not whole and first.pts is not None:
+        expected = [t for t in packets.pts if t >= first.pts]
+        until = next((t for t, _ in packets.keys if t > first.pts), None)
+    shown: list[int | None] = []
+    for frame in itertools.chain([first], rest):
+        if frame.is_corrupt and not seekable:
+            raise VideoError(path, "corrupt", f"damaged data at frame {len(shown)}")
+        shown.append(frame.pts)
+        if until is not None and frame.pts is not None and frame.pts >= until:
+            if expected[: len(shown)] == shown:
+                return expected, len(expected)
+            until = None
+    stamps = [t for t in shown if t is not None]
+    known = set(packets.pts)
+    trusted = len(stamps) == len(shown) and stamps == sorted(set(stamps)) and known.issuperset(stamps)
+    return (stamps if seekable and trusted else []), len(shown)
+
+
+def _geometry(path: str, first: Any, pixel_aspect: Any) -> dict[str, Any]:
+    """How a stored frame is shown, as fields of `VideoInfo`."""
+    aspect = float(pixel_aspect or 1)
+    if not _ASPECTS[0] <= aspect <= _ASPECTS[1]:
+        aspect = 1.0
+    rotation, mirrored = 0, False
+    for side in first.side_data:
+        if side.type.name == "DISPLAYMATRIX" and len(bytes(side)) >= _MATRIX.size:
+            rotation, mirrored = orientation(_MATRIX.unpack(bytes(side)[: _MATRIX.size]))
+    height, width = first.height, max(1, round(first.width * aspect))
+    if rotation % 180 == 90:
+        height, width = width, height
+    require_pixels(path, height, width)
+    return {
+        "height": height,
+        "width": width,
+        "rotation": rotation,
+        "mirrored": mirrored,
+        "pixel_aspect": aspect,
+    }
+
+
+_MATRIX = struct.Struct("=9i")
+
+
+def orientation(matrix: Sequence[int]) -> tuple[int, bool]:
+    """`(degrees counter-clockwise in [0, 360), mirrored left to right before)` of a display matrix.
+
+    The matrix `a b u c d v x y w` (ISO/IEC 14496-12, 6.2.2) takes the point (p, q), q downwards, to
+    (a p + c q, b p + d q). Scale and shift are left out, and angles within a degree of a right one are right
+    ones, as FFmpeg's command line has it.
+    """
+    a, b, _, c, d = matrix[:5]
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    degrees = round(math.degrees(math.atan2(-b, a)))
+    nearest = round(degrees / 90) * 90
+    return (nearest if abs(degrees - nearest) < 1 else degrees) % 360, mirrored

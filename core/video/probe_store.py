@@ -24,7 +24,7 @@ from vmae.core.video.container import DEFAULT_TIMEOUT_S
 from vmae.core.video.probe import VideoInfo, probe_video, stat_file
 
 _ARRAYS = ("pts", "key_pts", "key_dts")
-_VERSION = 1
+_VERSION = 2
 _INFO: OrderedDict[str, VideoInfo] = OrderedDict()
 _INFO_LIMIT = 20_000
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from vmae.core.video.container import (
     Deadline,
     classify,
     first_line,
+    frames_in_order,
     open_container,
     video_stream,
 )
@@ -66,7 +68,7 @@ def read_clip(
         timeout_s: limit for opening and reading together; None: no limit.
 
     Returns:
-        uint8 `[T, H, W, 3]`, RGB, rotated for display.
+        uint8 `[T, H, W, 3]`, RGB, as displayed (turned, mirrored, with square pixels).
 
     Raises:
         InputError: an index outside the file.
@@ -183,17 +185,18 @@ class OpenVideo:
             self._reformatter = VideoReformatter()
             # From version 17 on PyAV starts a thread per core for every reader otherwise: a tenth of a read.
             self._one_thread = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-        rotation = self.info.rotation
-        stored_h, stored_w = (width, height) if rotation % 180 else (height, width)
+        info = self.info
+        # Straight to the displayed aspect at the asked size: pixels are resized once.
+        stored_h, stored_w = (width, height) if info.rotation % 180 == 90 else (height, width)
         rgb = self._reformatter.reformat(
-            frame,
+            _progressive(frame) if frame.interlaced_frame else frame,
             width=stored_w,
             height=stored_h,
             format="rgb24",
             interpolation="BILINEAR",
             **self._one_thread,
         ).to_ndarray()
-        return np.rot90(rgb, rotation // 90) if rotation else rgb
+        return turned(rgb, info.rotation, info.mirrored)
 
     def _read_seek(self, wanted: np.ndarray, height: int, width: int) -> dict[int, np.ndarray] | None:
         """Frames by time stamp; None where the file did not keep what its time stamps promised."""
@@ -264,8 +267,7 @@ class OpenVideo:
         """
         container, stream = self._reopen()
         try:
-            for count, frame in enumerate(container.decode(stream)):
-                self._deadline.check()
+            for count, frame in enumerate(frames_in_order(container, stream, self._deadline)):
                 if frame.is_corrupt:
                     raise VideoError(self.info.path, "corrupt", f"damaged data at frame {count}")
                 yield frame
@@ -277,23 +279,28 @@ class OpenVideo:
             self.close()
 
     def to_array(self, frame: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-        """A frame of `decode` as uint8 `[H, W, 3]`, RGB, rotated for display, scaled to `size` (H, W)."""
+        """A frame of `decode` as uint8 `[H, W, 3]`, RGB, as displayed, scaled to `size` (H, W)."""
         return self._frame(frame, *(size or (self.info.height, self.info.width)))
 
     def _read_sequential(self, wanted: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
-        want = {int(i) for i in wanted}
-        last = max(want)
+        """Frames by decoding from the start: found by their time stamps where the file is counted by these,
+        else by their place."""
+        info = self.info
+        stamped = len(info.pts) > 0
+        number = {int(info.pts[i]) if stamped else int(i): int(i) for i in wanted}
+        last = max(number)
         got: dict[int, np.ndarray] = {}
         with contextlib.closing(self.decode()) as frames:
             for count, frame in enumerate(frames):
-                if count in want:
-                    got[count] = self._frame(frame, height, width)
-                if count >= last:
+                at = frame.pts if stamped else count
+                if at in number:
+                    got[number[at]] = self._frame(frame, height, width)
+                if at is not None and at >= last:
                     break
-        if len(got) != len(want):
-            raise VideoError(
-                self.info.path, "truncated", f"expected {self.info.num_frames} frames, decoded {len(got)}"
-            )
+        absent = sorted(set(number.values()) - set(got))
+        if absent:
+            what = f"expected {info.num_frames} frames, number {absent[0]} never comes out"
+            raise VideoError(info.path, "truncated", what)
         return got
 
     def _read_decord(self, wanted: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -311,7 +318,7 @@ def _decord_reader(path: str, height: int, width: int) -> Any:
         import decord
     except ImportError:
         raise InputError("reader: expected decord to be installed (pip install decord), it is not") from None
-    return decord.VideoReader(path, width=width, height=height, num_threads=1)
+    return decord.VideoReader(os.path.abspath(path), width=width, height=height, num_threads=1)
 
 
 def decord_agrees(info: VideoInfo, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> bool:
@@ -325,7 +332,7 @@ def decord_agrees(info: VideoInfo, *, timeout_s: float | None = DEFAULT_TIMEOUT_
         InputError: decord is not installed.
         VideoError: the file is bad in itself.
     """
-    if info.backend != "seek" or info.rotation:
+    if info.backend != "seek" or info.rotation or info.mirrored:
         return False
     n, rng = info.num_frames, np.random.default_rng(0)
     keys = np.searchsorted(info.pts, info.key_pts)
@@ -346,6 +353,33 @@ def decord_agrees(info: VideoInfo, *, timeout_s: float | None = DEFAULT_TIMEOUT_
     return all(
         np.abs(got.astype(np.int16) - frame).mean() < 2 for got, frame in zip(shown, expected, strict=True)
     )
+
+
+def _progressive(frame: Any) -> Any:
+    """The same picture without the mark of two fields, at which the scaler would resize each on its own."""
+    import av
+
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    for mine, theirs in zip(copy.planes, frame.planes, strict=True):
+        rows = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size) for p in (mine, theirs)]
+        height, width = (min(sizes) for sizes in zip(*(r.shape for r in rows), strict=True))
+        rows[0][:height, :width] = rows[1][:height, :width]
+    return copy
+
+
+def turned(image: np.ndarray, degrees: int, mirrored: bool) -> np.ndarray:
+    """`[H, W, 3]` mirrored left to right where `mirrored`, then turned counter-clockwise. Other than by right
+    angles: about the centre in a frame of the same size, black where nothing is, as FFmpeg does it."""
+    if mirrored:
+        image = image[:, ::-1]
+    if degrees % 90 == 0:
+        return np.rot90(image, degrees // 90) if degrees else image
+    import cv2
+
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height))
 
 
 def _at(info: VideoInfo, pts: int) -> int:

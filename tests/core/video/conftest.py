@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fractions
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,37 +60,98 @@ def encode(
     return path
 
 
-def remux(source: Path, target: Path, *, start_s: float = 0.0, faststart: bool = False) -> Path:
+def remux(
+    source: Path,
+    target: Path,
+    *,
+    start_s: float = 0.0,
+    drop: int = 0,
+    shift_s: float | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
     """Copy the packets from the key frame before `start_s` without decoding, as `ffmpeg -ss -c copy` does.
 
-    Into mp4 this writes an edit list that hides the frames before the first displayed one; `faststart`
-    puts the index (moov) before the frames.
+    Into mp4 this writes an edit list that hides the frames before the first displayed one. `drop` leaves out
+    as many packets first (the file then begins before a key frame); times are moved by `shift_s` (default: so
+    that `start_s` is 0).
     """
-    options = {"movflags": "faststart"} if faststart else {}
-    with av.open(str(source)) as src, av.open(str(target), "w", options=options) as dst:
+    with av.open(str(source)) as src, av.open(str(target), "w", options=options or {}) as dst:
         stream = src.streams.video[0]
         out = dst.add_stream_from_template(stream)
-        origin = int(start_s / stream.time_base)
+        shift = round((-start_s if shift_s is None else shift_s) / stream.time_base)
         if start_s:
-            src.seek(origin, stream=stream)
-        for packet in src.demux(stream):
-            if packet.dts is None:
+            src.seek(int(start_s / stream.time_base), stream=stream)
+        for number, packet in enumerate(src.demux(stream)):
+            if packet.dts is None or number < drop:
                 continue
-            packet.pts -= origin
-            packet.dts -= origin
+            packet.pts += shift
+            packet.dts += shift
             packet.stream = out
             dst.mux(packet)
     return target
 
 
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """`(kind, start, end)` of the boxes in a stretch of an MP4."""
+    while start + 8 <= end:
+        length = int.from_bytes(data[start : start + 4], "big")
+        yield data[start + 4 : start + 8], start, start + length
+        start += length
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def with_matrix(source: Path, target: Path, matrix: tuple[float, float, float, float]) -> Path:
+    """An MP4 or MOV of one track with the display matrix `(a, b, c, d)`."""
+    data = bytearray(source.read_bytes())
+    a, b, c, d = (round(v * 65536) for v in matrix)
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target
+
+
+def with_edits(source: Path, target: Path, edits: list[tuple[float, float]]) -> Path:
+    """An MP4 of one track, index last, whose edit list shows `(from, seconds)` of it one after the other; a
+    `from` of -1 shows nothing."""
+    data = source.read_bytes()
+    (_, start, end), *_ = (b for b in boxes(data, 0, len(data)) if b[0] == b"moov")
+    assert end == len(data)
+    second = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")
+    movie = int.from_bytes(data[data.index(b"mvhd") + 16 :][:4], "big")
+    at = data.find(b"elst")
+    origin = int.from_bytes(data[at + 16 : at + 20], "big") if at >= 0 else 0
+    rows = b"".join(
+        struct.pack(">IiI", round(length * movie), -1 if t < 0 else origin + round(t * second), 1 << 16)
+        for t, length in edits
+    )
+    edts = box(b"edts", box(b"elst", struct.pack(">II", 0, len(edits)) + rows))
+    moov = b""
+    for kind, a, b in boxes(data, start + 8, end):
+        if kind != b"trak":
+            moov += data[a:b]
+            continue
+        inner = [(k, data[x:y]) for k, x, y in boxes(data, a + 8, b) if k != b"edts"]
+        moov += box(b"trak", b"".join(part + (edts if k == b"tkhd" else b"") for k, part in inner))
+    target.write_bytes(data[:start] + box(b"moov", moov))
+    return target
+
+
 def sequential_frames(path: Path | str) -> list[np.ndarray]:
-    """The truth: every frame that PyAV's sequential decode shows, uint8 `[H, W, 3]`, rotated for display."""
+    """The truth: every frame that a sequential decode shows, uint8 `[H, W, 3]`, rotated for display.
+
+    As FFmpeg's command line: what a decoder says about a packet is no reason to stop.
+    """
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         frames = []
-        for frame in container.decode(stream):
-            turns = round(frame.rotation / 90) % 4
-            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        for packet in container.demux(stream):
+            with contextlib.suppress(av.error.InvalidDataError):
+                for frame in packet.decode():
+                    turns = round(frame.rotation / 90) % 4
+                    frames.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
     return frames
 
 
@@ -155,7 +217,7 @@ def video_kind(video_dir: Path) -> Callable[[str], Path]:
         if path.exists():
             return path
         if kind == "h264_faststart":
-            return remux(get("h264_bframes"), path, faststart=True)
+            return remux(get("h264_bframes"), path, options={"movflags": "faststart"})
         if kind == "h264_edit_list":
             return remux(get("h264_open_gop"), path, start_s=1.0)
         if kind == "h264_edit_list_long":
@@ -176,6 +238,24 @@ EDIT_LISTS = ("h264_edit_list", "h264_edit_list_long")
 def any_kind(request: pytest.FixtureRequest, video_kind: Callable[[str], Path]) -> Path:
     """Each generated kind of file in turn."""
     return video_kind(request.param)
+
+
+@pytest.fixture(scope="session")
+def recut() -> Callable[..., Path]:
+    """`recut(source, target, start_s=..., drop=..., shift_s=..., options=...)`; see `remux`."""
+    return remux
+
+
+@pytest.fixture(scope="session")
+def turn() -> Callable[..., Path]:
+    """`turn(source, target, (a, b, c, d))`; see `with_matrix`."""
+    return with_matrix
+
+
+@pytest.fixture(scope="session")
+def edit() -> Callable[..., Path]:
+    """`edit(source, target, [(from, seconds), ...])`; see `with_edits`."""
+    return with_edits
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ REASONS = {
     "unreadable",
     "truncated",
     "corrupt",
+    "too_large",
     "timeout",
 }
 
