@@ -63,24 +63,10 @@ def reconstruct(
     Every picture says what it uses: the usual reconstruction takes each hidden patch's mean and variance from
     the original, so it looks better than the model is; "model only" does not.
     """
-    import numpy as np
-    import torch
-
     from vmae.core.errors import InputError
     from vmae.core.measure.films import film, film_rows, form_label
-    from vmae.core.measure.reconstruct import reconstruct as rebuild
-    from vmae.core.measure.reconstruct import reconstruction_metrics
-    from vmae.core.model.masking import sample_mask
-    from vmae.core.model.videomae import VideoMAE
-    from vmae.core.numerics import clip_to_video, make_generator
-    from vmae.core.video.fit import fit, to_channels
-    from vmae.core.video.probe_store import cached_info
-    from vmae.core.video.reader import read_clip
-    from vmae.core.video.sampling import dense_indices
-    from vmae.core.weights.models import expect_model
-    from vmae.experiments import run
-    from vmae.experiments.tracking import store_at
-    from vmae.experiments.weights import load_model_at
+    from vmae.core.measure.reconstruct import FORMS, reconstruction_metrics
+    from vmae.experiments import api
 
     kind = output.suffix.lower()
     if kind not in KINDS:
@@ -89,31 +75,13 @@ def reconstruct(
         raise InputError(f"--output: expected an existing folder, got '{output.parent}'")
     if not 0 < fps <= 120:
         raise InputError(f"--fps: expected more than 0 and at most 120, got {fps:g}")
-    model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
-    wanted = "a pre-trained model with a decoder"
-    model = expect_model(model, VideoMAE, checkpoint, wanted=wanted)
-    for note in notes:
+    model = api.load(checkpoint, runs_dir=runs_dir)
+    for note in model.notes:
         click.echo(f"note: {note}", err=True)
-    grid = model.config.grid
-    if ratio is None:
-        ratio = float(meta.get("mask", {}).get("ratio", 0.9))
-    mask = sample_mask(mask_type, ratio, grid, 1, make_generator(seed, "picture"))
-
-    rate = sampling_rate or int(meta.get("sampling", {}).get("sampling_rate", 4))
-    info = cached_info(video)
-    if start is None:
-        indices = dense_indices(info.num_frames, grid.frames, rate)
-    elif start < info.num_frames:
-        indices = np.minimum(start + rate * np.arange(grid.frames), info.num_frames - 1)
-    else:
-        raise InputError(f"--start: expected a frame below {info.num_frames} (the video's), got {start}")
-    frames = fit(read_clip(video, indices, info=info), grid.height, grid.width)
-    frames = to_channels(frames, grid.channels)
-
-    device = run.default_device()
-    model.to(device).eval()
-    made = rebuild(model, clip_to_video(torch.from_numpy(frames)[None], device), mask.to(device))
-    forms = ["as_trained", "model_only"] if form == "both" else [form]
+    made = model.reconstruct(
+        video, ratio=ratio, mask=mask_type, seed=seed, start=start, sampling_rate=sampling_rate
+    )
+    forms = list(FORMS) if form == "both" else [form]
     if made.target == "raw":
         forms = ["as_trained"]
     output.write_bytes(film(kind.removeprefix("."), film_rows(made, forms), fps))

@@ -332,16 +332,22 @@ def artifact_folder(run: Run) -> Path | None:
     return path if path.is_dir() else None
 
 
-def export(runs: Sequence[Run], file: Path) -> None:
-    """Write runs as `.csv` or `.parquet`: one row a run, columns `metrics.*`, `params.*`, `tags.*`.
-
-    Metrics are numbers, everything else text (`start_ms`, `end_ms` integers); what a run lacks is empty.
-    """
+def as_columns(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Runs as columns: what identifies them, `metrics.*`, `params.*`, `tags.*`; None where a run lacks it."""
     heads = ("run_id", "name", "kind", "status", "start_ms", "end_ms", "artifact_uri")
     columns: dict[str, list[Any]] = {h: [getattr(r, h) for r in runs] for h in heads}
     for group in ("metrics", "params", "tags"):
         for key in sorted({k for r in runs for k in getattr(r, group)}):
             columns[f"{group}.{key}"] = [getattr(r, group).get(key) for r in runs]
+    return columns
+
+
+def export(runs: Sequence[Run], file: Path) -> None:
+    """Write runs as `.csv` or `.parquet`: one row a run, columns `metrics.*`, `params.*`, `tags.*`.
+
+    Metrics are numbers, everything else text (`start_ms`, `end_ms` integers); what a run lacks is empty.
+    """
+    columns = as_columns(runs)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":
         import pyarrow as pa

@@ -119,8 +119,8 @@ class House:
 
     @cached_property
     def graph(self) -> dict[str, set[str]]:
-        """Which modules each module imports."""
-        return {m: {self.split(n)[0] for n in names} - {m, ""} for m, names in self.imports.items()}
+        """Which modules each module imports; not the root, which every import of a module runs first."""
+        return {m: {self.split(n)[0] for n in names} - {m, "", "vmae"} for m, names in self.imports.items()}
 
     @cached_property
     def defined(self) -> dict[str, set[str]]:

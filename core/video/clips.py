@@ -5,6 +5,7 @@ A clip's draws come from `(seed, epoch, index)`; there is no global state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -40,7 +41,7 @@ class ClipDataset:
     """Clips of a list of videos, by index.
 
     Args:
-        samples: the videos.
+        samples: the videos; a path alone is one without a label (-1).
         config: sampling, crops, limits.
         mode: `train` draws (time, crop, flip; `config.repeats` clips of each video); `val` takes the central
             clip and the central crop; `test` takes `segments x crops` views.
@@ -53,8 +54,8 @@ class ClipDataset:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        config: DataConfig,
+        samples: Sequence[Sample | str | os.PathLike[str]],
+        config: DataConfig | None = None,
         mode: Mode = "train",
         seed: int = 0,
         *,
@@ -64,10 +65,11 @@ class ClipDataset:
             raise InputError(f"mode: expected train, val or test, got '{mode}'")
         if not samples:
             raise InputError("expected at least one video, got an empty list")
-        if cache is not None and any(s.time_s is not None for s in samples):
+        known = [s if isinstance(s, Sample) else Sample(path=os.fspath(s), label=-1) for s in samples]
+        if cache is not None and any(s.time_s is not None for s in known):
             raise InputError("data.cache: expected a list of short videos, got key frames of films (AVA)")
-        self.samples = list(samples)
-        self.config = config
+        self.samples = known
+        self.config = config = DataConfig() if config is None else config
         self.mode = mode
         self.seed = seed
         self.cache = cache

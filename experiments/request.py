@@ -1,0 +1,76 @@
+"""The configuration that a command line or a script asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
+
+
+def resolve_config(
+    *,
+    recipe: str | None,
+    config_file: Path | None = None,
+    train_csv: Path | None,
+    val_csv: Path | None,
+    data_root: Path | None,
+    size: str | None,
+    epochs: int | None,
+    assignments: tuple[str, ...],
+    init: str | None = None,
+    resize_patch_embed: bool = False,
+    checkpoint_artifacts: str | None = None,
+    shape_of: ExperimentConfig | None = None,
+) -> ExperimentConfig:
+    """The configuration that a command line asks for: recipe or file, then options, then `--set`.
+
+    `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's.
+    """
+    from dataclasses import replace
+
+    from vmae.core.config import override, parse_assignments
+    from vmae.core.errors import InputError
+    from vmae.experiments import recipes
+    from vmae.experiments.config import ExperimentConfig
+
+    if config_file is not None:
+        if recipe is not None:
+            raise InputError("expected --recipe or --config, got both")
+        config = ExperimentConfig.load(config_file)
+    else:
+        config = recipes.get(recipe or "demo_pretrain")
+    if shape_of is not None:
+        data = replace(shape_of.data, segments=config.data.segments, crops=config.data.crops)
+        config = replace(config, model=shape_of.model, data=replace(data, repeats=config.data.repeats))
+    if size is not None:
+        config = config.with_size(size)
+    changes: dict[str, Any] = {}
+    if init is not None:
+        changes["init"] = init
+    if resize_patch_embed:
+        changes["resize_patch_embed"] = True
+    if checkpoint_artifacts is not None:
+        changes["tracking.checkpoints"] = checkpoint_artifacts
+    if train_csv is not None:
+        changes["data.train_csv"] = str(train_csv)
+        changes["data.val_csv"] = str(_held_out(train_csv, val_csv))
+    elif val_csv is not None:
+        changes["data.val_csv"] = str(val_csv)
+    if data_root is not None:
+        changes["data.data_root"] = str(data_root)
+    if epochs is not None:
+        changes["train.epochs"] = epochs
+    return override(config, {**changes, **parse_assignments(assignments)})
+
+
+def _held_out(train_csv: Path, val_csv: Path | None) -> Path:
+    from vmae.core.errors import InputError
+
+    if val_csv is not None:
+        return val_csv
+    beside = train_csv.with_name("val.csv")
+    if not beside.exists():
+        raise InputError(f"expected a held-out list: --val FILE, or {beside}; found neither")
+    return beside
