@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def find_and_show(
     runner: Runner,
 ) -> None:
     """Compare a list with others, print what they share, and write every pair to LIST.leaks.csv."""
+    from vmae.core.files import write_text
     from vmae.core.progress import progress
     from vmae.core.video.folds import find_groups
     from vmae.core.video.leaks import hash_videos, near_pairs
@@ -59,10 +61,11 @@ def find_and_show(
     if not rows:
         return
     out = listed.with_name(f"{listed.stem}.leaks.csv")
-    with open(out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["list", "what", "first", "second", "bits"])
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["list", "what", "first", "second", "bits"])
+    writer.writerows(rows)
+    write_text(out, text.getvalue())
     click.echo(f"every pair: {out}")
 
 

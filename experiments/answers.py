@@ -7,6 +7,7 @@ evaluation's `predictions.csv`, a probe's, or the `answers.csv` of one over fold
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError
+from vmae.core.files import write_text
 from vmae.core.measure.statistics import Interval, Paired, interval, needed_seeds, paired
+from vmae.experiments.layout import RunDir
 
-ANSWERS = "answers.csv"
 _HEADER = ["path", "label", "fold", "seed", "predicted", "correct"]
 
 
@@ -105,11 +107,11 @@ def verdict(name_a: str, name_b: str, found: Paired, seeds: int | None) -> str:
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write `path,label,fold,seed,predicted,correct`, a line an answer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_HEADER)
-        writer.writerows([a.path, a.label, a.fold, a.seed, a.predicted, int(a.correct)] for a in answers)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADER)
+    writer.writerows([a.path, a.label, a.fold, a.seed, a.predicted, int(a.correct)] for a in answers)
+    write_text(path, text.getvalue())
 
 
 def read_answers(path: Path, *, seed: int = 0) -> Answers:
@@ -146,9 +148,9 @@ def _number(text: str) -> int:
     return int(text) if text.lstrip("-").isdigit() else -1
 
 
-def answers_of(folder: Path, *, seed: int = 0) -> Answers | None:
+def answers_of(run: RunDir, *, seed: int = 0) -> Answers | None:
     """The answers in a run's folder, whatever measured them; None where there are none."""
-    for place in (folder / ANSWERS, folder / "evaluation" / "predictions.csv", folder / "probe" / ANSWERS):
+    for place in (run.answers, run.evaluation / "predictions.csv"):
         if place.is_file():
             return read_answers(place, seed=seed)
     return None

@@ -90,6 +90,16 @@ class RunDir(Tracked):
         return self.path / "evaluation"
 
     @property
+    def answers(self) -> Path:
+        """Who was right, a line a video and seed (`vmae.experiments.answers`)."""
+        return self.path / "answers.csv"
+
+    @property
+    def folds(self) -> Path:
+        """The lists of a run over folds."""
+        return self.path / "folds"
+
+    @property
     def events(self) -> Path:
         """What rank 0 of several workers reported."""
         return self.path / "events.jsonl"

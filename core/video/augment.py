@@ -48,15 +48,17 @@ def multi_scale_box(
     scales: tuple[float, ...] = MULTI_SCALES,
     max_distort: int = 1,
 ) -> Box:
-    """A region with sides `min(height, width) * scale` at one of 13 places.
+    """A region with the largest sides of the output's shape, each times a scale, at one of 13 places.
 
     Official: `GroupMultiScaleCrop(fix_crop=True, more_fix_crop=True)` (V1 transforms.py): the two sides'
     scales are at most `max_distort` steps apart; a side within 2 pixels of the output's becomes the output's.
+    Its outputs are square; the regions of a wide output are wide (departure: there they were square).
     """
-    base = min(height, width)
-    sides = [max(1, int(base * s)) for s in scales]
-    heights = [size[0] if abs(s - size[0]) < 3 else s for s in sides]
-    widths = [size[1] if abs(s - size[1]) < 3 else s for s in sides]
+    base = _fit(height, width, size[1] / size[0])
+    heights = [max(1, int(base[0] * s)) for s in scales]
+    widths = [max(1, int(base[1] * s)) for s in scales]
+    heights = [size[0] if abs(s - size[0]) < 3 else s for s in heights]
+    widths = [size[1] if abs(s - size[1]) < 3 else s for s in widths]
     pairs = [
         (min(h, height), min(w, width))
         for i, h in enumerate(heights)

@@ -8,6 +8,7 @@ allows.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.files import write_text
 from vmae.core.video.index import DatasetIndex
 from vmae.core.video.samples import Sample
 
@@ -191,11 +193,12 @@ def write_folds(
     shown: Callable[[str], str] = os.path.abspath,
 ) -> None:
     """Write `path,label,group,fold`; `shown` makes a path as the list has it."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "group", "fold"])
-        for sample, group, fold in zip(samples, groups, folds, strict=True):
-            writer.writerow([shown(sample.path), sample.label, group, fold])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "group", "fold"])
+    for sample, group, fold in zip(samples, groups, folds, strict=True):
+        writer.writerow([shown(sample.path), sample.label, group, fold])
+    write_text(Path(path), text.getvalue())
 
 
 def describe_folds(labels: Sequence[int], groups: Sequence[str], folds: Sequence[int]) -> list[str]:

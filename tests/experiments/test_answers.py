@@ -18,6 +18,7 @@ from vmae.experiments.answers import (
     verdict,
     write_answers,
 )
+from vmae.experiments.layout import RunDir
 
 
 def made(hits: list[list[int]], *, fold_of: tuple[int, ...] = ()) -> Answers:
@@ -41,7 +42,7 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     answers = made([[1, 0, 1], [0, 0, 1]], fold_of=(0, 1, 0))
     write_answers(tmp_path / "run/answers.csv", answers.rows)
     assert read_answers(tmp_path / "run/answers.csv") == answers
-    assert answers_of(tmp_path / "run") == answers
+    assert answers_of(RunDir(tmp_path / "run")) == answers
     assert answers.table().tolist() == [[1, 0, 1], [0, 0, 1]]
     assert answers.fold_means() == {0: 0.75, 1: 0.0}
     found = answers.interval()
@@ -57,11 +58,11 @@ def test_an_evaluation_is_answers_too(tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
     write_predictions(folder / "predictions.csv", summarise(predictions, 3), ["a", "b", "c"])
-    found = answers_of(tmp_path, seed=4)
+    found = answers_of(RunDir(tmp_path), seed=4)
     assert found is not None
     assert found.seeds == [4]
     assert found.table().tolist() == [[1, 0, 1]]
-    assert answers_of(tmp_path / "elsewhere") is None
+    assert answers_of(RunDir(tmp_path / "elsewhere")) is None
 
 
 def test_a_comparison_is_on_the_videos_both_answered() -> None:

@@ -1,0 +1,164 @@
+"""One setting over folds and seeds: the lists of each run, and what all of them say together.
+
+In every run a fold is held out that chose nothing: the others are trained on, the last epoch's weights are
+measured (`train.best_by` none), and no list is looked at meanwhile. Together the runs of a seed answer for
+each video once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vmae.core.errors import InputError
+from vmae.core.measure.statistics import Interval
+from vmae.core.video.annotations import read_annotations, write_annotations
+from vmae.core.video.folds import describe_folds, make_folds, read_column, read_folds, table_of, write_folds
+from vmae.core.video.samples import Sample
+from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.layout import RunDir, RunsDir
+
+TABLES = ("folds.csv", "groups.csv")
+"""Files beside a list in which its groups are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """A list's videos with their groups and folds; -1: takes no part. `said`: where the folds are from."""
+
+    samples: tuple[Sample, ...]
+    groups: tuple[str, ...]
+    folds: tuple[int, ...]
+    said: str
+
+    @property
+    def numbers(self) -> list[int]:
+        """The folds, sorted."""
+        return sorted({f for f in self.folds if f >= 0})
+
+    def inside(self, fold: int) -> list[Sample]:
+        """The videos of one fold."""
+        return [s for s, f in zip(self.samples, self.folds, strict=True) if f == fold]
+
+    def outside(self, fold: int) -> list[Sample]:
+        """The videos of all other folds."""
+        return [s for s, f in zip(self.samples, self.folds, strict=True) if f >= 0 and f != fold]
+
+    def lines(self) -> list[str]:
+        """A line a fold for people."""
+        return describe_folds([s.label for s in self.samples], self.groups, self.folds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRun:
+    """One run: its fold, its seed and its configuration."""
+
+    fold: int
+    seed: int
+    config: ExperimentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSummary:
+    """The accuracy of all runs together, in [0, 1]."""
+
+    interval: Interval
+    fold_means: dict[int, float]
+    chance: float
+
+    def lines(self, what: str) -> list[str]:
+        """The number with its interval and what it is of, and one line of folds."""
+        found = self.interval
+        seeds = f" and {found.seeds} seeds" if found.seeds > 1 else ""
+        each = ", ".join(f"{m:.1%}" for m in self.fold_means.values())
+        lines = [
+            f"{what}: {found.mean:.1%} [{found.low * 100:.1f}, {found.high * 100:.1f}] on {found.videos} "
+            f"held-out videos, {len(self.fold_means)} folds{seeds} (chance {self.chance:.1%})",
+            f"each fold: {each}",
+        ]
+        if found.low <= self.chance:
+            lines.append("its interval reaches down to chance: nothing is shown to have been learnt")
+        return lines
+
+
+def find_folds(spec: str, config: ExperimentConfig) -> Folds:
+    """The folds of the training list: `spec` is a csv with the columns path and fold, or a number of folds.
+
+    A number asks for folds of whole groups where `folds.csv` or `groups.csv` beside the list names groups.
+    Raises InputError as the readers of both do, and for folds that leave one without videos.
+    """
+    listed, root = Path(config.data.train_csv), config.data.data_root or None
+    samples = read_annotations(listed, root, format=config.data.annotation_format)
+    if not spec.isdigit():
+        folds = read_folds(spec, samples)
+        _, names = table_of(spec)
+        groups = read_column(spec, samples, "group") if "group" in names else [s.path for s in samples]
+        said = f"folds of {spec}"
+    else:
+        groups, said = _groups_beside(listed, samples)
+        folds = make_folds([s.label for s in samples], groups, int(spec))
+    found = Folds(samples=tuple(samples), groups=tuple(groups), folds=tuple(folds), said=said)
+    if len(found.numbers) < 2:
+        raise InputError(f"{spec}: expected videos of two folds or more in {listed}, got {found.numbers}")
+    return found
+
+
+def _groups_beside(listed: Path, samples: Sequence[Sample]) -> tuple[list[str], str]:
+    for name in TABLES:
+        table = listed.with_name(name)
+        if table.is_file() and "group" in table_of(table)[1]:
+            return read_column(table, samples, "group"), f"folds of whole groups of {table}"
+    return [s.path for s in samples], (
+        "folds by video: no groups are known (folds.csv or groups.csv beside the list names them), so clips "
+        "of one session may stand on both sides"
+    )
+
+
+def fold_runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> list[FoldRun]:
+    """Write each fold's lists below `home` and return the runs, fold by fold, with `seeds` seeds each.
+
+    The first seed is the configuration's. Class names and the folds themselves are written beside the lists.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds: expected 1 or more, got {seeds}")
+    folder = home.folds
+    folder.mkdir(parents=True, exist_ok=True)
+    names = Path(config.data.train_csv).with_name("classes.txt")
+    if names.is_file():
+        shutil.copyfile(names, folder / "classes.txt")
+    write_folds(folder / "folds.csv", found.samples, found.groups, found.folds)
+    runs = []
+    for fold in found.numbers:
+        train, test = folder / f"fold{fold}.train.csv", folder / f"fold{fold}.test.csv"
+        for path, part in ((train, found.outside(fold)), (test, found.inside(fold))):
+            write_annotations(path, [replace(s, path=os.path.abspath(s.path)) for s in part])
+        data = replace(config.data, train_csv=str(train), val_csv="", test_csv=str(test), data_root="")
+        for seed in range(config.train.seed, config.train.seed + seeds):
+            own = replace(
+                config,
+                name=f"{config.name}-fold{fold}-seed{seed}",
+                data=data,
+                train=replace(config.train, seed=seed, best_by=None),
+            )
+            runs.append(FoldRun(fold=fold, seed=seed, config=own))
+    return runs
+
+
+def gather(runs: Sequence[FoldRun], where: RunsDir, home: RunDir, classes: int) -> FoldSummary:
+    """The answers of all runs as one table, written to `home`, and what they say.
+
+    Raises InputError where a run has none.
+    """
+    rows: list[Answer] = []
+    for run in runs:
+        found = answers_of(where.run(run.config.name), seed=run.seed)
+        if found is None:
+            raise InputError(f"expected the answers of run {run.config.name}, found none: it has not ended")
+        rows += [replace(a, fold=run.fold) for a in found.rows]
+    answers = Answers(tuple(rows))
+    write_answers(home.answers, answers.rows)
+    return FoldSummary(interval=answers.interval(), fold_means=answers.fold_means(), chance=1 / classes)
