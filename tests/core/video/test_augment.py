@@ -296,3 +296,12 @@ def test_erasing() -> None:
     untouched = whole.copy()
     random_erase(untouched, 0.0, np.random.default_rng(0))
     assert np.array_equal(untouched, whole)
+
+
+def test_the_regions_of_a_wide_output_are_wide() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [multi_scale_box(128, 274, (48, 96), rng) for _ in range(500)]
+    # 128 x 256 times {1, .875, .75, .66}, the two sides' scales at most a step apart.
+    heights, widths = [128, 112, 96, 84], [256, 224, 192, 168]
+    steps = {(heights.index(b.height), widths.index(b.width)) for b in boxes}
+    assert steps == {(i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1}
