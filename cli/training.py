@@ -236,13 +236,23 @@ def show_training(verb: str, config: ExperimentConfig, result: TrainResult) -> N
 
 
 def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Accuracies over all videos, and where the details are."""
+    """Accuracies over all videos with an interval, on which list, and where the details are."""
+    from vmae.core.files import read_json
+
+    facts = read_json(folder / "metrics.json") or {}
     videos = len(evaluation.predictions)
     views = max(p.views for p in evaluation.predictions)
+    name, chance = Path(facts.get("list", "")).name, 1 / len(evaluation.confusion)
     click.echo(
-        f"top-1 {evaluation.top1:.1%}  top-5 {evaluation.top5:.1%}  mean class {evaluation.mean_class:.1%}  "
-        f"(chance {1 / len(evaluation.confusion):.1%}) on {videos} videos, {views} views each"
+        f"top-1 {evaluation.interval().text()}  top-5 {evaluation.top5:.1%}  "
+        f"mean class {evaluation.mean_class:.1%}  (chance {chance:.1%}) on {videos} videos of {name}, "
+        f"{views} views each"
     )
+    if facts.get("chose"):
+        click.echo(
+            f"{name} chose the epoch, so this number is too good by some points: data.test_csv or --folds "
+            "measure on videos that chose nothing"
+        )
     if evaluation.unreadable:
         click.echo(f"{evaluation.unreadable} videos could not be read and count as wrong")
     click.echo(f"details: {folder}/predictions.csv, confusion.png")

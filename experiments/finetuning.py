@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vmae.core.config import flatten
+from vmae.core.files import write_json
 from vmae.core.measure.evaluate import (
     Evaluation,
     VideoPrediction,
@@ -25,7 +26,8 @@ from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.numerics import derive_seed
 from vmae.core.progress import Progress
-from vmae.core.train.finetune import finetune
+from vmae.core.train.config import metric_of_best
+from vmae.core.train.finetune import VALIDATED, finetune
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.cache import build_cache
 from vmae.core.video.clips import ClipDataset
@@ -107,12 +109,37 @@ def finetune_stage(
     return model, result
 
 
-def test_list(config: ExperimentConfig, cache_dir: Path) -> ClipDataset:
-    """The test list (the held-out list where there is none), with segments x crops views a video."""
+def test_list(config: ExperimentConfig, cache_dir: Path, *, alone: bool = False) -> ClipDataset:
+    """The test list (the held-out list where there is none), with segments x crops views a video.
+
+    A training has decoded its lists together; `alone`: decode this one by itself.
+    """
     data = config.data
     samples = run.read_list(data, data.test_csv or data.val_csv)
-    cache = build_cache(samples, data, cache_dir)
+    cache = build_cache(samples if alone else run.all_samples(data), data, cache_dir)
     return ClipDataset(samples, data, "test", config.train.seed, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation's numbers are of: the list, and whether an epoch was chosen on it."""
+
+    listed: str
+    chose: bool
+
+    @property
+    def prefix(self) -> str:
+        """How its metrics are called: `test/` is for lists that chose nothing."""
+        return "val/final_" if self.chose else "test/"
+
+
+def measured_on(config: ExperimentConfig, *, best: bool) -> Measured:
+    """The list that a run with this configuration is measured on; `best`: its best epoch's weights are."""
+    data = config.data
+    listed = data.test_csv or data.val_csv
+    chosen = best and metric_of_best(config.train.best_by, VALIDATED) in VALIDATED
+    same = bool(data.val_csv) and os.path.realpath(listed) == os.path.realpath(data.val_csv)
+    return Measured(listed=listed, chose=chosen and same)
 
 
 def evaluate_stage(
@@ -122,11 +149,14 @@ def evaluate_stage(
     cache_dir: Path,
     *,
     device: torch.device,
-    names: list[str] | None = None,
+    best: bool = False,
     tracker: Tracker | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate on the test views; `folder` gets predictions.csv, confusion.png and metrics.json."""
+    """Evaluate on the test views; `folder` gets predictions.csv, confusion.png and metrics.json.
+
+    `best`: the model is the best epoch's (see `measured_on`).
+    """
     dataset = test_list(config, cache_dir)
     views = dataset.clips_per_video
     evaluation = evaluate(
@@ -138,12 +168,18 @@ def evaluate_stage(
         precision=config.train.precision,
         progress=progress,
     )
-    write_evaluation(evaluation, folder, names or class_names(config, model.num_classes), views, tracker)
+    on = measured_on(config, best=best)
+    write_evaluation(evaluation, folder, class_names(config, model.num_classes), views, on, tracker)
     return evaluation
 
 
 def write_evaluation(
-    evaluation: Evaluation, folder: Path, names: list[str] | None, views: int, tracker: Tracker | None
+    evaluation: Evaluation,
+    folder: Path,
+    names: list[str] | None,
+    views: int,
+    on: Measured,
+    tracker: Tracker | None,
 ) -> None:
     """Write predictions.csv, confusion.png and metrics.json to `folder`, and track them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,10 +188,12 @@ def write_evaluation(
     from PIL import Image
 
     Image.fromarray(picture).save(folder / "confusion.png")
-    numbers = {**evaluation.metrics(), "videos": len(evaluation.predictions), "views": views}
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    found = evaluation.interval()
+    metrics = {**evaluation.metrics(), "top1_low": found.low, "top1_high": found.high}
+    facts = {"videos": len(evaluation.predictions), "views": views, "list": on.listed, "chose": on.chose}
+    write_json(folder / "metrics.json", {**metrics, **facts})
     if tracker is not None:
-        tracker.log_metrics({f"test/{k}": v for k, v in evaluation.metrics().items()}, 0)
+        tracker.log_metrics({f"{on.prefix}{k}": v for k, v in metrics.items()}, 0)
         for name in ("predictions.csv", "confusion.png", "metrics.json"):
             tracker.log_artifact(folder / name, "evaluation")
 
@@ -210,16 +248,18 @@ def finetune_run(
             tracker.finish("KILLED")
             return FinetuneOutcome(result=result, evaluation=None, folder=home.path)
         evaluation = None
-        if data.val is not None:
+        if config.data.test_csv or config.data.val_csv:
             place = str(result.best_model_path or result.model_path)
             best = expect_model(load_model_at(store, place)[0], VideoClassifier, place)
-            shown = test_progress(len(data.val)) if test_progress is not None else None
+            videos = len(run.read_list(config.data, config.data.test_csv or config.data.val_csv))
+            shown = test_progress(videos) if test_progress is not None else None
             evaluation = evaluate_stage(
                 best,
                 config,
                 home.evaluation,
                 store.layout.cache,
                 device=device,
+                best=result.best_model_path is not None,
                 tracker=tracker,
                 progress=shown,
             )
@@ -249,7 +289,7 @@ def evaluate_run(
     model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)
-    dataset = test_list(config, store.layout.cache)
+    dataset = test_list(config, store.layout.cache, alone=True)
     views = dataset.clips_per_video
     checkpoint = video_map.shared_checkpoint(model_source(store, source), model, meta, store.layout)
     work = video_map.Work(
@@ -297,7 +337,8 @@ def evaluate_run(
         params=flatten(config),
         tags={"vmae.checkpoint": source},
     ) as tracker:
-        write_evaluation(evaluation, home.evaluation, labels, views, tracker)
+        on = measured_on(config, best=Path(model_source(store, source)).name == home.best.name)
+        write_evaluation(evaluation, home.evaluation, labels, views, on, tracker)
     video_map.forget(work, dataset.samples, parts)
     return evaluation, home.evaluation
 

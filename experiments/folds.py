@@ -76,8 +76,8 @@ class FoldSummary:
         seeds = f" and {found.seeds} seeds" if found.seeds > 1 else ""
         each = ", ".join(f"{m:.1%}" for m in self.fold_means.values())
         lines = [
-            f"{what}: {found.mean:.1%} [{found.low * 100:.1f}, {found.high * 100:.1f}] on {found.videos} "
-            f"held-out videos, {len(self.fold_means)} folds{seeds} (chance {self.chance:.1%})",
+            f"{what}: {found.text()} on {found.videos} held-out videos, {len(self.fold_means)} folds{seeds} "
+            f"(chance {self.chance:.1%})",
             f"each fold: {each}",
         ]
         if found.low <= self.chance:

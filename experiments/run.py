@@ -74,9 +74,10 @@ def open_data(
     data = config.data
     train = read_list(data, data.train_csv)
     val = read_list(data, data.val_csv) if data.val_csv else []
-    cache = build_cache([*train, *val], data, cache_dir, progress=progress)
+    test = read_list(data, data.test_csv) if data.test_csv else []
+    cache = build_cache(all_samples(data), data, cache_dir, progress=progress)
     if cache is not None:
-        bad = [s.path for s in val if s.path in cache.errors]
+        bad = [s.path for s in (*val, *test) if s.path in cache.errors]
         if bad and data.bad_eval == "error":
             # Known before anything is trained: a held-out video is never left out silently.
             raise VideoError(bad[0], *cache.errors[bad[0]])
@@ -85,8 +86,13 @@ def open_data(
         train=ClipDataset(subset(train, data.train_share, seed), data, "train", seed, cache=cache),
         train_plain=ClipDataset(train, data, "val", seed, cache=cache),
         val=ClipDataset(val, data, "val", seed, cache=cache) if val else None,
-        num_classes=num_classes([*train, *val]),
+        num_classes=num_classes([*train, *val, *test]),
     )
+
+
+def all_samples(data: DataConfig) -> list[Sample]:
+    """The videos of all lists of the data section, as one cache holds them."""
+    return [s for csv in (data.train_csv, data.val_csv, data.test_csv) if csv for s in read_list(data, csv)]
 
 
 def read_list(data: DataConfig, csv: str) -> list[Sample]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
+from vmae.core.measure.statistics import Interval, interval
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
 from vmae.core.train.parallel import World
@@ -60,6 +61,10 @@ class Evaluation:
     def unreadable(self) -> int:
         """Videos that could not be read."""
         return sum(p.probs is None for p in self.predictions)
+
+    def interval(self) -> Interval:
+        """The top-1 accuracy with its interval over videos."""
+        return interval([p.predicted == p.label for p in self.predictions])
 
     def metrics(self) -> dict[str, float]:
         """The numbers for a run's log."""

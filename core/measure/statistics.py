@@ -38,9 +38,8 @@ class Interval:
     seeds: int = 1
 
     def text(self) -> str:
-        """`54.8% [43.5, 66.1] (73 videos)`, with the seeds where there are several."""
-        seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{self.mean:.1%} [{self.low * 100:.1f}, {self.high * 100:.1f}] ({self.videos} videos{seeds})"
+        """`54.8% [43.5, 66.1]`."""
+        return f"{self.mean:.1%} [{self.low * 100:.1f}, {self.high * 100:.1f}]"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,50 @@ def test_evaluate_prints_numbers_and_keeps_predictions(
     assert {r["views"] for r in rows} == {"3"}
 
 
+def test_the_best_epochs_number_is_what_evaluate_finds_on_one_view(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = json.loads((store / "ft" / "best" / "config.json").read_text())["meta"]["metrics"]
+    arguments = ["--runs-dir", store, "--segments", 1, "--crops", 1, "--json"]
+    assert vmae("evaluate", "--checkpoint", "ft", *arguments) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["top1"] == best["val/top1"]
+    assert found["loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+
+
+def test_what_chose_the_epoch_is_no_test(
+    store: Path, tiny_videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.experiments import results
+    from vmae.experiments.tracking import store_at
+
+    def metrics(name: str) -> dict[str, float]:
+        return results.find(store_at(store), name).metrics
+
+    facts = json.loads((store / "ft" / "evaluation" / "metrics.json").read_text())
+    assert facts["chose"] and Path(facts["list"]).name == "val.csv"
+    assert facts["top1_low"] <= facts["top1"] <= facts["top1_high"]
+    logged = metrics("ft")
+    assert logged["val/final_top1"] == facts["top1"] and "test/top1" not in logged
+    capsys.readouterr()
+    # Another list than the one that chose: a test. So is the held-out list where nothing was chosen.
+    held_out = tiny_videos / "val.csv"
+    listed = store / "test.csv"
+    listed.write_text("".join(f"{tiny_videos / x}\n" for x in held_out.read_text().splitlines()))
+    runs = ["--runs-dir", store, "--init", "pt", "--epochs", 1, "--set", "train.batch_size=8"]
+    assert vmae("finetune", *runs, f"data.test_csv={listed}", "--run-name", "tested") == 0
+    out = capsys.readouterr().out
+    assert "on 8 videos of test.csv, 2 views each" in out and "too good" not in out
+    assert vmae("finetune", *runs, "train.best_by=none", "--run-name", "unchosen") == 0
+    for name in ("tested", "unchosen"):
+        logged = metrics(name)
+        assert {"test/top1", "test/top1_low", "test/top1_high"} <= logged.keys(), name
+        assert "val/final_top1" not in logged
+    # Evaluated again on the list that chose, its number is no test either.
+    assert vmae("evaluate", "--checkpoint", "ft", "--runs-dir", store, "--data", held_out) == 0
+    assert "val.csv chose the epoch, so this number is too good by some points" in capsys.readouterr().out
+
+
 def test_predict_names_classes_and_unreadable_files(
     store: Path, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

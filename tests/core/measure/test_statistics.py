@@ -19,7 +19,7 @@ def test_an_interval_is_that_of_a_binomial_share():
     assert found.mean == pytest.approx(40 / 73)
     assert (found.low, found.high) == pytest.approx((0.548 - 0.114, 0.548 + 0.114), abs=0.02)
     assert (found.videos, found.seeds) == (73, 1)
-    assert found.text() == f"54.8% [{found.low * 100:.1f}, {found.high * 100:.1f}] (73 videos)"
+    assert found.text() == f"54.8% [{found.low * 100:.1f}, {found.high * 100:.1f}]"
 
 
 def test_all_right_of_few_is_not_certain():
