@@ -8,7 +8,15 @@ from vmae.experiments.stages.stage import SHARE, Config, Metric, Stage, accuraci
 
 HELD_OUT = "on held-out videos"
 TEST = Metric(name="test/top1", title="test accuracy", unit=SHARE, score=True, where=HELD_OUT)
-"""Of a single run: the best epoch's model over all views of the test list."""
+"""Of a single run: over all views of a list that chose nothing."""
+CHOSEN = Metric(
+    name="val/final_top1",
+    title="accuracy of the chosen epoch",
+    unit=SHARE,
+    score=True,
+    where="on the videos that chose it",
+)
+"""Of a single run without a test list: over all views of the list on which the epoch was chosen."""
 
 
 def settings(config: Config) -> Config:
@@ -52,6 +60,7 @@ STAGE = Stage(
             curve=True,
         ),
         TEST,
+        CHOSEN,
         Metric(
             name="finetune/val_top1",
             title="validation accuracy",
