@@ -14,7 +14,8 @@ import click
     default="v4",
     type=click.Choice(["v4", "v5"]),
     show_default=True,
-    help="Key names for --to hf: the Hub's (transformers 4 and 5 read them) or transformers 5's.",
+    help="Key names for --to hf: the Hub's (transformers 5.12 to 5.15 load them wrongly, without a word) or "
+    "transformers 5's (from 5.12 on); docs/huggingface.md.",
 )
 @click.option("--num-heads", type=int, help="Attention heads, where IN does not say or says it wrongly.")
 @click.option("--decoder-num-heads", type=int, help="Decoder heads, where an official IN has no known width.")

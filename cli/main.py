@@ -24,6 +24,7 @@ VERBS: Verbs = {
     "evaluate": ("vmae.cli.evaluate", "evaluate", "Measure a classifier on several views of each video."),
     "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
     "features": ("vmae.cli.features", "features", "Write a model's features of each video of a list."),
+    "export": ("vmae.cli.export", "export", "Write a model for onnxruntime, torch.export or transformers."),
     "retrieve": ("vmae.cli.retrieve", "retrieve", "Find the videos of an index that look like one."),
     "predict": ("vmae.cli.predict", "predict", "Say what is in videos."),
     "reconstruct": ("vmae.cli.reconstruct", "reconstruct", "Original, masked and reconstruction as a film."),

@@ -59,17 +59,20 @@ def roi_align_reference(
     spatial_scale: float = 1 / 16,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    most_points: int | None = None,
 ) -> Tensor:
     """`roi_align` in plain torch.
 
-    A bin's sampling points form a grid and bilinear weights are products, so the mean over the points is
-    one small matrix per axis: `out = rows @ map @ columns.T` (torchvision's kernel visits every point).
+    A bin's sampling points form a grid and bilinear weights are products, so the mean over the points is one
+    small matrix per axis: `out = rows @ map @ columns.T` (torchvision's kernel visits every point).
+    `most_points` bounds the points of a bin along an axis where the boxes' sizes may not be looked at (a
+    graph that is exported).
     """
     _check(features, boxes, clips)
     wide = torch.promote_types(features.dtype, torch.float32)
     boxes = boxes.detach().to(wide) * spatial_scale - (0.5 if aligned else 0.0)
     columns, rows = (
-        _axis_weights(boxes[:, k], boxes[:, k + 2], output_size, size, sampling_ratio, aligned)
+        _axis_weights(boxes[:, k], boxes[:, k + 2], output_size, size, sampling_ratio, aligned, most_points)
         for k, size in ((0, features.shape[3]), (1, features.shape[2]))
     )
     out = torch.einsum("kph,kchw,kqw->kcpq", rows, features[clips].to(wide), columns)
@@ -77,15 +80,22 @@ def roi_align_reference(
 
 
 def _axis_weights(
-    start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool
+    start: Tensor,
+    end: Tensor,
+    bins: int,
+    size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    most_points: int | None,
 ) -> Tensor:
     """How much each of the `size` cells of one axis counts in each bin of each box, [K, bins, size]."""
     length = end - start if aligned else (end - start).clamp_min(1.0)  # [K]
     per_bin = length / bins
     adaptive = per_bin.ceil().clamp_min(1.0)
     points = adaptive if sampling_ratio <= 0 else torch.full_like(per_bin, sampling_ratio)
-    most = int(points.max()) if len(points) else 1
-    index = torch.arange(most, device=start.device, dtype=start.dtype)  # [G]
+    if most_points is None:
+        most_points = int(points.max()) if len(points) else 1
+    index = torch.arange(most_points, device=start.device, dtype=start.dtype)  # [G]
     offset = (index + 0.5) / points[:, None]  # [K, G], in bins
     at = torch.arange(bins, device=start.device, dtype=start.dtype)[:, None] + offset[:, None]  # [K, bins, G]
     at = start[:, None, None] + at * per_bin[:, None, None]

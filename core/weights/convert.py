@@ -78,9 +78,10 @@ def write_model(
 
     official: `{"model": state dict, "vmae": configuration}`, loadable by MCG-NJU/VideoMAE and, with
     `weights_only=True`, by any torch. hf: `config.json`, `model.safetensors`, `preprocessor_config.json`;
-    `hf_layout` "v4" writes the Hub's key names (which transformers 5 reads too), "v5" the module names of
-    transformers 5. The output appears whole or not at all. Raises InputError where `path` exists without
-    `overwrite`, CheckpointError where the format cannot express the model.
+    `hf_layout` "v4" writes the Hub's key names (exact in transformers 5.0 and from 5.18 on; 5.12 to 5.15 load
+    them wrongly without an exception), "v5" the module names of transformers 5 (exact from 5.12 on; wrong in
+    5.0): docs/huggingface.md. The output appears whole or not at all. Raises InputError where `path` exists
+    without `overwrite`, CheckpointError where the format cannot express the model.
     """
     target = Path(path)
     if to not in FORMATS:

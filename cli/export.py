@@ -1,0 +1,94 @@
+"""`vmae export`: a model as a graph for other runtimes, or as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmae.cli.options import runs_dir_option
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Choice(["onnx", "torch-export", "hf"]), help="What OUT is.")
+@click.option(
+    "--check",
+    "videos",
+    multiple=True,
+    type=click.Path(exists=True),
+    help="Compare on the central clip of this video (repeatable).  [default: random clips]",
+)
+@click.option(
+    "--hf-layout",
+    default="v4",
+    type=click.Choice(["v4", "v5"]),
+    show_default=True,
+    help="Key names for --to hf; which transformers reads which is in docs/huggingface.md.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT.")
+@runs_dir_option
+def export(
+    model: str,
+    out: Path,
+    to: str,
+    videos: tuple[str, ...],
+    hf_layout: str,
+    force: bool,
+    runs_dir: Path | None,
+) -> None:
+    """Write MODEL (a run's name, a path, a name of `vmae zoo list`, or hf://org/name) for other programs.
+
+    onnx, torch-export: one graph from uint8 clips [B, T, H, W, C] to the output, for any B; normalisation is
+    inside, how a video becomes a clip is in the file's metadata. hf: a folder with the processor's
+    configuration. What was written is run (by onnxruntime, torch.export, the installed transformers) and
+    compared with the model: more than 1e-4 apart is an error, and OUT is removed.
+    """
+    from vmae.core.errors import InputError
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.model.detector import VideoDetector
+    from vmae.core.weights import export as graphs
+    from vmae.core.weights.convert import write_model
+    from vmae.experiments import finetuning
+    from vmae.experiments.tracking import store_at
+    from vmae.experiments.weights import load_model_at
+
+    if out.exists() and not force:
+        raise InputError(f"{out} exists; expected a new path (or --force)")
+    store = store_at(runs_dir)
+    net, meta, notes = load_model_at(store, model)
+    net.eval()
+    data = finetuning.evaluation_config(store, model).data
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if to == "hf":
+        if isinstance(net, VideoDetector):
+            raise InputError("expected a pre-trained model or a classifier for --to hf, got a detector")
+        notes += write_model(out, net, "hf", meta, hf_layout=hf_layout, overwrite=force)
+    else:
+        labels = meta.get("labels") if isinstance(net, VideoClassifier | VideoDetector) else None
+        sampling = {"sampling": data.sampling, "sampling_rate": data.sampling_rate}
+        graphs.export_graph(out, net, to, graphs.describe_graph(net, sampling, labels))
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    inputs = graphs.example_inputs(net, 2) | _clips(videos, data)
+    runner, apart = graphs.compare(out, to, net, inputs)
+    if apart is None:
+        click.echo(f"{out}: not compared: {runner} is not installed")
+        return
+    what = f"{len(inputs['video'])} clips of {len(videos)} videos" if videos else "2 random clips"
+    click.echo(f"{out} ({to}): at most {apart:.1e} from the model in {runner}, on {what}")
+
+
+def _clips(videos: tuple[str, ...], data: object) -> dict[str, object]:
+    """The central clip of each video as `{"video": uint8 [B, T, H, W, C]}`; nothing where there is none."""
+    if not videos:
+        return {}
+    from dataclasses import replace
+
+    from vmae.core.video.clips import ClipDataset
+    from vmae.core.video.samples import Sample
+
+    config = replace(data, workers=0, cache=False, val_csv="")  # type: ignore[type-var]
+    dataset = ClipDataset([Sample(path=v, label=0) for v in videos], config, "val")  # type: ignore[arg-type]
+    return {"video": dataset.load_batch([(0, k) for k in range(len(videos))])["clip"]}

@@ -1,0 +1,113 @@
+"""Exported graphs give the model's numbers, for any number of clips, and say how clips are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vmae.core.errors import CheckpointError, InputError
+from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.video.demo_scene import clip_frames
+from vmae.core.weights import export
+from vmae.core.weights.export import (
+    TOLERANCE,
+    describe_graph,
+    example_inputs,
+    export_graph,
+    read_facts,
+    run_graph,
+    run_model,
+)
+
+SHAPE = {"frames": 4, "height": 32, "width": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+SAMPLING = {"sampling": "dense", "sampling_rate": 2}
+
+
+def model(kind: str) -> VideoModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "pretrained":
+            return VideoMAE(VideoMAEConfig.from_dict(SHAPE | DECODER))
+        if kind == "classifier":
+            return VideoClassifier(VideoClassifierConfig.from_dict(SHAPE | {"init_scale": 1.0}), 5)
+        if kind == "first":
+            config = VideoClassifierConfig.from_dict(SHAPE | {"init_scale": 1.0, "pool": "first"})
+            return VideoClassifier(config, 5)
+        return VideoDetector(VideoDetectorConfig.from_dict(SHAPE | {"init_scale": 1.0}), 4)
+
+
+def real_clips(count: int) -> torch.Tensor:
+    """uint8 [B, T, H, W, C] of the built-in generator."""
+    clips = [clip_frames(0, "val", k % 12, k, size=48, frames=4)[:, 8:40] for k in range(count)]
+    return torch.from_numpy(np.stack(clips))
+
+
+@pytest.fixture(autouse=True)
+def needs(request: pytest.FixtureRequest) -> None:
+    if "onnx" in request.node.name:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        ("classifier", "onnx"),
+        ("detector", "onnx"),
+        pytest.param("pretrained", "onnx", marks=pytest.mark.slow),
+        ("classifier", "torch-export"),
+        pytest.param("first", "torch-export", marks=pytest.mark.slow),
+        pytest.param("detector", "torch-export", marks=pytest.mark.slow),
+    ],
+)
+def test_graphs_give_the_models_numbers_for_any_batch(tmp_path: Path, kind: str, to: str) -> None:
+    net, path = model(kind), tmp_path / "model"
+    facts = describe_graph(net, SAMPLING, ["a", "b"])
+    export_graph(path, net, to, facts)
+    for clips in (1, 2, 5):
+        inputs = example_inputs(net, clips) | {"video": real_clips(clips)}
+        got, expected = run_graph(path, to, inputs), run_model(net, inputs)
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= TOLERANCE
+    assert read_facts(path, to) == json.loads(json.dumps(facts))
+    if kind == "detector":
+        # Boxes over the frame's edge are cut there; one box alone; none in some clips.
+        inputs = {
+            "video": real_clips(3),
+            "boxes": torch.tensor([[-9.0, 4, 70, 90]]),
+            "clips": torch.tensor([2]),
+        }
+        whole = inputs | {"boxes": torch.tensor([[0.0, 4, 48, 32]])}
+        assert np.abs(run_graph(path, to, inputs) - run_model(net, whole)).max() <= TOLERANCE
+
+
+def test_a_file_says_how_a_video_becomes_a_clip() -> None:
+    facts = describe_graph(model("classifier"), SAMPLING, None)
+    assert facts["input"]["video"]["shape"] == ["B", 4, 32, 48, 3]
+    assert facts["preprocessing"] == {
+        "frames": 4, "sampling": "dense", "sampling_rate": 2, "crop": [32, 48], "crop_place": "centre",
+        "resize": "bilinear, aspect ratio kept, shorter side to 32",
+    }  # fmt: skip
+    assert facts["inside"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert facts["model"] == "classifier" and facts["output"] == "logits"
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model("classifier")
+    with pytest.raises(InputError, match="expected a runtime among onnx, torch-export"):
+        export_graph(tmp_path / "x", net, "tensorrt", {})
+    with pytest.raises(CheckpointError, match=r"float32 to export, got torch\.bfloat16"):
+        export_graph(tmp_path / "x", net.to(torch.bfloat16), "torch-export", {})
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"expected onnx and onnxscript, not installed here: pip install"):
+        export_graph(tmp_path / "x", net, "onnx", {})
+    with pytest.raises(InputError, match="expected onnxruntime"):
+        run_graph(tmp_path / "x", "onnx", {})
+    assert list(tmp_path.iterdir()) == []
