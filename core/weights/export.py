@@ -33,7 +33,7 @@ from vmae.core.model.grid import patchify
 from vmae.core.model.layers import run_blocks
 from vmae.core.model.roi import roi_align_reference
 from vmae.core.model.videomae import VideoMAE, VideoModel
-from vmae.kernels.dispatch import use_kernels
+from vmae.kernels import use_kernels
 
 RUNTIMES = ("onnx", "torch-export")
 METADATA = "vmae"
