@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.training import (
-    TrainingOptions,
     cache_progress,
     echo_note,
     make_demo_data_if_used,
     show_evaluation,
     show_training,
-    training_options,
     training_progress,
 )
+from vmae.cli.training_options import TrainingOptions, training_options
 from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:

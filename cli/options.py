@@ -27,6 +27,13 @@ class _RunsDir(click.Path):
         return super().convert(value, param, context)
 
 
+def with_options(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """The command with these options, in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def runs_dir_option(command: Command) -> Command:
     """`--runs-dir`: the project's run directory."""
     return click.option(
@@ -47,6 +54,50 @@ def set_option(command: Command) -> Command:
         metavar="KEY=VALUE...",
         help="Override fields, for example --set optim.base_lr=3e-4 mask.ratio=0.75 (repeatable).",
     )(command)
+
+
+def config_options(command: Command) -> Command:
+    """`--recipe`, `--config`, `--data`, `--val`, `--data-root`, `--size`, `--epochs`."""
+    return with_options(
+        command,
+        click.option(
+            "--recipe", help="Named recipe to start from (`vmae recipes`).  [default: the built-in data's]"
+        ),
+        click.option(
+            "--config", "config_file", type=click.Path(path_type=Path), help="YAML of an earlier run."
+        ),
+        click.option(
+            "--data", "train_csv", type=click.Path(path_type=Path), help="Training list, `path label`."
+        ),
+        click.option(
+            "--val",
+            "val_csv",
+            type=click.Path(path_type=Path),
+            help="Held-out list.  [default: val.csv beside --data]",
+        ),
+        click.option(
+            "--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from."
+        ),
+        click.option("--size", help="Model size: tiny, small, base, large, huge, giant."),
+        click.option("--epochs", type=int, help="Training epochs."),
+    )
+
+
+def init_options(command: Command) -> Command:
+    """`--init`, `--resize-patch-embed`."""
+    return with_options(
+        command,
+        click.option(
+            "--init",
+            help="Weights to start from: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.  "
+            "[default: the recipe's, else fresh weights]",
+        ),
+        click.option(
+            "--resize-patch-embed",
+            is_flag=True,
+            help="Resample the patch weights of --init where the model has another patch or tubelet size.",
+        ),
+    )
 
 
 def in_runs_dir(store: Store) -> str:

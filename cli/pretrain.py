@@ -5,14 +5,13 @@ from __future__ import annotations
 import click
 
 from vmae.cli.training import (
-    TrainingOptions,
     cache_progress,
     echo_note,
     make_demo_data_if_used,
     show_training,
-    training_options,
     training_progress,
 )
+from vmae.cli.training_options import TrainingOptions, training_options
 
 
 @click.command()

@@ -45,7 +45,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "experiments/results.py takes vmae.experiments.tracking._client": "the tracking package",
     },
     "long function": {
-        "cli/sweep.py sweep": "options in one object",
         "experiments/distributed.py train_on_workers": "executors",
     },
     "long file": {

@@ -1,0 +1,285 @@
+"""The options of `vmae sweep` as one object, and the plan that they ask for."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmae.cli.options import Command, config_options, runs_dir_option, set_option, with_options
+from vmae.experiments import stages
+from vmae.experiments.request import resolve_config
+from vmae.experiments.stages import pretrain
+
+if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.sweeps.definitions import Definition
+    from vmae.experiments.sweeps.resources import Resources
+    from vmae.experiments.sweeps.space import Param
+    from vmae.experiments.sweeps.spec import Plan
+    from vmae.experiments.sweeps.stopping import StoppingConfig
+    from vmae.experiments.tracking import Store
+
+LATEST = "(latest)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """What `sweep_options` took from the command line."""
+
+    list_them: bool
+    values: str | None
+    param_texts: tuple[str, ...]
+    search: Any
+    samples: int | None
+    scheduler: Any
+    stop_on: str | None
+    budget: str | None
+    stage_names: tuple[str, ...]
+    recipe: str | None
+    config_file: Path | None
+    train_csv: Path | None
+    val_csv: Path | None
+    data_root: Path | None
+    size: str | None
+    epochs: int | None
+    seeds: int
+    cpus: float | None
+    gpus: float | None
+    workers_per_trial: int | None
+    stage_texts: tuple[str, ...]
+    max_concurrent: int | None
+    address: str | None
+    model_name: str | None
+    run_name: str | None
+    resume: str | None
+    assignments: tuple[str, ...]
+    runs_dir: Path | None
+
+    def plan(self, store: Store, name: str | None) -> Plan:
+        """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""
+        from vmae.core.errors import InputError
+        from vmae.experiments.sweeps import definitions, driver
+        from vmae.experiments.sweeps.resources import Resources
+        from vmae.experiments.sweeps.space import describe
+        from vmae.experiments.sweeps.spec import make_plan
+
+        definition = None if name is None else definitions.get(name)
+        base, stopping = self._base(definition)
+        params = self._params(definition, base)
+        sweep_name = "custom" if definition is None else definition.name
+        run_name = self.run_name or driver.new_name(store, sweep_name)
+        if store.layout.sweep(run_name).plan.exists():
+            raise InputError(
+                f"--run-name: expected a new name, got '{run_name}', which exists; "
+                f"go on with it by --resume {run_name}"
+            )
+        return make_plan(
+            name=run_name,
+            sweep=sweep_name,
+            title=describe(params) if definition is None else definition.title,
+            params=params,
+            metric=base.pipeline.metric,
+            base=base,
+            seeds=self.seeds,
+            search=self.search,
+            samples=self.samples,
+            stopping=stopping,
+            budget_s=self.budget_s,
+            resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
+        )
+
+    def plan_to_resume(self, store: Store, name: str | None) -> Plan:
+        """The saved plan of the sweep that --resume names, on the resources that are given anew."""
+        from vmae.experiments.sweeps.spec import check_resources
+
+        plan = _saved_plan(store, name, self.resume or LATEST)
+        plan = replace(plan, resources=self.on(plan.resources), budget_s=self.budget_s)
+        check_resources(plan)
+        return plan
+
+    @property
+    def budget_s(self) -> float | None:
+        """--budget in seconds."""
+        from vmae.core.progress import parse_duration
+
+        return None if self.budget is None else parse_duration(self.budget, "--budget")
+
+    def on(self, resources: Resources) -> Resources:
+        """The resources, changed where an option says so."""
+        return resources.changed(
+            cpus=self.cpus,
+            gpus=self.gpus,
+            workers=self.workers_per_trial,
+            stages=self.stage_texts,
+            max_concurrent=self.max_concurrent,
+            address=self.address,
+        )
+
+    def _base(self, definition: Definition | None) -> tuple[ExperimentConfig, StoppingConfig | None]:
+        """What the trials have in common, and what stops them early."""
+        from vmae.core.config import override
+        from vmae.core.errors import InputError
+        from vmae.experiments.sweeps.stopping import StoppingConfig
+
+        chosen = {} if definition is None else dict(definition.fixed)
+        if self.stage_names:
+            chosen["pipeline.then"] = ",".join(self.stage_names)
+        names = ("recipe", "config_file", "train_csv", "val_csv", "data_root", "size", "epochs")
+        base = resolve_config(
+            **{n: getattr(self, n) for n in names},
+            assignments=(*(f"{k}={v}" for k, v in chosen.items()), *self.assignments),
+        )
+        if self.scheduler == "none":
+            if self.stop_on is not None:
+                raise InputError("--stop-on: expected a --scheduler to go with it, got none")
+            return base, None
+        stopping = StoppingConfig(rule=self.scheduler, metric=pretrain.STOP_ON[self.stop_on or "loss"].name)
+        if stopping.metric == pretrain.KNN.name and not base.pipeline.measure_every:
+            base = override(base, {"pipeline.measure_every": 1})
+        return base, stopping
+
+    def _params(self, definition: Definition | None, base: ExperimentConfig) -> list[Param]:
+        """What varies: the named sweep's field (with other values, if given), then the fields of --param."""
+        from vmae.core.errors import InputError
+        from vmae.experiments.sweeps.space import Param, parse_params, typed_values
+
+        given = list(parse_params(self.param_texts, base))
+        if definition is None:
+            if self.values is not None:
+                raise InputError("--values: expected the name of a sweep whose field takes them, got none")
+            return given
+        if any(p.path == definition.path for p in given):
+            if self.values is not None:
+                raise InputError(f"expected --values or --param for {definition.path}, got both")
+            return given
+        chosen = (
+            definition.values if self.values is None else typed_values(definition.path, self.values, base)
+        )
+        return [Param(path=definition.path, choices=tuple(chosen)), *given]
+
+
+def sweep_options(command: Command) -> Command:
+    """The options of `vmae sweep`, handed to it as one `SweepOptions` after its name."""
+
+    @functools.wraps(command)
+    def collected(name: str | None, **given: Any) -> Any:
+        return command(name, SweepOptions(**given))
+
+    return with_options(
+        collected,
+        click.option("--list", "list_them", is_flag=True, help="Show the named sweeps there are."),
+        click.option(
+            "--values", help="Values to try instead of the sweep's own, for example 0.5,0.75,0.9,0.95."
+        ),
+        click.option(
+            "--param",
+            "param_texts",
+            multiple=True,
+            metavar="PATH=SPACE",
+            help="Vary any field: mask.ratio=0.5,0.75 or optim.base_lr=loguniform(1e-5,1e-3); also "
+            "uniform(a,b), randint(a,b) with both ends, choice(a,b,...) (repeatable).",
+        ),
+        click.option(
+            "--search",
+            type=click.Choice(["grid", "random", "optuna"]),
+            help="How settings are chosen.  [default: random where a field has a distribution, else grid]",
+        ),
+        click.option("--samples", type=int, help="Settings drawn by random and Optuna.  [default: 16]"),
+        click.option(
+            "--scheduler",
+            type=click.Choice(["none", "asha", "median", "pbt"]),
+            default="none",
+            show_default=True,
+            help="Stop bad trials early (asha, median), or copy weights from good ones (pbt).",
+        ),
+        click.option(
+            "--stop-on",
+            type=click.Choice(list(pretrain.STOP_ON)),
+            help="What the scheduler compares: the training loss (refused where trials differ in task) or "
+            "nearest neighbours on features, measured during training.  [default: loss]",
+        ),
+        click.option("--budget", metavar="TIME", help="Stop after this time, for example 4h, 90m or 1h30m."),
+        click.option(
+            "--then",
+            "stage_names",
+            multiple=True,
+            metavar="STAGE",
+            help=f"Stage after pre-training: {', '.join(stages.THEN)}, or one of your own as MODULE:OBJECT; "
+            "the last one ranks the trials (repeatable).  [default: probe]",
+        ),
+        config_options,
+        click.option(
+            "--seeds", type=int, default=1, show_default=True, help="Repeat every trial with this many seeds."
+        ),
+        click.option(
+            "--cpus", type=float, help="CPU cores per trial, or of each of its workers.  [default: 1]"
+        ),
+        click.option(
+            "--gpus",
+            type=float,
+            help="GPUs per trial (or worker), may be a fraction.  [default: 1 where there is one]",
+        ),
+        click.option(
+            "--workers-per-trial",
+            type=int,
+            help="Ray workers that share each batch of a trial's training, on one node or several.  "
+            "[default: 1]",
+        ),
+        click.option(
+            "--stage-resources",
+            "stage_texts",
+            multiple=True,
+            metavar="STAGE:workers=N,cpus=X,gpus=Y",
+            help=f"Other resources for a stage: {', '.join(stages.STAGES)}, or your own's name (repeatable).",
+        ),
+        click.option(
+            "--max-concurrent", type=int, help="Trials at a time.  [default: what the machine holds]"
+        ),
+        click.option(
+            "--address",
+            help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local for this machine.  [default: local]",
+        ),
+        click.option(
+            "--register",
+            "model_name",
+            metavar="NAME",
+            help="Register the best trial's checkpoint as a version of this MLflow model.",
+        ),
+        click.option("--run-name", help="Name of this sweep.  [default: NAME-1, NAME-2, ...]"),
+        click.option(
+            "--resume",
+            is_flag=False,
+            flag_value=LATEST,
+            metavar="[RUN_NAME]",
+            help="Go on with an interrupted sweep: this one, or the latest of NAME.",
+        ),
+        set_option,
+        runs_dir_option,
+    )
+
+
+def _saved_plan(store: Store, name: str | None, resume: str) -> Plan:
+    from vmae.core.errors import InputError
+    from vmae.experiments.sweeps import definitions, driver
+    from vmae.experiments.sweeps.spec import Plan
+
+    if resume in definitions.ALL:
+        name, resume = resume, LATEST
+    if resume != LATEST:
+        return Plan.load(driver.find_sweep(store, resume))
+    found = [s for s in store.layout.all_sweeps() if name is None or Plan.load(s).sweep == name]
+    if not found:
+        raise InputError(
+            f"--resume: expected a sweep{f' of {name}' if name else ''} in {store.layout.sweeps}; found none"
+        )
+    return Plan.load(max(found, key=lambda s: s.plan.stat().st_mtime))
+
+
+def _gpus_here() -> float:
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0
