@@ -9,8 +9,7 @@ ids of actions count from 1. There is no header. Beside the lists the data set h
 lists of excluded time stamps (`video_id,timestamp`).
 
 What is kept: every row, grouped by key frame (`Sample.time_s`) and by person and box (`Sample.boxes`), in the
-order of the file. A clip is centred on its key frame. What is done with the boxes is up to the detector;
-crops and flips of training clips do not move them.
+order of the file. A clip is centred on its key frame; `vmae.core.video.boxes` moves boxes as it is cut.
 """
 
 from __future__ import annotations
