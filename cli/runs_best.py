@@ -30,14 +30,15 @@ def best(
     runs_dir: Path | None,
 ) -> None:
     """Show the run with the best value of a metric."""
-    from vmae.experiments import results
+    from vmae.experiments.runs import best_run
+    from vmae.experiments.tracking import tags
 
     store = open_store(ctx, runs_dir)
-    found = results.best_run(store, metric, highest=not lowest, where=filters_of(store, where, kind, sweep))
+    found = best_run(store, metric, highest=not lowest, where=filters_of(store, where, kind, sweep))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
         return
     click.echo(f"{found.name}  {metric} = {found.metrics[metric]:.6g}  {found.run_id}")
-    if results.CHECKPOINT_TAG in found.tags:
-        click.echo(f"checkpoint: {found.tags[results.CHECKPOINT_TAG]}")
+    if tags.CHECKPOINT in found.tags:
+        click.echo(f"checkpoint: {found.tags[tags.CHECKPOINT]}")
     click.echo(f"all of it: vmae runs show {found.run_id[:8]}{in_runs_dir(store)}")

@@ -11,7 +11,7 @@ from vmae.cli.options import Command
 from vmae.experiments import stages
 
 if TYPE_CHECKING:
-    from vmae.experiments.results import Filter, Run
+    from vmae.experiments.runs import Filter, Run
     from vmae.experiments.tracking import Store
 
 KINDS = (*stages.JOBS, "probe", "evaluate", "trial", "sweep")
@@ -36,11 +36,10 @@ def filter_options(command: Command) -> Command:
 def filters_of(store: Store, where: tuple[str, ...], kind: str | None, sweep: str | None) -> list[Filter]:
     """The conditions of `filter_options`; InputError for one that names nothing there is."""
     from vmae.core.errors import InputError, nearest
-    from vmae.experiments import results
-    from vmae.experiments.results import Filter
+    from vmae.experiments.runs import Filter, check_columns, list_sweeps
 
     filters = [Filter.parse(w) for w in where]
-    results.check_columns(store, [f.column for f in filters])
+    check_columns(store, [f.column for f in filters])
     if kind:
         if kind not in KINDS:
             raise InputError(
@@ -48,7 +47,7 @@ def filters_of(store: Store, where: tuple[str, ...], kind: str | None, sweep: st
             )
         filters.append(Filter(column="kind", op="=", value=kind))
     if sweep:
-        names = [s.name for s in results.list_sweeps(store)]
+        names = [s.name for s in list_sweeps(store)]
         if sweep not in names:
             raise InputError(
                 f"--sweep: expected the name of a sweep in {store.uri}, got '{sweep}'{nearest(sweep, names)}"

@@ -40,14 +40,15 @@ def compare(
     """Compare RUNS (ids or names): differing parameters, metrics, curves in the terminal or as PNG."""
     from vmae.cli.tables import format_table
     from vmae.core.errors import InputError
-    from vmae.experiments import comparison, results
+    from vmae.experiments import comparison
+    from vmae.experiments.runs import find
 
     store = open_store(ctx, runs_dir)
     if len(runs) < 2:
         raise InputError(f"expected two runs or more, got {len(runs)}")
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png: expected a file name that ends in .png, got '{png}'")
-    found = [results.find(store, r) for r in runs]
+    found = [find(store, r) for r in runs]
     if len({r.run_id for r in found}) < len(found):
         raise InputError(f"expected different runs, got {', '.join(runs)}")
     heads = comparison.labels(found)

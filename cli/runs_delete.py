@@ -31,7 +31,8 @@ def delete(
     """
     from vmae.cli.tables import count_text, format_table
     from vmae.core.errors import InputError
-    from vmae.experiments import housekeeping, results
+    from vmae.experiments import housekeeping
+    from vmae.experiments.runs import find, list_runs
 
     store = open_store(ctx, runs_dir)
     filters = filters_of(store, where, kind, sweep)
@@ -39,7 +40,7 @@ def delete(
         raise InputError(
             "expected runs to delete, or filters that choose them" + (", not both" if runs else "")
         )
-    chosen = [results.find(store, r) for r in runs] or results.list_runs(store, where=filters)
+    chosen = [find(store, r) for r in runs] or list_runs(store, where=filters)
     chosen = housekeeping.with_trials(store, chosen)
     if not chosen:
         click.echo("no run fits: nothing to delete")

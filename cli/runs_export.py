@@ -25,13 +25,13 @@ def export(
 ) -> None:
     """Write runs to FILE (.csv or .parquet): one row a run, columns metrics.*, params.* and tags.*."""
     from vmae.core.errors import InputError
-    from vmae.experiments import results
+    from vmae.experiments.runs import export, list_runs
 
     if file.suffix not in (".csv", ".parquet"):
         raise InputError(f"expected a file name that ends in .csv or .parquet, got '{file}'")
     store = open_store(ctx, runs_dir)
-    found = results.list_runs(store, where=filters_of(store, where, kind, sweep))
+    found = list_runs(store, where=filters_of(store, where, kind, sweep))
     if not found:
         raise InputError(f"expected runs to export in {store.uri}, found none")
-    results.export(found, file)
+    export(found, file)
     click.echo(f"{len(found)} runs in {file}")

@@ -15,7 +15,7 @@ from vmae.experiments import stages
 from vmae.experiments.stages.stage import SPEED
 
 if TYPE_CHECKING:
-    from vmae.experiments.results import Filter, Run
+    from vmae.experiments.runs import Filter, Run
     from vmae.experiments.stages.stage import Metric
     from vmae.experiments.tracking import Store
 
@@ -56,14 +56,14 @@ def list_(
     runs_dir: Path | None = None,
 ) -> None:
     """List runs, newest first; the trials of a --sweep best first."""
-    from vmae.experiments import results
+    from vmae.experiments.runs import check_columns, list_runs
 
     store = open_store(ctx, runs_dir)
     filters = filters_of(store, where, kind, sweep)
     names = [n.strip() for n in (columns or DEFAULT_COLUMNS).split(",") if n.strip()]
-    results.check_columns(store, [*(names if columns else []), *([sort] if sort else [])])
+    check_columns(store, [*(names if columns else []), *([sort] if sort else [])])
     ranked = _sweep_metric(store, sweep) if sweep and not sort else None
-    found = results.list_runs(
+    found = list_runs(
         store,
         where=filters,
         sort=ranked.name if ranked else sort or "start_ms",
@@ -83,9 +83,9 @@ def list_(
 
 def _sweep_metric(store: Store, sweep: str) -> Metric:
     """The metric that ranks a sweep's trials."""
-    from vmae.experiments import results
+    from vmae.experiments.runs import list_sweeps
 
-    parent = next((s for s in results.list_sweeps(store) if s.name == sweep), None)
+    parent = next((s for s in list_sweeps(store) if s.name == sweep), None)
     return stages.ranked_by(parent.tags if parent else {})
 
 

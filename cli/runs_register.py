@@ -25,10 +25,11 @@ def register(ctx: click.Context, run: str, name: str, runs_dir: Path | None) -> 
     It loads with mlflow.pyfunc and predicts from a list of video paths: labels and probabilities of a
     classifier, features of a pre-trained model.
     """
-    from vmae.experiments import registry, results
+    from vmae.experiments import registry
+    from vmae.experiments.runs import find
 
     store = open_store(ctx, runs_dir)
-    found = results.find(store, run)
+    found = find(store, run)
     say_registered(store, found.name, name, registry.register(store, found, name))
 
 

@@ -19,9 +19,10 @@ from vmae.cli.runs_common import cell, open_store
 def show(ctx: click.Context, run: str, as_json: bool, runs_dir: Path | None) -> None:
     """Show one RUN: an id, the start of an id, or a name."""
     from vmae.cli.tables import format_table
-    from vmae.experiments import results
+    from vmae.experiments.runs import find
+    from vmae.experiments.tracking import tags
 
-    found = results.find(open_store(ctx, runs_dir), run)
+    found = find(open_store(ctx, runs_dir), run)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
         return
@@ -32,12 +33,12 @@ def show(ctx: click.Context, run: str, as_json: bool, runs_dir: Path | None) -> 
     )
     facts = {
         "sweep": found.sweep,
-        "recipe": found.tags.get("vmae.recipe", ""),
-        "command": found.tags.get("vmae.command", ""),
-        "commit": found.tags.get("mlflow.source.git.commit", ""),
-        "data": found.tags.get("vmae.data_digest", ""),
-        "checkpoint": found.tags.get(results.CHECKPOINT_TAG, ""),
-        "refused by the store": found.tags.get("vmae.refused", ""),
+        "recipe": found.tags.get(tags.RECIPE, ""),
+        "command": found.tags.get(tags.COMMAND, ""),
+        "commit": found.tags.get(tags.COMMIT, ""),
+        "data": found.tags.get(tags.DATA_DIGEST, ""),
+        "checkpoint": found.tags.get(tags.CHECKPOINT, ""),
+        "refused by the store": found.tags.get(tags.REFUSED, ""),
     }
     for name, value in facts.items():
         if value:

@@ -1,1 +1,1 @@
-"""The Streamlit dashboard: a thin layer over `vmae.experiments.results` and `vmae.core`."""
+"""The Streamlit dashboard: a thin layer over `vmae.experiments.runs` and `vmae.core`."""

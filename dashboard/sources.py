@@ -18,9 +18,9 @@ from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import WEIGHTS_NAME
 from vmae.core.weights.files import ModelFile
 from vmae.dashboard.settings import Settings
-from vmae.experiments.results import CHECKPOINT_TAG, Run, list_runs
+from vmae.experiments.runs import Run, list_runs
 from vmae.experiments.stages import SCORES, pretrain
-from vmae.experiments.tracking import KIND_TAG
+from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +71,8 @@ class Catalog:
 
 # What of a run decides whether and how its checkpoint is offered: a tenth of the time of reading all of it.
 _COLUMNS = (
-    KIND_TAG,
-    CHECKPOINT_TAG,
+    tags.KIND,
+    tags.CHECKPOINT,
     "mask.ratio",
     "mask.type",
     "data.val_csv",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmae.experiments import stages
-from vmae.experiments.results import Run
+from vmae.experiments.runs import Run
 from vmae.experiments.stages.stage import Metric
+from vmae.experiments.tracking import tags
 
 OURS = "ours"
 
@@ -56,7 +57,7 @@ def trial_rows(parent: Run, trials: list[Run]) -> list[TrialRow]:
     metric = stages.ranked_by(parent.tags).name
     rows = []
     for number, run in enumerate(trials):
-        baseline = run.tags.get("vmae.baseline") == "true"
+        baseline = run.tags.get(tags.BASELINE) == "true"
         values = [_plain(run.params.get(f, "")) for f in fields]
         text = (
             values[0]

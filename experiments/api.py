@@ -33,10 +33,11 @@ from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import dense_indices
 from vmae.core.weights.models import expect_model
-from vmae.experiments import finetuning, jobs, results
+from vmae.experiments import finetuning, jobs
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.request import resolve_config
 from vmae.experiments.run import default_device
+from vmae.experiments.runs import Filter, as_columns, check_columns, list_runs
 from vmae.experiments.tracking import store_at
 from vmae.experiments.weights import load_model_at
 
@@ -404,11 +405,11 @@ def runs(*, runs_dir: Folder = None, where: Sequence[str] = (), kind: str | None
     import pandas as pd
 
     store = store_at(_folder(runs_dir))
-    filters = [results.Filter.parse(w) for w in where]
-    results.check_columns(store, [f.column for f in filters])
+    filters = [Filter.parse(w) for w in where]
+    check_columns(store, [f.column for f in filters])
     if kind is not None:
-        filters.append(results.Filter(column="kind", op="=", value=kind))
-    columns = results.as_columns(results.list_runs(store, where=filters))
+        filters.append(Filter(column="kind", op="=", value=kind))
+    columns = as_columns(list_runs(store, where=filters))
     table = pd.DataFrame(columns)
     table.insert(4, "started", pd.to_datetime(table.pop("start_ms"), unit="ms", utc=True))
     ended = pd.to_datetime(table.pop("end_ms"), unit="ms", utc=True)

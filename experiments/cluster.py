@@ -106,7 +106,7 @@ def shipped_code() -> dict[str, Any]:
     line and the commit.
     """
     import vmae
-    from vmae.experiments.tracking import COMMAND_ENV, COMMIT_ENV, own_commit
+    from vmae.experiments.tracking.origin import COMMAND_ENV, COMMIT_ENV, own_commit
 
     known = {COMMAND_ENV: os.environ.get(COMMAND_ENV), COMMIT_ENV: own_commit()}
     return {

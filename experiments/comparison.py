@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError, nearest
-from vmae.experiments import results, stages
-from vmae.experiments.results import Run
+from vmae.experiments import stages
+from vmae.experiments.runs import Run, history
 from vmae.experiments.tracking import Store
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def curves(store: Store, runs: Sequence[Run], metric: str) -> list[Curve]:
         )
     found = []
     for run, label in zip(runs, labels(runs), strict=True):
-        points = results.history(store, run.run_id, metric) if metric in run.metrics else []
+        points = history(store, run.run_id, metric) if metric in run.metrics else []
         finite = [(s, v) for s, v in points if math.isfinite(v)]
         if finite:
             found.append(Curve(label=label, points=finite))
@@ -73,7 +73,7 @@ def curve_metrics(store: Store, runs: Sequence[Run]) -> list[str]:
     return [
         name
         for name in names
-        if any(len(results.history(store, r.run_id, name)) > 1 for r in runs if name in r.metrics)
+        if any(len(history(store, r.run_id, name)) > 1 for r in runs if name in r.metrics)
     ]
 
 

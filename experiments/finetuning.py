@@ -38,7 +38,7 @@ from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.layout import found_config
 from vmae.experiments.provenance import config_tags
-from vmae.experiments.tracking import Store, Tracker, create_store
+from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import load_model_at, model_source
 
 
@@ -222,7 +222,7 @@ def finetune_run(
             key=f"run:{config.name}",
             kind="finetune",
             params=flatten(config),
-            tags={**config_tags(config), "vmae.init": config.init or "fresh weights"},
+            tags={**config_tags(config), tags.INIT: config.init or "fresh weights"},
         ) as tracker,
         jobs.stop_on_signal() as should_stop,
     ):
@@ -242,7 +242,7 @@ def finetune_run(
             result = jobs.on_workers(
                 config, store, home.path, workers, tracker=tracker, report=report, should_stop=should_stop
             )
-        tracker.set_tags({"vmae.checkpoint": str(result.best_model_path or result.model_path)})
+        tracker.set_tags({tags.CHECKPOINT: str(result.best_model_path or result.model_path)})
         run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
             tracker.finish("KILLED")
@@ -335,7 +335,7 @@ def evaluate_run(
         key=f"run:{name}",
         kind="evaluate",
         params=flatten(config),
-        tags={"vmae.checkpoint": source},
+        tags={tags.CHECKPOINT: source},
     ) as tracker:
         on = measured_on(config, best=Path(model_source(store, source)).name == home.best.name)
         write_evaluation(evaluation, home.evaluation, labels, views, on, tracker)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmae.experiments import results
 from vmae.experiments.layout import NOT_RUNS, SPOOL, SweepDir, Tracked, is_of_spool
-from vmae.experiments.results import Run
+from vmae.experiments.runs import Run, children, list_runs
 from vmae.experiments.storage import PART, Seen
-from vmae.experiments.tracking import Store, _client, _Sender
+from vmae.experiments.tracking import Store, tags
+from vmae.experiments.tracking.client import mlflow_client
+from vmae.experiments.tracking.spool import Spool
 
 _QUIET_S = 600.0  # a run that wrote its spool within this time may still be at work
 _OLD_TEMPORARY_S = 3600.0
@@ -34,14 +35,14 @@ def with_trials(store: Store, runs: Sequence[Run]) -> list[Run]:
     """The runs, and after each sweep its trials; none twice."""
     found: dict[str, Run] = {}
     for run in runs:
-        for member in [run, *(results.children(store, run) if run.kind == "sweep" else [])]:
+        for member in [run, *(children(store, run) if run.kind == "sweep" else [])]:
             found.setdefault(member.run_id, member)
     return list(found.values())
 
 
 def delete_runs(store: Store, runs: Sequence[Run]) -> None:
     """Mark runs as deleted in the store, as MLflow does: lists leave them out, `mlflow gc` erases them."""
-    client = _client(store.uri)
+    client = mlflow_client(store.uri)
     for run in runs:
         client.delete_run(run.run_id)
 
@@ -57,9 +58,9 @@ def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
         (orphans, kept): what may go, and folders without a listed run that stay, each with the reason. Paths
         are below `store.runs_dir`, also of what lies on an object store.
     """
-    listed = results.list_runs(store, columns=["key", results.CHECKPOINT_TAG])
+    listed = list_runs(store, columns=["key", tags.CHECKPOINT])
     keys = {r.key for r in listed}
-    used = {r.tags[results.CHECKPOINT_TAG]: r.name for r in listed if results.CHECKPOINT_TAG in r.tags}
+    used = {r.tags[tags.CHECKPOINT]: r.name for r in listed if tags.CHECKPOINT in r.tags}
     orphans: list[Orphan] = []
     kept: list[Orphan] = []
     storage = store.storage()
@@ -132,13 +133,13 @@ def _why_kept(
     if uri != store.uri:
         return f"recorded in another store ({uri or 'not known which'})"
     spool = Tracked(home).spool
-    trials = [t.spool for t in SweepDir(home).all_trials() if t.spool.exists()]
-    if any(_Sender(store, each).pending() for each in (spool, *trials)):
+    trials = [t for t in SweepDir(home).all_trials() if t.spool.exists()]
+    if any(Spool(each).pending() for each in (Tracked(home), *trials)):
         return "has events that were not sent yet (`vmae runs sync`)"
     ended = last is not None and last.get("event") == "finish"
     if not ended and time.time() - spool.stat().st_mtime < _QUIET_S:
         return "may still be running"
-    if any(s is not None and s["key"] in keys for s, _ in map(_ends, trials)):
+    if any(s is not None and s["key"] in keys for s, _ in (_ends(t.spool) for t in trials)):
         return "some of its trials are still listed"
     place = store.shown(home)
     for checkpoint, name in used.items():

@@ -22,13 +22,14 @@ from vmae.core.train.pretrain import check_objective
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
-from vmae.experiments import results, run
+from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
 from vmae.experiments.layout import RunDir, found_config
 from vmae.experiments.provenance import config_tags
+from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.storage import Mirror
-from vmae.experiments.tracking import Store, Tracker, create_store
+from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import model_source, with_init
 
 
@@ -167,7 +168,7 @@ def pretrain_run(
             )
             loaded, _ = load_model(result.model_path)
             model = expect_model(loaded, VideoMAE, result.model_path).to(device)
-        tracker.set_tags({"vmae.checkpoint": str(result.model_path)})
+        tracker.set_tags({tags.CHECKPOINT: str(result.model_path)})
         run.log_checkpoints(tracker, config, home, stopped=result.stopped)
         if result.stopped:
             tracker.finish("KILLED")
@@ -226,23 +227,23 @@ def model_to_probe(
         data = replace(base.data, frames=model.config.frames, size=(model.config.height, model.config.width))
         return checkpoint, replace(base, model=model.config, data=data)
     if run_name is None:
-        condition = results.Filter(column="kind", op="=", value="pretrain")
-        newest = results.list_runs(store, where=[condition], limit=1)
+        condition = Filter(column="kind", op="=", value="pretrain")
+        newest = list_runs(store, where=[condition], limit=1)
         if not newest:
             raise InputError(
                 f"expected a pre-training run in {store.uri}, found none; give --run or --checkpoint"
             )
         found = newest[0]
     else:
-        found = results.find(store, run_name)
-    place = found.tags.get(results.CHECKPOINT_TAG, "")
+        found = find(store, run_name)
+    place = found.tags.get(tags.CHECKPOINT, "")
     folder = Path(model_source(store, place))
     if not place or not folder.exists():
         raise InputError(f"expected run '{found.name}' to have a model, got none at {place or 'any place'}")
     return folder, _config_of(found)
 
 
-def _config_of(found: results.Run) -> ExperimentConfig:
+def _config_of(found: Run) -> ExperimentConfig:
     """A run's configuration from its parameters in the store."""
     import json
 
@@ -284,7 +285,7 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
         key=f"run:{name}",
         kind="probe",
         params=flatten(config),
-        tags={"vmae.checkpoint": str(checkpoint), **config_tags(config)},
+        tags={tags.CHECKPOINT: str(checkpoint), **config_tags(config)},
     ) as tracker:
         tracker.log_metrics(run.probe_metrics(result), 0)
     return result

@@ -14,8 +14,8 @@ from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
+from vmae.experiments.tracking import tags
 
-DIGEST_TAG = "vmae.data_digest"
 _THREADS = 16  # a stat waits for the disk or the network, not for the processor
 
 
@@ -24,7 +24,7 @@ def config_tags(config: ExperimentConfig, digest: str | None = None) -> dict[str
 
     Without `digest` it is computed; InputError as `data_digest`.
     """
-    return {"vmae.recipe": config.recipe, DIGEST_TAG: digest or data_digest(config.data)}
+    return {tags.RECIPE: config.recipe, tags.DATA_DIGEST: digest or data_digest(config.data)}
 
 
 def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
@@ -39,9 +39,9 @@ def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDi
 
 def keep_digest(base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
     """`config_tags` of a sweep, its digest kept in its folder for the trials."""
-    tags = config_tags(base)
-    write_json(sweep.data, {"digest": tags[DIGEST_TAG]})
-    return tags
+    found = config_tags(base)
+    write_json(sweep.data, {"digest": found[tags.DATA_DIGEST]})
+    return found
 
 
 def environment() -> str:

@@ -16,12 +16,13 @@ from vmae.core.config import to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
-from vmae.experiments import results, stages
+from vmae.experiments import stages
 from vmae.experiments.finetuning import config_of_model
-from vmae.experiments.results import Run
+from vmae.experiments.runs import Run, find
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import TrialState, groups, winner
-from vmae.experiments.tracking import CLASSIFIER_TAG, Store, _client, _first_line
+from vmae.experiments.tracking import Store, tags
+from vmae.experiments.tracking.client import first_line, mlflow_client
 
 if TYPE_CHECKING:
     from vmae.core.model.encoder import VideoModel
@@ -53,9 +54,9 @@ def register(store: Store, run: Run, name: str, *, classifier: bool = True) -> i
         VmaeError: the store refuses.
     """
     check_model_name(name)
-    place = run.tags.get(results.CHECKPOINT_TAG, "")
-    if classifier and CLASSIFIER_TAG in run.tags:
-        place = run.tags[CLASSIFIER_TAG]
+    place = run.tags.get(tags.CHECKPOINT, "")
+    if classifier and tags.CLASSIFIER in run.tags:
+        place = run.tags[tags.CLASSIFIER]
     if "://" in place:
         from vmae.experiments.storage import fetched
 
@@ -69,7 +70,7 @@ def _register(store: Store, run: Run, name: str, checkpoint: Path | None) -> int
 
     if checkpoint is None or not checkpoint.exists():
         raise InputError(f"expected run '{run.name}' to have a checkpoint, got {checkpoint or 'none'}")
-    client = _client(store.uri)
+    client = mlflow_client(store.uri)
     try:
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.run_id == run.run_id:
@@ -79,16 +80,14 @@ def _register(store: Store, run: Run, name: str, checkpoint: Path | None) -> int
             client.log_artifacts(run.run_id, str(Path(folder) / "model"), "model")
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        tags = {
-            k: v for k, v in run.tags.items() if k in (results.SWEEP_TAG, "vmae.recipe", "vmae.data_digest")
-        }
+        kept = {k: v for k, v in run.tags.items() if k in (tags.SWEEP, tags.RECIPE, tags.DATA_DIGEST)}
         made = client.create_model_version(
-            name, f"runs:/{run.run_id}/model", run.run_id, tags=tags, description=f"run {run.name}"
+            name, f"runs:/{run.run_id}/model", run.run_id, tags=kept, description=f"run {run.name}"
         )
         return int(made.version)
     except MlflowException as e:
         raise VmaeError(
-            f"expected {store.uri} to take a version of model '{name}', got: {_first_line(e)}"
+            f"expected {store.uri} to take a version of model '{name}', got: {first_line(e)}"
         ) from e
 
 
@@ -107,8 +106,8 @@ def register_best(store: Store, plan: Plan, states: list[TrialState], name: str)
         if not s.trial.baseline and s.trial.overrides == best.overrides and plan.metric in s.metrics
     ]
     top = max(members, key=lambda s: plan.ranked_by.score_of(s.metrics[plan.metric]))
-    run = results.find(store, plan.trial_key(top.trial))
-    return run, register(store, run, name, classifier=stages.model_tag(plan.ranked_by) == CLASSIFIER_TAG)
+    run = find(store, plan.trial_key(top.trial))
+    return run, register(store, run, name, classifier=stages.model_tag(plan.ranked_by) == tags.CLASSIFIER)
 
 
 def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:

@@ -37,20 +37,12 @@ ALLOWED: dict[str, dict[str, str]] = {
         "vmae.experiments.finetuning -> vmae.experiments.distributed": "stages and executors",
         "vmae.experiments.jobs -> vmae.experiments.distributed": "stages and executors",
     },
-    "private": {
-        "experiments/housekeeping.py takes vmae.experiments.tracking._Sender": "the tracking package",
-        "experiments/housekeeping.py takes vmae.experiments.tracking._client": "the tracking package",
-        "experiments/registry.py takes vmae.experiments.tracking._client": "the tracking package",
-        "experiments/registry.py takes vmae.experiments.tracking._first_line": "the tracking package",
-        "experiments/results.py takes vmae.experiments.tracking._client": "the tracking package",
-    },
+    "private": {},
     "long function": {
         "experiments/distributed.py train_on_workers": "executors",
     },
     "long file": {
-        "experiments/results.py": "to be split",
         "experiments/sweeps/trial.py": "executors",
-        "experiments/tracking.py": "the tracking package",
     },
 }
 

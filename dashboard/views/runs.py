@@ -16,21 +16,21 @@ from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import probe_score
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
-from vmae.experiments.results import SWEEP_TAG, Filter, Run, history, list_runs, pictures
+from vmae.experiments.runs import Filter, Run, history, list_runs, pictures
 from vmae.experiments.stages import SCORES
 from vmae.experiments.stages.measure import ERROR
-from vmae.experiments.tracking import KIND_TAG
+from vmae.experiments.tracking import tags
 
 MAX_COMPARED = 12
 MAX_ROWS = 2000
 # What the table shows: of ten thousand runs, reading all else takes seconds.
-_COLUMNS = (KIND_TAG, SWEEP_TAG, "mask.ratio", ERROR.name, *SCORES, *CURVES)
+_COLUMNS = (tags.KIND, tags.SWEEP, "mask.ratio", ERROR.name, *SCORES, *CURVES)
 
 
 def page() -> None:
     """The page."""
     settings = Settings.from_env()
-    runs = list_runs(settings.store, columns=[KIND_TAG])
+    runs = list_runs(settings.store, columns=[tags.KIND])
     if not runs:
         empty_state(
             "No run yet",
@@ -201,7 +201,7 @@ def _mlflow(settings: Settings, runs: Sequence[Run]) -> None:
 
 
 def _run_address(settings: Settings, run: Run) -> str:
-    from vmae.experiments.results import experiment_id
+    from vmae.experiments.runs import experiment_id
 
     return (
         f"{settings.mlflow_url.rstrip('/')}/#/experiments/{experiment_id(settings.store)}/runs/{run.run_id}"

@@ -25,9 +25,10 @@ from vmae.dashboard.trials import (
     trial_rows,
 )
 from vmae.experiments import stages
-from vmae.experiments.results import Run, children, history, list_sweeps
+from vmae.experiments.runs import Run, children, history, list_sweeps
 from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.space import task_fields
+from vmae.experiments.tracking import tags
 
 MAX_STRIP_ROWS = 10
 
@@ -59,11 +60,11 @@ def page() -> None:
 
 
 def _headline(parent: Run) -> None:
-    best = parent.tags.get("vmae.best")
-    parts = [parent.tags.get("vmae.definition", ""), parent.status.lower()]
+    best = parent.tags.get(tags.BEST)
+    parts = [parent.tags.get(tags.DEFINITION, ""), parent.status.lower()]
     if best:
         parts.append(f"best: **{best}**")
-    if failed := parent.tags.get("vmae.failed"):
+    if failed := parent.tags.get(tags.FAILED):
         parts.append(f":red[failed: {failed}]")
     st.markdown(" · ".join(p for p in parts if p))
 
@@ -208,7 +209,7 @@ def _as_number(text: str, otherwise: float) -> float:
 
 
 def _published(parent: Run, rows: list[TrialRow], fields: list[str], metric: Metric) -> None:
-    published = published_rows(parent.tags.get("vmae.definition", ""))
+    published = published_rows(parent.tags.get(tags.DEFINITION, ""))
     if not published:
         return
     st.subheader("Beside the published curve", anchor=False)

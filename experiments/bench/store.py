@@ -17,18 +17,10 @@ from typing import Any
 
 from vmae.core.config import flatten
 from vmae.core.video.config import DataConfig
-from vmae.experiments import results
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.results import Filter
-from vmae.experiments.tracking import (
-    EXPERIMENT,
-    KEY_TAG,
-    KIND_TAG,
-    Store,
-    create_store,
-    environment_tags,
-    store_at,
-)
+from vmae.experiments.runs import Filter, best_run, children, find, history, list_runs, list_sweeps
+from vmae.experiments.tracking import EXPERIMENT, Store, create_store, store_at, tags
+from vmae.experiments.tracking.origin import environment_tags
 
 TRIALS_PER_SWEEP = 20
 _METRICS = (
@@ -63,7 +55,7 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
     draw = random.Random(0)
     config = ExperimentConfig(data=DataConfig(frames=8, size=(64, 64)))
     params = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(config).items()}
-    tags = {**environment_tags(), "vmae.recipe": "demo_pretrain", "vmae.data_digest": "0" * 12}
+    made_by = {**environment_tags(), tags.RECIPE: "demo_pretrain", tags.DATA_DIGEST: "0" * 12}
     columns = (
         "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, "
         "source_version, lifecycle_stage, artifact_uri, experiment_id"
@@ -87,14 +79,14 @@ def fill_store(store: Store, runs: int, *, points: int = 20) -> None:
             uri = str(store.layout.artifacts_of(run_id))
             db.execute(f"insert into runs ({columns}) values ({marks})", (*values, uri, experiment))
             own = {
-                KIND_TAG: "sweep" if is_sweep else "trial",
-                KEY_TAG: f"bench:{number}",
-                "vmae.sweep": sweep,
+                tags.KIND: "sweep" if is_sweep else "trial",
+                tags.KEY: f"bench:{number}",
+                tags.SWEEP: sweep,
             }
-            own |= {} if is_sweep else {"mlflow.parentRunId": parent}
+            own |= {} if is_sweep else {tags.PARENT: parent}
             db.executemany(
                 "insert into tags (run_uuid, key, value) values (?, ?, ?)",
-                [(run_id, k, v) for k, v in {**tags, **own}.items()],
+                [(run_id, k, v) for k, v in {**made_by, **own}.items()],
             )
             trial = {
                 **params,
@@ -136,24 +128,22 @@ def measure_store(store: Store, *, repeats: int = 5) -> list[Timing]:
         _process(what, ["-m", "vmae", "runs", "list", *words, "--runs-dir", str(store.runs_dir)], repeats)
         for what, words in commands.items()
     ]
-    newest = results.list_runs(store, limit=1)[0]
-    sweep = results.list_sweeps(store)[0]
+    newest = list_runs(store, limit=1)[0]
+    sweep = list_sweeps(store)[0]
     functions: dict[str, Callable[[], Any]] = {
-        "list_runs(limit=200)": lambda: results.list_runs(store, limit=200),
-        "list_runs(columns=3 of them)": lambda: results.list_runs(
+        "list_runs(limit=200)": lambda: list_runs(store, limit=200),
+        "list_runs(columns=3 of them)": lambda: list_runs(
             store, columns=["kind", "mask.ratio", "probe/top1"]
         ),
-        "list_runs(), every value": lambda: results.list_runs(store),
-        "list_sweeps()": lambda: results.list_sweeps(store),
-        "children(sweep)": lambda: results.children(store, sweep),
-        "best_run(probe/top1)": lambda: results.best_run(store, "probe/top1"),
-        "list_runs(where probe/top1 > 0.99)": lambda: results.list_runs(
+        "list_runs(), every value": lambda: list_runs(store),
+        "list_sweeps()": lambda: list_sweeps(store),
+        "children(sweep)": lambda: children(store, sweep),
+        "best_run(probe/top1)": lambda: best_run(store, "probe/top1"),
+        "list_runs(where probe/top1 > 0.99)": lambda: list_runs(
             store, where=[Filter(column="probe/top1", op=">", value="0.99")]
         ),
-        "find(name)": lambda: results.find(store, newest.name),
-        "history(run, pretrain/step_loss)": lambda: results.history(
-            store, newest.run_id, "pretrain/step_loss"
-        ),
+        "find(name)": lambda: find(store, newest.name),
+        "history(run, pretrain/step_loss)": lambda: history(store, newest.run_id, "pretrain/step_loss"),
     }
     for what, function in functions.items():
         times, processor = [], []
@@ -204,7 +194,7 @@ def _process(what: str, arguments: list[str], repeats: int) -> Timing:
 def bench(folder: Path, runs: int, repeats: int) -> tuple[Store, list[Timing]]:
     """Make a store of `runs` runs in `folder` (kept and used again where it has as many) and measure it."""
     store = store_at(folder)
-    have = len(results.list_runs(store, columns=[]))
+    have = len(list_runs(store, columns=[]))
     if have < runs:
         fill_store(store, runs - have)
     return store, measure_store(store, repeats=repeats)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from vmae.core.errors import InputError, nearest
 from vmae.experiments.stages import finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import SPEED, Metric, Stage, plain
+from vmae.experiments.tracking import tags
 
 STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (pretrain.STAGE, measure.STAGE, probe.PROBE, probe.KNN, finetune.STAGE)
@@ -31,8 +32,6 @@ JOBS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.tr
 METRICS: dict[str, Metric] = {m.name: m for stage in STAGES.values() for m in stage.metrics}
 SCORES: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.score)
 """By what runs are ranked, the first that one has."""
-RANKED_BY_TAG, FACTS_TAG = "vmae.metric", "vmae.metric_facts"
-"""Of a sweep's run: the name of the metric that ranks its trials, and what there is to know about it."""
 
 
 def check_name(name: str) -> None:
@@ -85,13 +84,13 @@ def metric(name: str) -> Metric:
 
 def ranking_tags(ranked: Metric) -> dict[str, str]:
     """For a sweep's run, what `ranked_by` reads."""
-    return {RANKED_BY_TAG: ranked.name, FACTS_TAG: json.dumps(asdict(ranked))}
+    return {tags.METRIC: ranked.name, tags.METRIC_FACTS: json.dumps(asdict(ranked))}
 
 
-def ranked_by(tags: Mapping[str, str]) -> Metric:
+def ranked_by(carried: Mapping[str, str]) -> Metric:
     """What ranks the trials of a sweep, from its run's tags."""
-    facts = tags.get(FACTS_TAG)
-    return Metric(**json.loads(facts)) if facts else metric(tags.get(RANKED_BY_TAG, probe.PROBE.metric.name))
+    facts = carried.get(tags.METRIC_FACTS)
+    return Metric(**json.loads(facts)) if facts else metric(carried.get(tags.METRIC, probe.PROBE.metric.name))
 
 
 def baseline_of(ranked: Metric) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmae.experiments.stages.stage import SHARE, Config, Metric, Stage, accuracies
+from vmae.experiments.tracking import tags
 
 HELD_OUT = "on held-out videos"
 TEST = Metric(name="test/top1", title="test accuracy", unit=SHARE, score=True, where=HELD_OUT)
@@ -78,7 +79,7 @@ STAGE = Stage(
     flops=flops,
     labels=True,
     unused=("mask.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
-    model_tag="vmae.classifier",
+    model_tag=tags.CLASSIFIER,
     best_counts=True,
     baseline="fine-tuned from scratch",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmae.experiments.stages.stage import SHARE, SPEED, Config, Metric, Stage
+from vmae.experiments.tracking import tags
 
 LOSS = Metric(
     name="pretrain/loss",
@@ -56,5 +57,5 @@ STAGE = Stage(
     check=check,
     flops=flops,
     unused=("finetune.", "pipeline.then", "pipeline.finetune_"),
-    model_tag="vmae.checkpoint",
+    model_tag=tags.CHECKPOINT,
 )

@@ -20,7 +20,7 @@ from vmae.experiments.storage import Storage, StorageAway
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.tune import tune
-from vmae.experiments.tracking import Store, Tracker, store_at
+from vmae.experiments.tracking import Store, Tracker, store_at, tags
 
 Observe = Callable[[list[TrialState]], None]
 """Called about once a second with every trial's state."""
@@ -122,8 +122,8 @@ def _run_sweep(
         kind="sweep",
         params=flatten(plan.base) | {"sweep.params": ", ".join(plan.params)},
         tags={
-            "vmae.sweep": plan.name,
-            "vmae.definition": plan.sweep,
+            tags.SWEEP: plan.name,
+            tags.DEFINITION: plan.sweep,
             **stages.ranking_tags(plan.ranked_by),
             **keep_digest(plan.base, sweep),
         },
@@ -149,7 +149,7 @@ def _conclude(
     best = winner(groups(states), plan.ranked_by)
     if best is not None:
         tracker.log_metrics({f"best/{plan.metric}": best.mean[plan.metric]}, len(states))
-        tracker.set_tags({"vmae.best": best.label})
+        tracker.set_tags({tags.BEST: best.label})
     from vmae.experiments.sweeps.plots import save_figures
 
     for trial in plan.trials:
@@ -159,7 +159,7 @@ def _conclude(
         tracker.log_artifact(path, "figures")
         storage.push_file(path)
     if any(s.status == FAILED for s in states):
-        tracker.set_tags({"vmae.failed": ", ".join(s.trial.id for s in states if s.status == FAILED)})
+        tracker.set_tags({tags.FAILED: ", ".join(s.trial.id for s in states if s.status == FAILED)})
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from vmae.experiments.provenance import shared_tags
 from vmae.experiments.storage import Mirror, StorageAway, scratch
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.sweeps.stopping import KNN, LOSS, donor, perturbed, verdict
-from vmae.experiments.tracking import CLASSIFIER_TAG, Store, Tracker
+from vmae.experiments.tracking import Store, Tracker, tags
 
 if TYPE_CHECKING:
     import torch
@@ -169,8 +169,8 @@ def _run(
             parent_key=plan.key,
             params=flatten(config),
             tags={
-                "vmae.sweep": plan.name,
-                "vmae.baseline": str(trial.baseline).lower(),
+                tags.SWEEP: plan.name,
+                tags.BASELINE: str(trial.baseline).lower(),
                 **shared_tags(config, plan.base, sweep),
             },
             patience_s=2.0,
@@ -179,7 +179,7 @@ def _run(
             judged = history(sweep, trial.id)
             tracker.log_metrics(metrics, judged[-1][0] if stopped and judged else config.train.epochs)
             if stopped:
-                tracker.set_tags({"vmae.stopped": stopped})
+                tracker.set_tags({tags.STOPPED: stopped})
     except Exception as e:
         text = (str(e).splitlines() or [""])[0]
         progress.update(force=True, stage="failed", error=text or type(e).__name__)
@@ -237,7 +237,7 @@ def _stages(
     this.done_share += shares["pretrain"]
     if this.stopped is None:
         _sync(this)
-        tracker.set_tags({"vmae.checkpoint": _where(this, home / "pretrain" / "model")})
+        tracker.set_tags({tags.CHECKPOINT: _where(this, home / "pretrain" / "model")})
         run.log_checkpoints(
             tracker, config, RunDir(home / "pretrain"), under="pretrain", where=partial(_where, this)
         )
@@ -443,7 +443,7 @@ def _adopt(this: _Run) -> None:
             this.home / "adopted.json", [*before, {"epoch": epoch, "from": this.donor, "overrides": values}]
         )
         this.config = _adopted(this.home, this.config)
-        this.tracker.set_tags({"vmae.pbt": f"epoch {epoch}: weights of {this.donor}, {values}"})
+        this.tracker.set_tags({tags.PBT: f"epoch {epoch}: weights of {this.donor}, {values}"})
     this.donor = None
 
 
@@ -618,7 +618,7 @@ def _finetune(this: _Run, model: VideoMAE, share: float) -> dict[str, float]:
         _, result = finetune_stage(
             tuned, labelled, home, init=model, device=this.device, tracker=this.tracker, report=report
         )
-    this.tracker.set_tags({CLASSIFIER_TAG: _where(this, result.model_path)})
+    this.tracker.set_tags({tags.CLASSIFIER: _where(this, result.model_path)})
     run.log_checkpoints(this.tracker, tuned, RunDir(home), under="finetune", where=partial(_where, this))
     # The last weights, not those of the best epoch: that epoch would be chosen on the list measured here.
     if this.plan.resources.staged:

@@ -73,11 +73,12 @@ def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
 
 def artifacts(runs: Path, name: str) -> dict[str, int]:
     """Every file among the artifacts of a run, with its size."""
-    from vmae.experiments import tracking
+    from vmae.experiments.tracking import store_at
+    from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
 
-    store = tracking.store_at(runs)
-    client = tracking._client(store.uri)
-    run_id = tracking.find_run(client, tracking._experiment_id(store, client), f"run:{name}")
+    store = store_at(runs)
+    client = mlflow_client(store.uri)
+    run_id = find_run(client, experiment_id(store, client), f"run:{name}")
     assert run_id is not None
     found: dict[str, int] = {}
     folders = [""]
@@ -146,11 +147,11 @@ def test_the_best_epochs_number_is_what_evaluate_finds_on_one_view(
 def test_what_chose_the_epoch_is_no_test(
     store: Path, tiny_videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vmae.experiments import results
+    from vmae.experiments.runs import find
     from vmae.experiments.tracking import store_at
 
     def metrics(name: str) -> dict[str, float]:
-        return results.find(store_at(store), name).metrics
+        return find(store_at(store), name).metrics
 
     facts = json.loads((store / "ft" / "evaluation" / "metrics.json").read_text())
     assert facts["chose"] and Path(facts["list"]).name == "val.csv"

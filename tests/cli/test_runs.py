@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from vmae.cli.main import run
-from vmae.experiments import housekeeping, results
+from vmae.experiments import housekeeping
 from vmae.experiments.layout import SPOOL
+from vmae.experiments.runs import list_runs
 from vmae.experiments.tracking import Store, Tracker, store_at
 
 
@@ -154,7 +155,7 @@ def test_what_is_refused(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1, errors
     assert expected in errors[0]
-    assert len(results.list_runs(store_at(runs_dir))) == 6
+    assert len(list_runs(store_at(runs_dir))) == 6
 
 
 def test_a_file_that_is_no_database_is_named(
@@ -238,7 +239,7 @@ def test_delete_then_gc_frees_what_the_deleted_runs_left(
     assert "deleted 3 runs" in _vmae(capsys, "runs", "delete", "ratio-1", "--yes")
     _vmae(capsys, "runs", "gc", "--delete", "--yes")
     assert not (own_copy.runs_dir / "sweeps" / "ratio-1").exists()
-    assert {r.name for r in results.list_runs(own_copy)} == {"demo-1", "demo-1-probe"}
+    assert {r.name for r in list_runs(own_copy)} == {"demo-1", "demo-1-probe"}
 
 
 def _refused_gc(capsys: pytest.CaptureFixture[str]) -> str:
@@ -250,7 +251,7 @@ def _refused_gc(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_gc_keeps_what_is_in_doubt(own_copy: Store) -> None:
     trials = own_copy.runs_dir / "sweeps" / "ratio-1" / "trials"
-    runs = {r.name: r for r in results.list_runs(own_copy)}
+    runs = {r.name: r for r in list_runs(own_copy)}
     housekeeping.delete_runs(own_copy, [r for r in runs.values() if r.kind == "trial"])
     first, second, third = (trials / f"ratio{r}" / SPOOL for r in (0.5, 0.75, 0.9))
     first.write_text(first.read_text().replace("sqlite:///", "sqlite:////other"))

@@ -120,26 +120,26 @@ def test_the_table_says_what_fails_where() -> None:
 
 def test_workers_record_the_drivers_command_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shipped code has no git beside it, and a worker's command line is Ray's."""
-    from vmae.experiments import tracking
+    from vmae.experiments.tracking import origin
 
     monkeypatch.setenv("VMAE_COMMAND", "vmae sweep x")
     monkeypatch.setenv("VMAE_COMMIT", "c0ffee")
-    tracking.own_commit.cache_clear()
+    origin.own_commit.cache_clear()
     handed = shipped_code()["env_vars"]
-    tags = tracking.environment_tags()
-    tracking.own_commit.cache_clear()
+    tags = origin.environment_tags()
+    origin.own_commit.cache_clear()
     assert handed == {"VMAE_COMMAND": "vmae sweep x", "VMAE_COMMIT": "c0ffee"}
     assert (tags["vmae.command"], tags["mlflow.source.git.commit"]) == ("vmae sweep x", "c0ffee")
 
 
 def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vmae.experiments import tracking
+    from vmae.experiments.tracking import origin
 
     monkeypatch.delenv("VMAE_COMMIT", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    tracking.own_commit.cache_clear()
-    assert tracking.own_commit() is None
-    tracking.own_commit.cache_clear()
+    origin.own_commit.cache_clear()
+    assert origin.own_commit() is None
+    origin.own_commit.cache_clear()
 
 
 @pytest.mark.parametrize(

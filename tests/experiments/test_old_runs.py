@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vmae.experiments import results
 from vmae.experiments.layout import RunsDir
+from vmae.experiments.runs import children, find, history, list_sweeps
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, RUNNING, trial_states
 from vmae.experiments.sweeps.trial import run_trial
@@ -57,7 +57,7 @@ def test_an_old_run_directory_is_listed(old_runs: Path) -> None:
 def test_an_old_pretraining_goes_on_to_the_old_numbers(old_runs: Path) -> None:
     printed = _vmae("pretrain", "--resume", "interrupted")
     assert "loss 0.5199 after 40 epochs" in printed
-    run = results.find(store_at(old_runs), "interrupted")
+    run = find(store_at(old_runs), "interrupted")
     assert run.status == "FINISHED"
     assert run.metrics["pretrain/loss"] == pytest.approx(0.519854, abs=1e-4)
     assert run.metrics["eval/loss"] == pytest.approx(0.685442, abs=1e-4)
@@ -76,9 +76,7 @@ def test_an_old_trial_goes_on_to_the_old_numbers_and_a_finished_one_is_left(old_
     assert last["metrics"]["eval/loss"] == pytest.approx(0.666942, abs=1e-4)
     assert last["metrics"]["probe/top1"] == 0.25
     # The steps of both attempts, each once.
-    steps = [
-        s for s, _ in results.history(store, results.find(store, "ratio0.75_s0").run_id, "pretrain/loss")
-    ]
+    steps = [s for s, _ in history(store, find(store, "ratio0.75_s0").run_id, "pretrain/loss")]
     assert steps == list(range(1, 61))
 
 
@@ -86,9 +84,9 @@ def test_an_old_trial_goes_on_to_the_old_numbers_and_a_finished_one_is_left(old_
 def test_an_old_sweep_is_resumed(old_runs: Path) -> None:
     printed = _vmae("sweep", "masking_ratio", "--resume")
     assert "best: mask.ratio = 0.5, 25.0% on held-out videos" in printed
-    (sweep,) = results.list_sweeps(store_at(old_runs))
+    (sweep,) = list_sweeps(store_at(old_runs))
     assert sweep.status == "FINISHED"
-    assert {r.status for r in results.children(store_at(old_runs), sweep)} == {"FINISHED"}
+    assert {r.status for r in children(store_at(old_runs), sweep)} == {"FINISHED"}
 
 
 def test_an_old_finetuning_is_evaluated_to_the_old_numbers(old_runs: Path) -> None:

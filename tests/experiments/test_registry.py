@@ -18,7 +18,8 @@ from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import save_model
-from vmae.experiments import registry, results
+from vmae.experiments import registry
+from vmae.experiments.runs import Run, find
 from vmae.experiments.tracking import Store, Tracker, store_at
 
 DATA = DataConfig(frames=8, sampling_rate=2, size=(32, 32), short_side=32)
@@ -50,7 +51,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store_at(tmp_path / "runs")
 
 
-def _run(store: Store, name: str, model: torch.nn.Module, meta: dict[str, object]) -> results.Run:
+def _run(store: Store, name: str, model: torch.nn.Module, meta: dict[str, object]) -> Run:
     home = store.runs_dir / name
     save_model(home / "model", model, meta)
     with Tracker(
@@ -63,7 +64,7 @@ def _run(store: Store, name: str, model: torch.nn.Module, meta: dict[str, object
         tags={"vmae.checkpoint": str(home / "model")},
     ):
         pass
-    return results.find(store, name)
+    return find(store, name)
 
 
 PROGRAM = """
@@ -129,7 +130,7 @@ def test_what_cannot_be_registered_or_read_is_named(store: Store, tmp_path: Path
     with Tracker(store, store.runs_dir / "x", name="x", key="x", kind="probe"):
         pass
     with pytest.raises(InputError, match="expected run 'x' to have a checkpoint, got none"):
-        registry.register(store, results.find(store, "x"), "mini")
+        registry.register(store, find(store, "x"), "mini")
     assert run.checkpoint is not None
     registry.save_pyfunc(run, run.checkpoint, tmp_path / "model")
     (tmp_path / "bad.mp4").write_text("text")

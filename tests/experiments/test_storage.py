@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.experiments import housekeeping, results
+from vmae.experiments import housekeeping
 from vmae.experiments.layout import is_small
+from vmae.experiments.runs import find, history
 from vmae.experiments.storage import Mirror, StorageAway, fetched
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
@@ -92,7 +93,7 @@ def test_orphans_on_a_store_are_found_and_deleted_from_another_machine(tmp_path:
         _track(one, name, weights="w" * 1000)
     _write(tmp_path / "store" / "kept" / "cut.part", "half")
     os.utime(tmp_path / "store" / "kept" / "cut.part", (0, 0))
-    housekeeping.delete_runs(two, [results.find(two, "gone")])
+    housekeeping.delete_runs(two, [find(two, "gone")])
     orphans, kept = housekeeping.find_orphans(two)
     assert [(o.path.name, o.reason) for o in orphans] == [
         ("gone", "run 'gone' was deleted"),
@@ -164,12 +165,12 @@ def test_runs_on_s3_are_synced_deleted_and_their_files_collected(
     assert vmae("sync") == "late: sent\n"
     machine("three")
     assert vmae("sync") == "nothing waits to be sent\n"
-    late = results.find(store, "late")
+    late = find(store, "late")
     assert late.status == "FINISHED"
-    assert results.history(store, late.run_id, "pretrain/loss") == [(1, 0.5)]
-    from vmae.experiments.tracking import _client
+    assert history(store, late.run_id, "pretrain/loss") == [(1, 0.5)]
+    from vmae.experiments.tracking.client import mlflow_client
 
-    assert [f.path for f in _client(store.uri).list_artifacts(late.run_id)] == ["note.txt"]
+    assert [f.path for f in mlflow_client(store.uri).list_artifacts(late.run_id)] == ["note.txt"]
 
     assert "nothing to remove in s3://bucket/runs" in vmae("gc")
     assert "nothing was removed" in vmae("delete", "gone", code=2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vmae.experiments import results
+from vmae.experiments.runs import Filter, children, history, list_runs, list_sweeps, pictures
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, groups, trial_states, winner
 from vmae.experiments.tracking import store_at
@@ -100,16 +100,16 @@ def test_a_sweep_ends_with_table_winner_figure_and_next_commands(undisturbed: tu
 
 def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -> None:
     store = store_at(undisturbed[0])
-    (sweep,) = results.list_sweeps(store)
-    trials = results.children(store, sweep)
+    (sweep,) = list_sweeps(store)
+    trials = children(store, sweep)
     assert sorted(t.name for t in trials) == ["random-weights_s0", "ratio0.5_s0", "ratio0.75_s0"]
     assert all(t.status == "FINISHED" for t in [sweep, *trials])
     trial = next(t for t in trials if t.name == "ratio0.75_s0")
     assert trial.params["mask.ratio"] == "0.75"
-    steps = [s for s, _ in results.history(store, trial.run_id, "pretrain/step_loss")]
+    steps = [s for s, _ in history(store, trial.run_id, "pretrain/step_loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == 36  # 6 epochs of 48 clips in batches of 8
-    assert [s for s, _ in results.pictures(trial)] == [2, 4, 6]
+    assert [s for s, _ in pictures(trial)] == [2, 4, 6]
     assert trial.checkpoint is not None
     assert trial.checkpoint.exists()
     # Of a trial of a few seconds; test_tracking.py has the bound, in processor time.
@@ -171,9 +171,9 @@ def test_killed_and_resumed_gives_the_undisturbed_table(
     assert resumed.returncode == 0, resumed.stderr
     assert _numbers(runs) == _numbers(undisturbed[0])
     store = store_at(runs)
-    assert len(results.list_runs(store)) == 4
-    for run in results.list_runs(store, where=[results.Filter(column="kind", op="=", value="trial")]):
-        steps = [s for s, _ in results.history(store, run.run_id, "pretrain/step_loss")]
+    assert len(list_runs(store)) == 4
+    for run in list_runs(store, where=[Filter(column="kind", op="=", value="trial")]):
+        steps = [s for s, _ in history(store, run.run_id, "pretrain/step_loss")]
         assert steps == sorted(set(steps)), f"{run.name} counted a step twice"
 
 
@@ -195,5 +195,5 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(mini_data: Path, tmp_path
     assert "Traceback" not in output
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, f"left behind: {[p.name() for p in alive]}"
-    sweep = results.list_sweeps(store_at(runs))[0]
+    sweep = list_sweeps(store_at(runs))[0]
     assert sweep.status == "KILLED"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vmae.experiments import results
+from vmae.experiments.runs import Filter, history, list_runs
 from vmae.experiments.tracking import Store, store_at, sync
 
 pytestmark = pytest.mark.slow
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.slow
 
 def _whole(store: Store, trials: int) -> None:
     """Every trial is one run that ended well, and no step was counted twice."""
-    runs = results.list_runs(store, where=[results.Filter(column="kind", op="=", value="trial")])
+    runs = list_runs(store, where=[Filter(column="kind", op="=", value="trial")])
     assert len(runs) == trials
     assert {r.status for r in runs} == {"FINISHED"}
     for run in runs:
-        steps = [s for s, _ in results.history(store, run.run_id, "pretrain/step_loss")]
+        steps = [s for s, _ in history(store, run.run_id, "pretrain/step_loss")]
         assert steps == sorted(set(steps)), f"{run.name} counted a step twice"
         if "random" not in run.name:
             assert steps[-1] == 72  # 12 epochs of 48 clips in batches of 8

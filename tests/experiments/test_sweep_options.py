@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vmae.experiments import results
+from vmae.experiments.runs import Filter, children, history, list_runs, list_sweeps
 from vmae.experiments.tracking import store_at
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_full_disk_under_the_driver(
     for name, attempts in done.items():
         result = runs / "sweeps" / "masking_ratio-1" / "trials" / name / "result.json"
         assert json.loads(result.read_text())["attempts"] == attempts, f"{name} was run again"
-    kept = results.list_runs(store_at(runs), where=[results.Filter(column="kind", op="=", value="trial")])
+    kept = list_runs(store_at(runs), where=[Filter(column="kind", op="=", value="trial")])
     assert len(kept) == 4
     assert {r.status for r in kept} == {"FINISHED"}
 
@@ -73,8 +73,8 @@ def test_pbt_side_by_side_moves_weights_to_the_worst(sweeps: Any, tmp_path: Path
     at = line.index("masking_ratio")
     line[at : at + 3] = ["--param", "optim.base_lr=0.03,0.01,0.003,1e-7"]
     _finish(sweeps.start(line, tmp_path))
-    (sweep,) = results.list_sweeps(store_at(runs))
-    trials = [t for t in results.children(store_at(runs), sweep) if "random" not in t.name]
+    (sweep,) = list_sweeps(store_at(runs))
+    trials = [t for t in children(store_at(runs), sweep) if "random" not in t.name]
     assert len(trials) == 4
     assert {t.status for t in trials} == {"FINISHED"}
     moved = {p.parent.name: json.loads(p.read_text()) for p in runs.glob("sweeps/*/trials/*/adopted.json")}
@@ -84,7 +84,7 @@ def test_pbt_side_by_side_moves_weights_to_the_worst(sweeps: Any, tmp_path: Path
         assert steps[-1]["from"] in tags["vmae.pbt"]
         assert steps[-1]["from"] != name
     for trial in trials:
-        steps = [s for s, _ in results.history(store_at(runs), trial.run_id, "pretrain/loss")]
+        steps = [s for s, _ in history(store_at(runs), trial.run_id, "pretrain/loss")]
         assert steps == sorted(set(steps)) and steps[-1] == 12
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from vmae.experiments import results
+from vmae.experiments.runs import Filter, children, history, list_runs, list_sweeps
 from vmae.experiments.storage import Mirror
 from vmae.experiments.tracking import Store, store_at
 
@@ -68,11 +68,11 @@ def test_two_workers_a_trial_with_files_on_s3(
     sweeps.assert_close(sweeps.numbers(seen()), undisturbed_numbers)
     assert not list((tmp_path / "machine").glob("*/*/sweeps/*/trials/*/pretrain")), "copies left behind"
     store = Store(uri=server.uri, runs_dir=tmp_path)
-    trials = results.list_runs(store, where=[results.Filter(column="kind", op="=", value="trial")])
+    trials = list_runs(store, where=[Filter(column="kind", op="=", value="trial")])
     assert len(trials) == 4
     for trial in trials:
         assert trial.status == "FINISHED"
-        steps = [s for s, _ in results.history(store, trial.run_id, "pretrain/loss")]
+        steps = [s for s, _ in history(store, trial.run_id, "pretrain/loss")]
         assert steps == ([] if "random" in trial.name else list(range(1, 13)))
 
 
@@ -87,10 +87,10 @@ def test_schedulers_with_two_workers_a_trial(sweeps: Any, tmp_path: Path, rule: 
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     store = store_at(runs)
-    (sweep,) = results.list_sweeps(store)
-    trials = {t.name: t for t in results.children(store, sweep) if "random" not in t.name}
+    (sweep,) = list_sweeps(store)
+    trials = {t.name: t for t in children(store, sweep) if "random" not in t.name}
     assert {t.status for t in trials.values()} == {"FINISHED"} and len(trials) == 4
-    ended = {n: results.history(store, t.run_id, "pretrain/loss") for n, t in trials.items()}
+    ended = {n: history(store, t.run_id, "pretrain/loss") for n, t in trials.items()}
     for name, curve in ended.items():
         steps = [s for s, _ in curve]
         assert steps == sorted(set(steps)), f"{name} counted an epoch twice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmae.experiments import tracking
 from vmae.experiments.layout import REFUSED
-from vmae.experiments.tracking import Store, Tracker, create_store, store_at, sync
+from vmae.experiments.tracking import Store, Tracker, create_store, spooled_metrics, store_at, sync, tags
+from vmae.experiments.tracking import tracker as tracker_module
+from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
+from vmae.experiments.tracking.sender import patience
 
 
 @pytest.fixture
@@ -33,8 +36,8 @@ def _open(store: Store, key: str = "k1", parent: str | None = None) -> Tracker:
 
 
 def _history(store: Store, key: str, metric: str) -> list[tuple[int, float]]:
-    client = tracking._client(store.uri)
-    run = tracking.find_run(client, tracking._experiment_id(store, client), key)
+    client = mlflow_client(store.uri)
+    run = find_run(client, experiment_id(store, client), key)
     assert run is not None
     return sorted((m.step, m.value) for m in client.get_metric_history(run, metric))
 
@@ -49,13 +52,13 @@ def test_a_run_is_written_with_params_metrics_tags_pictures_and_parent(store: St
             tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
         tracker.log_image(np.zeros((8, 8, 3), np.uint8), "reconstruction", 1)
         tracker.set_tags({"vmae.sweep": "s"})
-    client = tracking._client(store.uri)
-    experiment = tracking._experiment_id(store, client)
-    run = client.get_run(tracking.find_run(client, experiment, "k1"))
+    client = mlflow_client(store.uri)
+    experiment = experiment_id(store, client)
+    run = client.get_run(find_run(client, experiment, "k1"))
     assert run.info.status == "FINISHED"
     assert run.data.params == {"mask.ratio": "0.9"}
     assert run.data.tags["vmae.sweep"] == "s"
-    assert run.data.tags["mlflow.parentRunId"] == tracking.find_run(client, experiment, "sweep")
+    assert run.data.tags["mlflow.parentRunId"] == find_run(client, experiment, "sweep")
     assert len(client.list_artifacts(run.info.run_id, "images")) == 2  # png and its small webp
     assert [s for s, _ in _history(store, "k1", "train/loss")] == list(range(50))
 
@@ -69,8 +72,8 @@ def test_a_resumed_run_is_one_run_and_counts_each_step_once(store: Store) -> Non
         for step in range(6, 15):
             tracker.log_metrics({"train/loss": float(step)}, step)
     assert _history(store, "k1", "train/loss") == [(s, float(s)) for s in range(15)]
-    client = tracking._client(store.uri)
-    assert len(client.search_runs([tracking._experiment_id(store, client)])) == 1
+    client = mlflow_client(store.uri)
+    assert len(client.search_runs([experiment_id(store, client)])) == 1
 
 
 def test_steps_that_a_killed_attempt_spooled_but_did_not_send_count_once(store: Store) -> None:
@@ -110,12 +113,12 @@ def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
         tracker.log_metrics({"a": 3.0}, 2)
         tracker.log_artifact(store.runs_dir / "note.txt", "inside")
     assert _history(store, "k1", "a") == [(1, 1.0), (2, 3.0)]
-    client = tracking._client(store.uri)
-    run = client.get_run(tracking.find_run(client, tracking._experiment_id(store, client), "k1"))
+    client = mlflow_client(store.uri)
+    run = client.get_run(find_run(client, experiment_id(store, client), "k1"))
     assert run.info.status == "FINISHED"
     assert [f.path for f in client.list_artifacts(run.info.run_id, "inside")] == ["inside/note.txt"]
     assert run.data.tags["b"] == "y"
-    assert run.data.tags[tracking.REFUSED_TAG].startswith("2 events; the last: tags a tag?: ")
+    assert run.data.tags[tags.REFUSED].startswith("2 events; the last: tags a tag?: ")
     assert "refused 1 event; the last: metrics a name?: " in caplog.text
     # `runs sync` offers them again, and says what is still refused.
     ((spool, outcome),) = sync(store.runs_dir)
@@ -129,12 +132,12 @@ def test_what_the_store_refuses_is_set_aside_and_the_rest_goes_on(
 
 
 def test_parameters_that_a_killed_attempt_did_not_send_are_sent(store: Store) -> None:
-    client = tracking._client(store.uri)
-    experiment = tracking._experiment_id(store, client)
-    client.create_run(experiment, tags={tracking.KEY_TAG: "k1"})
+    client = mlflow_client(store.uri)
+    experiment = experiment_id(store, client)
+    client.create_run(experiment, tags={tags.KEY: "k1"})
     with _open(store):
         pass
-    run_id = tracking.find_run(client, experiment, "k1")
+    run_id = find_run(client, experiment, "k1")
     assert run_id is not None and client.get_run(run_id).data.params == {"mask.ratio": "0.9"}
 
 
@@ -152,13 +155,13 @@ def test_half_a_line_left_by_a_killed_process_is_passed_over(store: Store) -> No
 def test_the_machine_is_measured_at_low_cost_and_steps_grow_over_attempts(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
-    monkeypatch.setattr(tracking, "GATHER_S", 0.2)
+    monkeypatch.setattr(tracker_module, "SYSTEM_EVERY_S", 0.2)
+    monkeypatch.setattr(tracker_module, "GATHER_S", 0.2)
     for attempt in range(2):
         with _open(store) as tracker:
             mine, end = time.thread_time(), time.monotonic() + 60
             # Steps are whole seconds: two measurements of an attempt may share one.
-            while len(tracking.spooled_metrics(tracker.spool).get("system/cpu_percent", ())) < 2 + attempt:
+            while len(spooled_metrics(tracker.spool).get("system/cpu_percent", ())) < 2 + attempt:
                 assert time.monotonic() < end, "the machine is not measured"
                 time.sleep(0.25)
             assert time.thread_time() - mine < 0.15, "the caller's thread paid for it"
@@ -186,8 +189,8 @@ def test_a_logged_step_costs_the_run_a_fraction_of_a_millisecond(store: Store) -
 def test_the_first_status_is_the_runs(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with _open(store) as tracker:
         assert tracker.finish("KILLED")
-    client = tracking._client(store.uri)
-    run_id = tracking.find_run(client, tracking._experiment_id(store, client), "k1")
+    client = mlflow_client(store.uri)
+    run_id = find_run(client, experiment_id(store, client), "k1")
     assert run_id is not None and client.get_run(run_id).info.status == "KILLED"
     assert sync(store.runs_dir) == [] and not caplog.text
 
@@ -197,9 +200,9 @@ def test_a_large_artifact_gets_the_time_it_needs(store: Store, monkeypatch: pyte
     large = store.runs_dir / "large.bin"
     with open(large, "wb") as f:
         f.truncate(200 * 10**6)  # a hole: nothing is written
-    with tracking._patience(large):
+    with patience(large):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "100"
-    with tracking._patience(store.runs_dir / "mlflow.db"):
+    with patience(store.runs_dir / "mlflow.db"):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
 
@@ -224,21 +227,66 @@ def test_processes_on_a_fresh_store_at_once_lose_nothing(tmp_path: Path, count: 
         assert len(_history(store, f"w{i}", "b")) == 100
 
 
-def test_a_full_disk_does_not_end_the_thread_that_sends(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def test_what_a_full_disk_has_no_room_for_waits_in_memory(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "SYSTEM_EVERY_S", 0.05)
-    monkeypatch.setattr(tracking, "GATHER_S", 0.05)
+    """The run goes on and loses nothing, and no half line is left: the limit cuts one in the middle."""
+    monkeypatch.setattr(tracker_module, "SYSTEM_EVERY_S", 0.05)
+    monkeypatch.setattr(tracker_module, "GATHER_S", 0.05)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     with _open(store) as tracker:
         measured: list[int] = []
         measure = tracker._system.measure
         monkeypatch.setattr(tracker._system, "measure", lambda: measured.append(1) or measure())
-        spool, tracker.spool = tracker.spool, store.runs_dir / "absent" / "spool"  # cannot be written
-        before, end = len(measured), time.monotonic() + 60
-        while len(measured) < before + 3:  # it measures again only after the writing before failed
-            assert tracker._thread.is_alive()
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        tracker.spool = spool
-        tracker.log_metrics({"train/loss": 1.0}, 1)
-    assert _history(store, "k1", "train/loss") == [(1, 1.0)]
+        tracker.log_metrics({"train/loss": 0.0}, 0)
+        assert tracker.flush(60)
+        spool = tracker.spool
+        resource.setrlimit(resource.RLIMIT_FSIZE, (spool.stat().st_size + 20, usual[1]))
+        try:
+            for step in range(1, 20):
+                tracker.log_metrics({"train/loss": float(step)}, step)
+            before, end = len(measured), time.monotonic() + 60
+            while len(measured) < before + 3:  # it measures again only after the writing before failed
+                assert tracker._thread.is_alive()
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert caplog.text.count("waits in memory") == 1
+    assert _history(store, "k1", "train/loss") == [(s, float(s)) for s in range(20)]
+    assert all(json.loads(line) for line in spool.read_text().splitlines())
+
+
+def test_a_run_whose_first_line_was_cut_goes_on(store: Store) -> None:
+    """Killed while the first event was written: the next attempt says again what run it is."""
+    home = store.layout.run("k1")
+    home.path.mkdir(parents=True)
+    home.spool.write_text('{"event": "start", "store": "sqli')
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 1.0}, 1)
+    assert _history(store, "k1", "a") == [(1, 1.0)]
+    assert sync(store.runs_dir) == []
+
+
+def test_a_spool_that_does_not_say_its_run_is_named_by_sync(store: Store) -> None:
+    home = store.layout.run("k1")
+    home.path.mkdir(parents=True)
+    home.spool.write_text(
+        '{"event": "sta\n{"event": "metrics", "values": {"a": 1}, "step": 1, "time_ms": 1}\n'
+    )
+    ((spool, why),) = sync(store.runs_dir)
+    assert spool == home.spool and "what run it is of" in why
+
+
+def test_a_lost_store_gets_everything_again(store: Store) -> None:
+    """The database is gone and the offset says that all was sent: to the one that is gone."""
+    home = store.layout.run("k1")
+    home.path.mkdir()
+    made = {"name": "k1", "key": "k1", "kind": "pretrain", "parent_key": None, "params": {}, "tags": {}}
+    events = [{"event": "start", "store": store.uri, **made}]
+    events += [{"event": "metrics", "values": {"a": float(step)}, "step": step} for step in range(1, 4)]
+    home.spool.write_text("".join(json.dumps({**e, "time_ms": 1}) + "\n" for e in events))
+    home.offset.write_text(str(home.spool.stat().st_size))
+    with _open(store) as tracker:
+        tracker.log_metrics({"a": 4.0}, 4)
+    assert _history(store, "k1", "a") == [(s, float(s)) for s in range(1, 5)]

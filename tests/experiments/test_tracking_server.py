@@ -17,9 +17,18 @@ from pathlib import Path
 import pytest
 
 from vmae.core.errors import VmaeError
-from vmae.experiments import results
-from vmae.experiments.results import Filter
-from vmae.experiments.tracking import Store, Tracker, TrackingConfig, create_store, store_at
+from vmae.experiments.runs import (
+    Filter,
+    Run,
+    best_run,
+    children,
+    find,
+    history,
+    known_columns,
+    list_runs,
+    list_sweeps,
+)
+from vmae.experiments.tracking import Store, Tracker, TrackingConfig, create_store, store_at, tags
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +92,18 @@ def test_runs_go_to_the_server_and_come_back(store: Store, tmp_path: Path) -> No
             tracker.log_metrics({"pretrain/loss": 1 / epoch, "probe/top1": 0.1 * (i + 1)}, epoch)
         assert tracker.finish(timeout_s=120)
     assert sweep.finish(timeout_s=120)
-    (parent,) = results.list_sweeps(store)
-    trials = results.children(store, parent)
+    (parent,) = list_sweeps(store)
+    trials = children(store, parent)
     assert [t.name for t in trials] == ["t0", "t1", "t2"]
     assert trials[1].params == {"mask.ratio": "0.6"}
-    assert results.history(store, trials[0].run_id, "pretrain/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert results.best_run(store, "probe/top1").name == "t2"
-    assert results.find(store, "t1") == trials[1]
-    newest = results.list_runs(store, where=[Filter.parse("kind = trial")], limit=2)
+    assert history(store, trials[0].run_id, "pretrain/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert best_run(store, "probe/top1").name == "t2"
+    assert find(store, "t1") == trials[1]
+    newest = list_runs(store, where=[Filter.parse("kind = trial")], limit=2)
     assert [r.name for r in newest] == ["t2", "t1"]
-    chosen = results.list_runs(store, where=[Filter.parse("probe/top1 > 0.15")], sort="mask.ratio")
+    chosen = list_runs(store, where=[Filter.parse("probe/top1 > 0.15")], sort="mask.ratio")
     assert [r.name for r in chosen] == ["t2", "t1"]
-    assert "mask.ratio" in results.known_columns(store)
+    assert "mask.ratio" in known_columns(store)
 
 
 @pytest.mark.slow
@@ -102,10 +111,10 @@ def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) ->
     from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
     from vmae.core.train.state import save_state
     from vmae.core.weights.checkpoint import load_model, save_model
-    from vmae.experiments import tracking
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.layout import RunDir
     from vmae.experiments.run import log_checkpoints
+    from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
 
     home, model = tmp_path / "run", VideoMAE(VideoMAEConfig.from_size("tiny"))
     save_model(home / "model", model, {"epochs": 2})
@@ -113,8 +122,8 @@ def test_checkpoints_are_uploaded_to_the_server(store: Store, tmp_path: Path) ->
     config = ExperimentConfig(tracking=TrackingConfig(checkpoints="upload"))
     with Tracker(store, home, name="up", key="run:up", kind="pretrain") as tracker:
         log_checkpoints(tracker, config, RunDir(home), stopped=True)
-    client = tracking._client(store.uri)
-    run_id = tracking.find_run(client, tracking._experiment_id(store, client), "run:up")
+    client = mlflow_client(store.uri)
+    run_id = find_run(client, experiment_id(store, client), "run:up")
     assert run_id is not None and client.get_run(run_id).info.status == "FINISHED"
     got = client.download_artifacts(run_id, "checkpoints", str(tmp_path))
     back, meta = load_model(Path(got) / "model")
@@ -171,7 +180,7 @@ def test_a_file_the_server_refuses_does_not_hold_back_the_rest(
 ) -> None:
     """413 from a proxy with a limit; with a higher one `vmae runs sync` sends it, once."""
     from vmae.cli.main import run
-    from vmae.experiments import tracking
+    from vmae.experiments.tracking.client import mlflow_client
 
     proxy = _Proxy(("127.0.0.1", 0), _Limited)
     proxy.behind = server
@@ -189,15 +198,15 @@ def test_a_file_the_server_refuses_does_not_hold_back_the_rest(
         tracker.log_artifact(small)
         tracker.log_metrics({"pretrain/loss": 0.5}, 2)
 
-    def found() -> results.Run:
-        return results.find(store, "limited")
+    def found() -> Run:
+        return find(store, "limited")
 
     def files() -> list[str]:
-        client = tracking._client(store.uri)
+        client = mlflow_client(store.uri)
         return sorted(f.path for f in client.list_artifacts(found().run_id))
 
     assert found().status == "FINISHED"
-    curve = results.history(store, found().run_id, "pretrain/loss")
+    curve = history(store, found().run_id, "pretrain/loss")
     assert curve == [(1, 1.0), (2, 0.5)]
     assert files() == ["small.txt"]
 
@@ -213,8 +222,8 @@ def test_a_file_the_server_refuses_does_not_hold_back_the_rest(
     proxy.limit = 10**6
     assert vmae("sync") == (0, "limited: sent\n")
     assert files() == ["large.bin", "small.txt"]
-    assert results.history(store, found().run_id, "pretrain/loss") == curve
-    assert not found().tags[tracking.REFUSED_TAG]
+    assert history(store, found().run_id, "pretrain/loss") == curve
+    assert not found().tags[tags.REFUSED]
     assert vmae("sync") == (0, "nothing waits to be sent\n")
     proxy.shutdown()
     proxy.server_close()

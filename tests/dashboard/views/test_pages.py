@@ -105,7 +105,7 @@ def test_comparing_runs_shows_what_differs(dashboard: Any) -> None:
     def script() -> None:
         from vmae.dashboard.settings import Settings
         from vmae.dashboard.views.runs import compare
-        from vmae.experiments.results import list_runs
+        from vmae.experiments.runs import list_runs
 
         settings = Settings.from_env()
         compare(settings, [r for r in list_runs(settings.store) if r.kind == "trial"])
@@ -254,7 +254,7 @@ def test_kernels_shows_the_cpu_step_against_its_baselines(
 
 def test_ours_stands_beside_the_published_curve_from_its_own_best(mini: Any) -> None:
     from vmae.dashboard.trials import OURS, beside_published, published_rows, trial_rows
-    from vmae.experiments.results import children, list_sweeps
+    from vmae.experiments.runs import children, list_sweeps
     from vmae.experiments.tracking import store_at
 
     store = store_at(mini.runs_dir)

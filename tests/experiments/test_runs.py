@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.experiments import comparison, results
+from vmae.experiments import comparison
 from vmae.experiments.bench import store as bench_store
-from vmae.experiments.results import Filter
+from vmae.experiments.runs import (
+    Filter,
+    best_run,
+    check_columns,
+    children,
+    find,
+    known_columns,
+    list_runs,
+    list_sweeps,
+)
 from vmae.experiments.tracking import Store, Tracker, store_at
 
 COUNT = 2200  # more than the reader asks for by id at once
@@ -26,20 +35,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_all_runs_with_all_their_values(store: Store) -> None:
-    runs = results.list_runs(store)
+    runs = list_runs(store)
     assert len(runs) == COUNT
     assert [r.start_ms for r in runs] == sorted((r.start_ms for r in runs), reverse=True)
     some = runs[7]
     assert some.kind == "trial"
     assert len(some.params) > 50
     assert len(some.metrics) == 14
-    assert results.find(store, some.run_id) == some
-    assert results.find(store, some.run_id[:12]) == some
-    assert results.find(store, some.key) == some
+    assert find(store, some.run_id) == some
+    assert find(store, some.run_id[:12]) == some
+    assert find(store, some.key) == some
 
 
 def test_filters_and_order_equal_those_done_in_python(store: Store) -> None:
-    runs = results.list_runs(store)
+    runs = list_runs(store)
     where = [Filter.parse("probe/top1 > 0.5"), Filter.parse("mask.ratio = 0.9"), Filter.parse("kind = trial")]
     expected = [
         r
@@ -48,34 +57,34 @@ def test_filters_and_order_equal_those_done_in_python(store: Store) -> None:
     ]
     expected.sort(key=lambda r: r.metrics["eval/loss"])
     assert len(expected) > 50
-    found = results.list_runs(store, where=where, sort="eval/loss", descending=False)
+    found = list_runs(store, where=where, sort="eval/loss", descending=False)
     assert [r.run_id for r in found] == [r.run_id for r in expected]
     assert found[0] == expected[0]
-    few = results.list_runs(store, where=where, sort="eval/loss", descending=False, limit=3)
+    few = list_runs(store, where=where, sort="eval/loss", descending=False, limit=3)
     assert few == expected[:3]
-    assert results.best_run(store, "probe/top1") == max(runs, key=lambda r: r.metrics["probe/top1"])
+    assert best_run(store, "probe/top1") == max(runs, key=lambda r: r.metrics["probe/top1"])
 
 
 def test_only_the_columns_asked_for_are_read(store: Store) -> None:
-    run = results.list_runs(store, columns=["kind", "mask.ratio", "eval/loss"], limit=1)[0]
+    run = list_runs(store, columns=["kind", "mask.ratio", "eval/loss"], limit=1)[0]
     assert (list(run.params), list(run.metrics)) == (["mask.ratio"], ["eval/loss"])
     assert run.kind == "trial"
 
 
 def test_children_and_sweeps(store: Store) -> None:
-    sweeps = results.list_sweeps(store)
+    sweeps = list_sweeps(store)
     assert len(sweeps) == -(-COUNT // (bench_store.TRIALS_PER_SWEEP + 1))
-    trials = results.children(store, sweeps[1])
+    trials = children(store, sweeps[1])
     assert len(trials) == bench_store.TRIALS_PER_SWEEP
     assert {t.sweep for t in trials} == {sweeps[1].name}
 
 
 def test_known_columns_and_their_check(store: Store) -> None:
-    known = results.known_columns(store)
+    known = known_columns(store)
     assert {"probe/top1", "mask.ratio", "vmae.recipe"} <= set(known)
-    results.check_columns(store, ["probe/top1", "minutes", "kind", "name"])
+    check_columns(store, ["probe/top1", "minutes", "kind", "name"])
     with pytest.raises(InputError, match=r"did you mean 'probe/top1'\?"):
-        results.check_columns(store, ["prob/top1"])
+        check_columns(store, ["prob/top1"])
 
 
 def test_a_plain_list_reads_few_rows(store: Store) -> None:
@@ -83,7 +92,7 @@ def test_a_plain_list_reads_few_rows(store: Store) -> None:
         times = []
         for _ in range(3):
             start = time.process_time()
-            results.list_runs(store, **arguments)  # type: ignore[arg-type]
+            list_runs(store, **arguments)  # type: ignore[arg-type]
             times.append(time.process_time() - start)
         return min(times)
 
@@ -97,10 +106,10 @@ def test_nan_is_no_best_and_sorts_last(tmp_path: Path, monkeypatch: pytest.Monke
         with Tracker(store, tmp_path / name, name=name, key=name, kind="trial") as tracker:
             tracker.log_metrics({"probe/top1": value, "eval/loss": value}, 1)
             tracker.log_metrics({"eval/loss": value}, 2)
-    assert results.best_run(store, "probe/top1").name == "c"
-    assert results.best_run(store, "probe/top1", highest=False).name == "a"
+    assert best_run(store, "probe/top1").name == "c"
+    assert best_run(store, "probe/top1", highest=False).name == "a"
     for descending in (True, False):
-        runs = results.list_runs(store, sort="probe/top1", descending=descending)
+        runs = list_runs(store, sort="probe/top1", descending=descending)
         assert runs[-1].name == "b"
     curves = comparison.curves(store, runs, "eval/loss")
     assert sorted(c.label for c in curves) == ["a", "c"]

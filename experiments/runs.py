@@ -6,24 +6,20 @@ thousand runs must not; a tracking server is read through MLflow's client. Both 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import operator
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from vmae.core.errors import InputError, VmaeError, nearest
-from vmae.experiments.tracking import EXPERIMENT, KEY_TAG, KIND_TAG, Store, reachable
+from vmae.core.errors import InputError, nearest
+from vmae.experiments.tracking import EXPERIMENT, Store, reachable, sqlite, tags
 
-PARENT_TAG = "mlflow.parentRunId"
-SWEEP_TAG = "vmae.sweep"
-CHECKPOINT_TAG = "vmae.checkpoint"
-_TAG_COLUMNS = {"kind": KIND_TAG, "key": KEY_TAG, "sweep": SWEEP_TAG, "parent_id": PARENT_TAG}
+_TAG_COLUMNS = {"kind": tags.KIND, "key": tags.KEY, "sweep": tags.SWEEP, "parent_id": tags.PARENT}
 _HEAD_COLUMNS = ("run_id", "name", "status", "start_ms", "end_ms", "duration_s")
 ALIASES = {"id": "run_id", "started": "start_ms", "minutes": "duration_s"}
 """Column names of the command line that show another column in a shorter form."""
@@ -45,19 +41,19 @@ class Run:
 
     @property
     def kind(self) -> str:
-        return self.tags.get(KIND_TAG, "")
+        return self.tags.get(tags.KIND, "")
 
     @property
     def key(self) -> str:
-        return self.tags.get(KEY_TAG, "")
+        return self.tags.get(tags.KEY, "")
 
     @property
     def sweep(self) -> str:
-        return self.tags.get(SWEEP_TAG, "")
+        return self.tags.get(tags.SWEEP, "")
 
     @property
     def parent_id(self) -> str | None:
-        return self.tags.get(PARENT_TAG)
+        return self.tags.get(tags.PARENT)
 
     @property
     def duration_s(self) -> float | None:
@@ -66,7 +62,7 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """Folder of the run's last model, or None where it wrote none."""
-        value = self.tags.get(CHECKPOINT_TAG)
+        value = self.tags.get(tags.CHECKPOINT)
         return Path(value) if value else None
 
     def value(self, column: str) -> Any:
@@ -159,8 +155,8 @@ def list_runs(
         return _select(runs, lambda name: {r.run_id: r.value(name) for r in runs}, where, sort, descending)[
             :limit
         ]
-    with _open(path) as db:
-        heads = _heads(db)
+    with sqlite.opened(path) as db:
+        heads = [Run(**head) for head in sqlite.heads(db, EXPERIMENT)]
 
         def column(name: str) -> dict[str, Any]:
             return _column(db, heads, name)
@@ -211,15 +207,8 @@ def known_columns(store: Store) -> list[str]:
         return sorted({k for r in runs for group in (r.metrics, r.params, r.tags) for k in group})
     if not exists(store):
         return []
-    with _open(path) as db:
-        found: set[str] = set()
-        for table in ("latest_metrics", "params", "tags"):
-            # The keys lead the tables' indices: jumping from one to the next reads a row per key.
-            (key,) = db.execute(f"select min(key) from {table}").fetchone()
-            while key is not None:
-                found.add(key)
-                (key,) = db.execute(f"select min(key) from {table} where key > ?", (key,)).fetchone()
-    return sorted(found)
+    with sqlite.opened(path) as db:
+        return sorted(sqlite.all_keys(db))
 
 
 def exists(store: Store) -> bool:
@@ -279,13 +268,8 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
     """A metric's curve: (step, value), in the order of steps; empty where the run has none."""
     path = store.sqlite_path
     if path:
-        with _open(path) as db:
-            rows = db.execute(
-                "select step, case when is_nan then null else value end from metrics "
-                "where run_uuid = ? and key = ? order by step, timestamp",
-                (run_id, metric),
-            ).fetchall()
-        return [(int(s), float("nan") if v is None else float(v)) for s, v in rows]
+        with sqlite.opened(path) as db:
+            return sqlite.history(db, run_id, metric)
     with reachable(store) as client:
         points = client.get_metric_history(run_id, metric)
     return sorted((int(p.step), float(p.value)) for p in points)
@@ -297,12 +281,10 @@ def experiment_id(store: Store) -> str:
     if path:
         if not path.exists():
             return ""
-        with _open(path) as db:
-            row = db.execute("select experiment_id from experiments where name = ?", (EXPERIMENT,)).fetchone()
-        return str(row[0]) if row else ""
-    from vmae.experiments.tracking import _client
-
-    found = _client(store.uri).get_experiment_by_name(EXPERIMENT)
+        with sqlite.opened(path) as db:
+            return sqlite.experiment_id(db, EXPERIMENT)
+    with reachable(store) as client:
+        found = client.get_experiment_by_name(EXPERIMENT)
     return str(found.experiment_id) if found else ""
 
 
@@ -380,53 +362,16 @@ def _sort_key(value: Any) -> tuple[int, Any] | None:
     return None if math.isnan(number) else (0, number)
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    # Read-only: a reader must not make a file, nor hold a lock that a writer waits for.
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
-        ) as db:
-            yield db
-    except sqlite3.DatabaseError as e:
-        raise VmaeError(f"expected an MLflow database at {path}, got: {e}") from e
-
-
-def _heads(db: sqlite3.Connection) -> list[Run]:
-    """Every active run without parameters, metrics and tags."""
-    rows = db.execute(
-        "select r.run_uuid, r.name, r.status, r.start_time, r.end_time, r.artifact_uri "
-        "from runs r join experiments e on e.experiment_id = r.experiment_id "
-        "where e.name = ? and r.lifecycle_stage = 'active' order by r.start_time",
-        (EXPERIMENT,),
-    )
-    return [
-        Run(
-            run_id=run_id,
-            name=name or "",
-            status=status,
-            start_ms=start or 0,
-            end_ms=end,
-            artifact_uri=uri or "",
-        )
-        for run_id, name, status, start, end, uri in rows
-    ]
-
-
-_TABLES = {"params": "value", "tags": "value", "latest_metrics": "case when is_nan then 'nan' else value end"}
-
-
 def _column(db: sqlite3.Connection, heads: Sequence[Run], name: str) -> dict[str, Any]:
-    """One column of every run: {run id: value}, read by the tables' index on the key."""
+    """One column of every run: {run id: value}."""
     name = ALIASES.get(name, name)
     if name in _HEAD_COLUMNS:
         return {r.run_id: getattr(r, name) for r in heads}
-    key = _TAG_COLUMNS.get(name, name)
+    if name in _TAG_COLUMNS:
+        return sqlite.column(db, "tags", _TAG_COLUMNS[name])
     found: dict[str, Any] = {}
-    for table in ("tags",) if name in _TAG_COLUMNS else ("tags", "params", "latest_metrics"):
-        rows = db.execute(f"select run_uuid, {_TABLES[table]} from {table} where key = ?", (key,))
-        values = dict(rows.fetchall())
-        found |= {k: float(v) for k, v in values.items()} if table == "latest_metrics" else values
+    for table in ("tags", "params", "latest_metrics"):
+        found |= sqlite.column(db, table, name)
     return found
 
 
@@ -434,39 +379,18 @@ def _with_details(db: sqlite3.Connection, heads: Sequence[Run], columns: Sequenc
     """The runs with their parameters, tags and latest metrics (or those among `columns`)."""
     keys = None if columns is None else [_TAG_COLUMNS.get(c, c) for c in columns]
     ids = [r.run_id for r in heads]
-    parts = {name: _by_run(db, name, value, ids, keys) for name, value in _TABLES.items()}
+    params, carried, metrics = (
+        sqlite.values(db, table, ids, keys) for table in ("params", "tags", "latest_metrics")
+    )
     return [
-        Run(
-            run_id=r.run_id,
-            name=r.name,
-            status=r.status,
-            start_ms=r.start_ms,
-            end_ms=r.end_ms,
-            artifact_uri=r.artifact_uri,
-            params=parts["params"].get(r.run_id, {}),
-            tags=parts["tags"].get(r.run_id, {}),
-            metrics={k: float(v) for k, v in parts["latest_metrics"].get(r.run_id, {}).items()},
+        replace(
+            r,
+            params=params.get(r.run_id, {}),
+            tags=carried.get(r.run_id, {}),
+            metrics=metrics.get(r.run_id, {}),
         )
         for r in heads
     ]
-
-
-def _by_run(
-    db: sqlite3.Connection, table: str, value: str, ids: Sequence[str], keys: Sequence[str] | None
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    conditions: list[tuple[str, list[str]]] = [("", [])]
-    if keys is not None:
-        conditions = [("where key = ?", [key]) for key in keys]
-    elif len(ids) <= 2000:
-        parts = [list(ids[start : start + 500]) for start in range(0, len(ids), 500)]
-        conditions = [(f"where run_uuid in ({','.join('?' * len(part))})", part) for part in parts]
-    for condition, arguments in conditions:
-        for run_id, key, got in db.execute(
-            f"select run_uuid, key, {value} from {table} {condition}", arguments
-        ):
-            found.setdefault(run_id, {})[key] = got
-    return found
 
 
 def _server_runs(store: Store, where: Sequence[Filter], limit: int | None) -> list[Run]:
