@@ -31,6 +31,7 @@ def cluster() -> None:
 )
 @click.option("--val", "val_csv", type=click.Path(path_type=Path), help="Held-out list, likewise.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from.")
+@click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the lists' lines.")
 @click.option("--storage", help="Folder or URI (s3://...) that every node must read and write.")
 @click.option("--gpus", type=float, default=0.0, show_default=True, help="GPUs that a trial asks for.")
 @click.option("--nodes", type=click.IntRange(min=1), help="How many nodes there should be.")
@@ -46,6 +47,7 @@ def check(
     train_csv: Path | None,
     val_csv: Path | None,
     data_root: Path | None,
+    annotation_format: str,
     storage: str | None,
     gpus: float,
     nodes: int | None,
@@ -56,11 +58,11 @@ def check(
     One row a node; what is wrong is listed below the table. Exit code 1 where something is, or where fewer
     than --nodes have joined.
     """
+    from vmae.core.video.config import DataConfig
     from vmae.experiments import cluster as work
 
-    paths = work.files_to_see(
-        str(train_csv or ""), str(val_csv or ""), str(data_root) if data_root is not None else ""
-    )
+    data = DataConfig(data_root=str(data_root or ""), annotation_format=annotation_format)  # type: ignore[arg-type]
+    paths = work.files_to_see(data, str(train_csv or ""), str(val_csv or ""))
     place = storage or ""
     if place and not work.is_uri(place):
         place = str(Path(place).absolute())

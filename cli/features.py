@@ -74,7 +74,8 @@ def features(
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning, video_map, windowed
+    from vmae.experiments import finetuning, windowed
+    from vmae.experiments.cluster import video_map
     from vmae.experiments.tracking import store_at
 
     store = store_at(runs_dir)

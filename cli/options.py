@@ -197,7 +197,7 @@ def where_to_run(
         yield run_isolated, os.cpu_count() or 1
         return
     from vmae.experiments.cluster import connected, require_fit
-    from vmae.experiments.ray_map import ray_map
+    from vmae.experiments.cluster.ray_map import ray_map
 
     # A file that is missing everywhere is one of those to be reported.
     seen = [os.path.abspath(p) for p in itertools.islice((p for p in paths if os.access(p, os.R_OK)), 1)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmae.core.errors import VmaeError
-from vmae.core.video.annotations import read_annotations
+from vmae.core.video.annotations import FORMATS, AnnotationFormat, read_annotations
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import WEIGHTS_NAME
 from vmae.core.weights.files import ModelFile
@@ -51,6 +51,7 @@ class DatasetEntry:
     csv: str
     data_root: str
     sampling_rate: int = 1
+    format: AnnotationFormat = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ _COLUMNS = (
     "data.val_csv",
     "data.data_root",
     "data.sampling_rate",
+    "data.annotation_format",
     *SCORES,
 )
 
@@ -152,14 +154,19 @@ def _of_file(file: ModelFile) -> CheckpointEntry:
 
 
 def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:
-    given = [(c, settings.data_root, "1") for c in settings.data]
+    given = [(c, settings.data_root, "1", "auto") for c in settings.data]
     of_runs = [
-        (r.params[name], r.params.get("data.data_root") or "", r.params.get("data.sampling_rate", "1"))
+        (
+            r.params[name],
+            r.params.get("data.data_root") or "",
+            r.params.get("data.sampling_rate", "1"),
+            r.params.get("data.annotation_format", "auto"),
+        )
         for r in runs
         for name in ("data.val_csv",)
         if r.params.get(name)
     ]
-    for csv, root, rate in [*given, *of_runs]:
+    for csv, root, rate, form in [*given, *of_runs]:
         path = settings.resolve(csv)
         if path.is_file():
             yield DatasetEntry(
@@ -168,13 +175,14 @@ def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]
                 csv=str(path),
                 data_root=str(settings.resolve(root)) if root and root != "null" else "",
                 sampling_rate=int(_number(rate) or 1),
+                format=form if form in FORMATS else "auto",  # type: ignore[arg-type]
             )
 
 
 def read_samples(dataset: DatasetEntry) -> list[Sample]:
     """The clips of a data set; empty where its csv cannot be read any more."""
     try:
-        return read_annotations(dataset.csv, dataset.data_root or None)
+        return read_annotations(dataset.csv, dataset.data_root or None, format=dataset.format)
     except VmaeError:
         return []
 

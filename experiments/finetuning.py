@@ -32,14 +32,14 @@ from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.cache import build_cache
 from vmae.core.video.clips import ClipDataset
 from vmae.core.weights.models import expect_model
-from vmae.experiments import jobs, run, video_map
-from vmae.experiments.cluster import files_to_see
+from vmae.experiments import jobs, run
+from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.layout import found_config
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
-from vmae.experiments.weights import load_model_at, model_source
+from vmae.experiments.weights import load_model_at, model_source, place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +301,7 @@ def evaluate_run(
         precision=config.train.precision,
     )
     parts = store.layout.parts
-    paths = files_to_see(data.test_csv or data.val_csv, "", data.data_root)
+    paths = files_to_see(data, data.test_csv or data.val_csv)
     paths.append(str(video_map.weights_file(checkpoint)))
     with video_map.place(address, paths, gpus) as where:
         shown = progress(len(dataset)) if progress is not None else None
@@ -335,7 +335,7 @@ def evaluate_run(
         key=f"run:{name}",
         kind="evaluate",
         params=flatten(config),
-        tags={tags.CHECKPOINT: source},
+        tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
     ) as tracker:
         on = measured_on(config, best=Path(model_source(store, source)).name == home.best.name)
         write_evaluation(evaluation, home.evaluation, labels, views, on, tracker)

@@ -285,7 +285,7 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
         key=f"run:{name}",
         kind="probe",
         params=flatten(config),
-        tags={tags.CHECKPOINT: str(checkpoint), **config_tags(config)},
+        tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
     ) as tracker:
         tracker.log_metrics(run.probe_metrics(result), 0)
     return result

@@ -36,6 +36,15 @@ def model_source(store: Store, text: str) -> str:
     return text
 
 
+def place_of(store: Store, text: str) -> str:
+    """Where the weights that a run's name, a path, a URI or a published name stands for lie, as runs record
+    it: an absolute path, so that it says the same in another folder; a URI or a published name as it is."""
+    if "://" in text:
+        return text
+    path = Path(model_source(store, text))
+    return str(path.resolve()) if path.exists() else text
+
+
 def load_model_at(store: Store, text: str) -> tuple[VideoModel, dict[str, Any], tuple[str, ...]]:
     """`(model, meta, notes)` of a run's name, a path or a zoo name.
 

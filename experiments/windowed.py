@@ -31,9 +31,9 @@ from vmae.core.video.probe_store import cached_info
 from vmae.core.video.samples import VIDEO_SUFFIXES, read_lines
 from vmae.core.video.windows import WindowConfig
 from vmae.core.weights.checkpoint import load_model
+from vmae.experiments.cluster.video_map import place, shared_checkpoint, weights_file
 from vmae.experiments.run import default_device
 from vmae.experiments.tracking import Store
-from vmae.experiments.video_map import place, shared_checkpoint, weights_file
 from vmae.experiments.weights import load_model_at, model_source
 
 SETTINGS = "features.json"

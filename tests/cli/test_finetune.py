@@ -11,6 +11,8 @@ import yaml
 
 from vmae.cli.main import run
 from vmae.core.weights.checkpoint import load_model
+from vmae.experiments.runs import Filter, list_runs
+from vmae.experiments.tracking import store_at, tags
 
 CHANGES = (
     "model.frames=4", "model.height=32", "model.width=32", "model.tubelet_size=2", "model.depth=1",
@@ -73,7 +75,7 @@ def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
 
 def artifacts(runs: Path, name: str) -> dict[str, int]:
     """Every file among the artifacts of a run, with its size."""
-    from vmae.experiments.tracking import store_at
+
     from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
 
     store = store_at(runs)
@@ -131,6 +133,11 @@ def test_evaluate_prints_numbers_and_keeps_predictions(
     assert found["videos"] == 24 and 0 <= found["top1"] <= found["top5"] == 1.0
     rows = list(csv.DictReader((Path(found["folder"]) / "predictions.csv").read_text().splitlines()))
     assert {r["views"] for r in rows} == {"3"}
+    (evaluated,) = list_runs(store_at(store), where=[Filter(column="kind", op="=", value="evaluate")])
+    (trained,) = list_runs(store_at(store), where=[Filter(column="name", op="=", value="ft")])
+    assert evaluated.tags[tags.CHECKPOINT] == trained.tags[tags.CHECKPOINT] == str(store / "ft" / "best")
+    assert evaluated.tags[tags.RECIPE] == trained.tags[tags.RECIPE]
+    assert len(evaluated.tags[tags.DATA_DIGEST]) == 12
 
 
 def test_the_best_epochs_number_is_what_evaluate_finds_on_one_view(
@@ -296,7 +303,7 @@ def test_features_of_every_readable_video_and_the_bad_ones_by_name(
 def test_an_interrupted_evaluation_goes_on(
     store: Path, tiny_videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmae.experiments import video_map
+    from vmae.experiments.cluster import video_map
 
     monkeypatch.setattr(video_map, "HERE", 7)
     real, calls = video_map.do_part, []

@@ -16,8 +16,9 @@ from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights import files
 from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import read_catalog
+from vmae.dashboard.sources import read_catalog, read_samples
 from vmae.dashboard.viewer import load_videomae
+from vmae.experiments.tracking import Tracker, store_at
 
 SMALL: dict[str, Any] = {
     "frames": 8,
@@ -84,6 +85,17 @@ def test_files_follow_the_runs_and_open(folder: Path, mini: Any) -> None:
     assert (entry.ratio, entry.mask_type) == (0.5, "random")
     assert found.checkpoint(entry.id) is entry
     assert load_videomae(entry.path, entry.stamp).grid.num_tokens == 64
+
+
+def test_a_runs_list_is_read_in_the_runs_format(tmp_path: Path) -> None:
+    """`frame_dir total label` cannot be guessed: the list was shown empty."""
+    (tmp_path / "val.csv").write_text("jump 12 1\nrun 30 0\n")
+    store = store_at(tmp_path / "runs")
+    params = {"data.val_csv": str(tmp_path / "val.csv"), "data.annotation_format": "total_label"}
+    with Tracker(store, store.layout.run("a").path, name="a", key="run:a", kind="pretrain", params=params):
+        pass
+    (dataset,) = read_catalog(Settings(runs_dir=str(store.runs_dir))).datasets
+    assert [(s.label, s.num_frames) for s in read_samples(dataset)] == [(1, 12), (0, 30)]
 
 
 def test_a_file_that_is_no_model_is_refused_before_the_server_starts(folder: Path) -> None:

@@ -19,7 +19,15 @@ import psutil
 import pytest
 
 from vmae.core.errors import InputError, VmaeError
-from vmae.experiments.cluster import NodeReport, is_uri, parse_address, probe_address, shipped_code
+from vmae.core.video.config import DataConfig
+from vmae.experiments.cluster import (
+    NodeReport,
+    files_to_see,
+    is_uri,
+    parse_address,
+    probe_address,
+    shipped_code,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTH = {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180"}
@@ -100,6 +108,16 @@ def test_a_dead_address_is_told_at_once() -> None:
     with pytest.raises(VmaeError, match=f"expected a Ray cluster at 127.0.0.1:{port}"):
         probe_address(f"127.0.0.1:{port}")
     assert time.monotonic() - start < 5
+
+
+def test_the_preflight_reads_lists_as_the_data_section_says(tmp_path: Path) -> None:
+    """`frame_dir total label` cannot be guessed: it could be a start and a total."""
+    listed = tmp_path / "train.csv"
+    listed.write_text(f"{tmp_path}/jump 12 1\n{tmp_path}/run 30 0\n")
+    data = DataConfig(annotation_format="total_label")
+    assert files_to_see(data, str(listed), "") == [str(listed), f"{tmp_path}/jump"]
+    with pytest.raises(InputError, match="expected the format to be named"):
+        files_to_see(DataConfig(), str(listed))
 
 
 def test_the_table_says_what_fails_where() -> None:
@@ -299,7 +317,7 @@ def _lines(path: Path) -> int:
 _MAP = """
 import sys, time
 from vmae.experiments.cluster import connected
-from vmae.experiments.ray_map import ray_map
+from vmae.experiments.cluster.ray_map import ray_map
 with connected(sys.argv[1]):
     for o in ray_map(time.sleep, [0.4] * 30 + ["no number"], workers=0, limit_s=60):
         print(o.index, o.failure or "ok", flush=True)

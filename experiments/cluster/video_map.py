@@ -92,7 +92,7 @@ def place(address: str | None, paths: Sequence[str] = (), gpus: float = 0.0) -> 
     import ray
 
     from vmae.experiments.cluster import connected, require_fit
-    from vmae.experiments.ray_map import ray_map
+    from vmae.experiments.cluster.ray_map import ray_map
 
     with connected(address):
         require_fit(paths=paths, gpus_wanted=gpus)
@@ -314,7 +314,7 @@ def features_run(
         pooling=pooling,
     )
     parts = store.layout.parts
-    paths = [*files_to_see(data.test_csv, "", data.data_root), str(weights_file(checkpoint))]
+    paths = [*files_to_see(data, data.test_csv), str(weights_file(checkpoint))]
     with place(address, paths, gpus) as where:
         shown = progress(len(samples)) if progress is not None else None
         with shown or contextlib.nullcontext():

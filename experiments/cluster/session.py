@@ -1,0 +1,190 @@
+"""Ray, started here or joined elsewhere, with this process's code on every node."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vmae.core.errors import VmaeError
+from vmae.experiments.cluster.address import probe_address
+from vmae.experiments.tracking.origin import COMMAND_ENV, COMMIT_ENV, own_commit
+
+
+def _set_environment(address: str | None) -> None:
+    """What must stand in the environment before Ray is imported."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # On a machine that is busy with other work Ray needs longer than its own limit of half a minute.
+        "RAY_raylet_start_wait_time_s": "180",
+        # Printed to the standard output, where a command's JSON goes; work goes on in spite of either.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started|has been marked dead because",
+        # Epochs of less than two seconds would otherwise wait to report.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    # Ctrl-C must reach us as KeyboardInterrupt: Tune's own handler would swallow it and save for minutes.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    if address is not None and address != "auto":
+        # Ray 2.5x and later start heads with a token and refuse a driver that says nothing of it.
+        token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        known = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")
+
+
+def shipped_code() -> dict[str, Any]:
+    """The runtime environment that gives every worker this process's own `vmae`, installed there or not.
+
+    With it goes what runs record of where the code came from, which no worker can see for itself: the command
+    line and the commit.
+    """
+    import vmae
+
+    known = {COMMAND_ENV: os.environ.get(COMMAND_ENV), COMMIT_ENV: own_commit()}
+    return {
+        "py_modules": [str(Path(vmae.__file__).resolve().parent)],
+        "env_vars": {name: value for name, value in known.items() if value},
+    }
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None]:
+    """Ray is there inside: one of this machine, or the cluster at `address`, with this code shipped to it.
+
+    Where this process has joined Ray already (it runs in one of its workers) nothing is started or ended.
+
+    Args:
+        address: None, `auto`, `host:port` or `ray://host:port`.
+        cpus: what one job asks for: a local Ray promises at least that many, or the job would wait for ever.
+
+    Raises:
+        InputError: an address of another form.
+        VmaeError: no cluster there, or Ray did not start.
+    """
+    if address is not None:
+        probe_address(address)
+    _set_environment(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # On a full disk it would show how Tune's snapshot failed, which nothing reads: our own line says it.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
+    try:
+        if address is None:
+            ray.init(
+                # Without an address Ray joins whatever cluster happens to run on this machine.
+                address="local",
+                include_dashboard=False,
+                object_store_memory=200 * 2**20,
+                num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
+                **quiet,
+            )
+        else:
+            ray.init(address=address, runtime_env=shipped_code(), **quiet)
+    except Exception as e:
+        where = "on this machine" if address is None else f"at {address}"
+        hint = ""
+        if address is not None:
+            hint = f" (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}; see docs/clusters.md)"
+        raise VmaeError(f"expected Ray to start {where}, got: {str(e).splitlines()[0]}{hint}") from e
+    try:
+        yield
+    finally:
+        # A second Ctrl-C while we clean up would leave processes behind.
+        with _ignoring_sigint():
+            ray.shutdown()
+
+
+class Ahead:
+    """Ray starting in a thread, while the caller reads lists and makes the store.
+
+    `with Ahead(...) as ahead: ...; ahead.wait()`; on leaving, Ray is ended. With `leave`, a Ray that nobody
+    has waited for is left to end with this process: whoever refuses a command need not wait for its start.
+    """
+
+    def __init__(self, address: str | None, *, cpus: float, leave: bool = False) -> None:
+        self.seconds = 0.0
+        """What Ray's start took, its import included."""
+        self._address, self._cpus = address, cpus
+        self._leave = leave
+        self._error: BaseException | None = None
+        self._ready, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold, name="ray-start", daemon=True)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _ignoring_sigint():
+            self._end.set()
+            if not self._leave:
+                self._thread.join()
+
+    def wait(self) -> None:
+        """Return when Ray is there; raises what `connected` raises."""
+        self._leave = False
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _hold(self) -> None:
+        # The thread stays: Ray's processes are killed when the thread that started them ends.
+        start = time.monotonic()
+        try:
+            with connected(self._address, cpus=self._cpus):
+                self.seconds = time.monotonic() - start
+                self._ready.set()
+                self._end.wait()
+        except BaseException as e:
+            self._error = e
+            self._ready.set()
+
+
+@contextlib.contextmanager
+def _ignoring_sigint() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def wait_for_nodes(count: int, wait_s: float) -> int:
+    """Return when the connected cluster has `count` nodes, or `wait_s` have passed; how many there are."""
+    end = time.monotonic() + wait_s
+    while len(alive_nodes()) < count and time.monotonic() < end:
+        time.sleep(0.5)
+    return len(alive_nodes())
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's records of the nodes that are up."""
+    import ray
+
+    return sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: str(n["NodeID"]))
