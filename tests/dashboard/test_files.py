@@ -18,7 +18,7 @@ from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import read_catalog, read_samples
 from vmae.dashboard.viewer import load_videomae
-from vmae.experiments.tracking import Tracker, store_at
+from vmae.experiments.tracking import Tracker, create_store, store_at
 
 SMALL: dict[str, Any] = {
     "frames": 8,
@@ -91,6 +91,7 @@ def test_a_runs_list_is_read_in_the_runs_format(tmp_path: Path) -> None:
     """`frame_dir total label` cannot be guessed: the list was shown empty."""
     (tmp_path / "val.csv").write_text("jump 12 1\nrun 30 0\n")
     store = store_at(tmp_path / "runs")
+    create_store(store)
     params = {"data.val_csv": str(tmp_path / "val.csv"), "data.annotation_format": "total_label"}
     with Tracker(store, store.layout.run("a").path, name="a", key="run:a", kind="pretrain", params=params):
         pass
