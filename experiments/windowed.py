@@ -24,6 +24,8 @@ from torch import nn
 from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.files import read_json, replacing, write_json
 from vmae.core.measure.windowed import window_features
+from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.isolate import Outcome, run_isolated
@@ -177,8 +179,13 @@ def windowed_run(
 
 
 def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
-    """The model at `source`, the folder in which other processes find it, and the digest of its weights."""
+    """The model at `source`, the folder in which other processes find it, and the digest of its weights.
+
+    Raises InputError for a model that has no feature of a whole clip (a detector).
+    """
     model, meta, _ = load_model_at(store, source)
+    if not isinstance(model, VideoMAE | VideoClassifier):
+        raise InputError(f"expected a pre-trained model or a classifier, got {model.title} at {source}")
     checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)
     with open(weights_file(checkpoint), "rb") as file:
         return model, checkpoint, hashlib.file_digest(file, "sha256").hexdigest()

@@ -146,7 +146,7 @@ class Detecting:
         device: torch.device,
         labels: list[str] | None,
     ) -> None:
-        self.measured = VALIDATED if val is not None else ()
+        self.measured: tuple[str, ...] = VALIDATED if val is not None else ()
         self.meta = {
             "detect": to_dict(config),
             "optim": to_dict(optim),

@@ -188,11 +188,13 @@ def _film(out: Path, split: str, film: int) -> Path:
 def _made(out: Path, config: DemoBoxesConfig, jobs: list[tuple[str, int]], workers: int) -> Iterator[None]:
     if workers <= 1:
         for job in jobs:
-            yield _make_film(out, config, *job)
+            _make_film(out, config, *job)
+            yield
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_make_film, out, config, *job) for job in jobs]):
-            yield future.result()
+            future.result()
+            yield
 
 
 def _make_film(out: Path, config: DemoBoxesConfig, split: str, film: int) -> None:

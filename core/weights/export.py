@@ -173,6 +173,7 @@ def export_graph(path: Path, model: VideoModel, to: str, facts: dict[str, Any]) 
                 output_names=[output],
                 verbose=False,
             )
+            assert made is not None  # with dynamo there is one
             made.model.metadata_props[METADATA] = text
             made.save(temporary)
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from vmae.cli.main import main
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video import augment
 from vmae.core.video.reader import read_clip
@@ -149,6 +150,12 @@ def test_other_settings_are_refused_in_the_same_folder(place: Path, tmp_path: Pa
     assert code == 2 and "stride (4, now 2)" in text
     code, text = run(place, out, "--window", "4", model="classifier")
     assert code == 2 and "weights" in text
+
+
+def test_a_detector_has_no_feature_of_a_clip(place: Path, tmp_path: Path) -> None:
+    save_model(place / "detector", VideoDetector(VideoDetectorConfig.from_dict(SHAPE), 5))
+    code, text = run(place, str(tmp_path / "out"), "--window", "4", model="detector")
+    assert code == 2 and "expected a pre-trained model or a classifier, got a detector" in text
 
 
 def test_bad_videos_are_named_and_the_others_done(place: Path, tmp_path: Path) -> None:
