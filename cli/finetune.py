@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from vmae.cli.training import (
     echo_note,
     make_demo_data_if_used,
     show_evaluation,
+    show_outlook,
     show_training,
     training_progress,
 )
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 def finetune(options: TrainingOptions) -> None:
     """Fine-tune a classifier on labelled videos and evaluate it on several views of the held-out ones.
 
-    With --init RUN and no recipe, clips are cut as that run cut them and its lists are used. The best epoch
-    on the held-out list is kept and evaluated; --resume RUN_NAME goes on with an interrupted run.
+    With --data and no recipe it trains as `vmae recommend` says. With --init the clip's shape, patch and
+    tubelet are those of the weights; with --init RUN and no recipe clips are cut as that run cut them and,
+    without --data, its lists are used. --resume RUN_NAME goes on with an interrupted run.
     """
     from vmae.core.progress import progress
     from vmae.experiments import finetuning, jobs
@@ -37,10 +40,11 @@ def finetune(options: TrainingOptions) -> None:
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    config = options.resumed(store, STAGE.name)
+    config, ahead = options.resumed(store, STAGE.name), None
     if config is None:
-        config = options.config(STAGE.name, "demo_finetune", shape_of=_run_of(options, store))
+        config, speed = options.config(STAGE.name, "demo_finetune", store, shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
+        ahead = partial(show_outlook, speed=speed)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config) as report:
         outcome = finetuning.finetune_run(
@@ -51,6 +55,7 @@ def finetune(options: TrainingOptions) -> None:
             test_progress=lambda videos: progress("test", videos, unit="video"),
             workers=workers,
             notes=echo_note,
+            ahead=ahead,
         )
     show_training(STAGE.name, config, outcome.result)
     if outcome.evaluation is not None:
@@ -69,6 +74,8 @@ def _run_of(options: TrainingOptions, store: Store) -> ExperimentConfig | None:
         return None
     made = store.layout.run(init).config
     if Path(init).name != init or not made.is_file():
+        if options.train_csv is not None:
+            return None  # the weights say the clip's shape, the list the rest
         raise InputError(
             f"--init {init}: expected a run of this store, which says how clips are cut, or --recipe "
             "NAME beside it (`vmae recipes` lists them, small_data_transfer is one)"

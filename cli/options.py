@@ -61,7 +61,9 @@ def config_options(command: Command) -> Command:
     return with_options(
         command,
         click.option(
-            "--recipe", help="Named recipe to start from (`vmae recipes`).  [default: the built-in data's]"
+            "--recipe",
+            help="Named recipe to start from (`vmae recipes`).  [default: what `vmae recommend` says of "
+            "--data; without --data the built-in data's]",
         ),
         click.option(
             "--config", "config_file", type=click.Path(path_type=Path), help="YAML of an earlier run."

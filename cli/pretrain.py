@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from vmae.cli.training import (
     cache_progress,
     echo_note,
     make_demo_data_if_used,
+    show_outlook,
     show_training,
     training_progress,
 )
@@ -19,22 +22,24 @@ from vmae.cli.training_options import TrainingOptions, training_options
 def pretrain(options: TrainingOptions) -> None:
     """Pre-train a video masked autoencoder.
 
-    Without --data it runs on the built-in data set. The run is tracked in MLflow; Ctrl-C saves its state, and
-    --resume RUN_NAME goes on from there to the same numbers as an unbroken run.
+    Without --data it runs on the built-in data set; with --data and no recipe as `vmae recommend` says. The
+    run is tracked in MLflow; Ctrl-C saves its state, and --resume RUN_NAME goes on from there to the same
+    numbers as an unbroken run.
     """
     from vmae.experiments import jobs
     from vmae.experiments.tracking import store_at
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    config = options.resumed(store, "pretrain")
+    config, ahead = options.resumed(store, "pretrain"), None
     if config is None:
-        config = options.config("pretrain", "demo_pretrain")
+        config, speed = options.config("pretrain", "demo_pretrain", store)
         config = jobs.named(store, config, options.run_name)
+        ahead = partial(show_outlook, speed=speed)
     make_demo_data_if_used(config)
     with cache_progress("decode") as cached, training_progress(config) as report:
         outcome = jobs.pretrain_run(
-            config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note
+            config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note, ahead=ahead
         )
     show_training("pretrain", config, outcome.result)
     if outcome.eval_loss is not None:

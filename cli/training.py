@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmae.core.measure.evaluate import Evaluation
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.recommend import Speed
 
 
 def make_demo_data_if_used(config: ExperimentConfig) -> None:
@@ -28,6 +29,24 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
     made = make_demo_data(DEMO_DATA)
     if made.made:
         click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
+
+
+def show_outlook(config: ExperimentConfig, speed: Speed | None) -> None:
+    """The line before a training and its warnings; InputError for labels that leave nothing to tell apart.
+
+    With `speed` (steps were timed) the training runs in the threads that were the fastest.
+    """
+    import torch
+
+    from vmae.experiments.advice import look_ahead
+    from vmae.experiments.run import default_device
+
+    said = look_ahead(config, default_device(), known=speed)
+    click.echo(said.line, err=True)
+    for warning in said.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if speed is not None:
+        torch.set_num_threads(speed.threads)
 
 
 def echo_note(text: str) -> None:

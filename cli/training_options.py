@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmae.cli.options import Command, config_options, init_options, runs_dir_option, set_option, with_options
-from vmae.experiments.request import resolve_config
+from vmae.experiments.request import held_out_beside, resolve_config
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
+    from vmae.experiments.recommend import Flip, Speed
     from vmae.experiments.tracking import Store
 
 
@@ -31,6 +32,8 @@ class TrainingOptions:
     epochs: int | None
     init: str | None
     resize_patch_embed: bool
+    budget: str | None
+    flip: Flip | None
     run_name: str | None
     resume: str | None
     num_workers: int | None
@@ -62,10 +65,13 @@ class TrainingOptions:
             )
         return config
 
-    def config(self, verb: str, recipe: str, shape_of: ExperimentConfig | None = None) -> ExperimentConfig:
-        """The configuration asked for; `recipe` is what it starts from where none is named.
+    def config(
+        self, verb: str, recipe: str, store: Store, shape_of: ExperimentConfig | None = None
+    ) -> tuple[ExperimentConfig, Speed | None]:
+        """The configuration asked for, and what was timed to find it, if anything.
 
-        InputError where it is for another verb, or where --set names what this one does not use.
+        With a list and no recipe it is what `recommend` says; `recipe` is what it starts from where neither
+        is named. InputError where it is for another verb, or where --set names what this one does not use.
         """
         from vmae.core.config import parse_assignments
         from vmae.core.errors import InputError
@@ -74,15 +80,70 @@ class TrainingOptions:
         for key in parse_assignments(self.assignments):
             if key.startswith(stages.STAGES[verb].unused):
                 raise InputError(f"--set {key}: vmae {verb} does not use it")
-        own = self.recipe if self.recipe or self.config_file else recipe
+        named = bool(self.recipe or self.config_file)
+        taken = None
+        if self.init is not None and shape_of is None and not self.resize_patch_embed:
+            from vmae.experiments.weights import clip_of_init
+
+            taken, text = clip_of_init(store, self.init)
+            click.echo(text, err=True)
+        start, speed = None, None
+        if self.train_csv is not None and not named:
+            start, speed = self._recommended(verb, shape_of, taken)
+            shape_of = None
+        elif self.budget is not None or self.flip is not None:
+            raise InputError("expected --budget and --flip with --data and without --recipe or --config")
+        own = self.recipe if named else recipe
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
-        config = resolve_config(recipe=own, **given, assignments=self.assignments, shape_of=shape_of)
+        config = resolve_config(
+            recipe=own,
+            **given,
+            assignments=self.assignments,
+            shape_of=shape_of,
+            start=start,
+            taken=None if start is not None else taken,
+        )
         if config.job != verb:
             raise InputError(
                 f"expected a recipe for vmae {verb}, got '{config.recipe}', which is for vmae {config.job}"
             )
-        return config
+        return config, speed
+
+    def _recommended(
+        self, verb: str, shape_of: ExperimentConfig | None, taken: dict[str, Any] | None
+    ) -> tuple[ExperimentConfig, Speed]:
+        """What `recommend` says of the list, shown with its reasons; an initial model's clip stays."""
+        from vmae.cli.recommend import describe
+        from vmae.core.progress import parse_duration
+        from vmae.experiments.advice import advise
+        from vmae.experiments.recommend import recipe_for
+        from vmae.experiments.run import default_device
+
+        assert self.train_csv is not None
+        device = default_device()
+        start = None
+        if shape_of is not None or taken is not None:
+            recipe = recipe_for(verb, gpu=device.type == "cuda")
+            given = {"train_csv": self.train_csv, "val_csv": self.val_csv, "data_root": self.data_root}
+            start = resolve_config(
+                recipe=None, start=recipe, shape_of=shape_of, taken=taken, init=self.init, **given,
+                size=None, epochs=None, assignments=(),
+            )  # fmt: skip
+        advice = advise(
+            verb,
+            self.train_csv,
+            held_out_beside(self.train_csv, self.val_csv),
+            device=device,
+            data_root=self.data_root,
+            budget_s=None if self.budget is None else parse_duration(self.budget, "--budget"),
+            flip=self.flip or "auto",
+            start=start,
+            keep_cut=shape_of is not None,
+        )
+        for line in describe(advice):
+            click.echo(line, err=True)
+        return advice.found.config, advice.found.speed
 
     def workers(self) -> WorkersConfig | None:
         """The workers asked for; None: train in this process."""
@@ -115,6 +176,14 @@ def training_options(command: Command) -> Command:
         collected,
         config_options,
         init_options,
+        click.option(
+            "--budget", help="Without --recipe: time there is, 3m or 1h30m.  [default: as vmae recommend]"
+        ),
+        click.option(
+            "--flip",
+            type=click.Choice(["auto", "yes", "no"]),
+            help="Without --recipe: does a mirrored video keep its class?  [default: auto, not assumed]",
+        ),
         click.option("--run-name", help="Name of the run.  [default: the recipe's, numbered]"),
         click.option(
             "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from vmae.core.plan import training_flops
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.facts import ListFacts, list_facts
+from vmae.core.video.samples import Sample
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.outlook import Outlook, outlook, shared_videos
-from vmae.experiments.recommend import Flip, Machine, Recommendation, Speed, default_budget_s, recommend
+from vmae.experiments.outlook import Outlook, outlook, require_classes, shared_videos
+from vmae.experiments.recommend import (
+    Flip,
+    Machine,
+    Recommendation,
+    Speed,
+    default_budget_s,
+    predicted_s,
+    recommend,
+)
 from vmae.experiments.timing import time_loading, time_steps, usable_cores
+
+_TRIED_FLOPS = 3e10
+"""Of a clip's step: on a CPU larger ones take seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +53,7 @@ def advise(
     budget_s: float | None = None,
     flip: Flip = "auto",
     start: ExperimentConfig | None = None,
+    keep_cut: bool = False,
 ) -> Advice:
     """What `job` on these lists should be, on this machine, in `budget_s` seconds (None: by its length).
 
@@ -53,17 +69,57 @@ def advise(
 
     def speed(config: ExperimentConfig) -> Speed:
         threads = (1, machine.cores) if device.type == "cpu" and machine.cores > 1 else (0,)
-        steps = time_steps(config, lists.classes, device=device, threads=threads)
-        load = time_loading(train, config.data)
-        return Speed(step_s=steps.step_s, decode_s=load.decode_s, cut_s=load.cut_s, threads=steps.threads)
+        return _speed(config, train, lists.classes, device, threads)
 
-    found = recommend(job, lists, machine, budget, speed, held_out=len(val), flip=flip, start=start)
+    found = recommend(
+        job, lists, machine, budget, speed, held_out=len(val), flip=flip, start=start, keep_cut=keep_cut
+    )
     data = replace(found.config.data, train_csv=str(train_csv), val_csv=str(val_csv or ""), data_root=root)
     found = replace(found, config=replace(found.config, data=data))
     said = outlook(
         found.config, lists, seconds=found.seconds, budget_s=budget, shared=shared_videos(train, val)
     )
     return Advice(found=found, lists=lists, held_out=len(val), machine=machine, budget_s=budget, outlook=said)
+
+
+def look_ahead(
+    config: ExperimentConfig,
+    device: torch.device,
+    *,
+    known: Speed | None = None,
+) -> Outlook:
+    """The line and the warnings of a training whose configuration is decided.
+
+    A second or two: a few steps are run (`known`: they have been), unless one clip is too large to be tried
+    on a CPU; then nothing is said of the time. Raises InputError as `outlook` does.
+    """
+    data = config.data
+    train, val = (
+        read_annotations(csv, data.data_root or None, format=data.annotation_format) if csv else []
+        for csv in (data.train_csv, data.val_csv or data.test_csv)
+    )
+    lists = list_facts(train, names_beside(Path(data.train_csv)))
+    require_classes(config.job, lists.class_counts, lists.classes)
+    mask = None if stages.STAGES[config.job].labels else config.mask
+    seconds = None
+    if known is None and (device.type == "cuda" or training_flops(config.model, mask) < _TRIED_FLOPS):
+        known = _speed(config, train, lists.classes, device, (0,), limit_s=0.4)
+    if known is not None:
+        seconds = predicted_s(config, lists.videos, len(val), known)
+    return outlook(config, lists, seconds=seconds, shared=shared_videos(train, val))
+
+
+def _speed(
+    config: ExperimentConfig,
+    train: Sequence[Sample],
+    classes: int,
+    device: torch.device,
+    threads: Sequence[int],
+    limit_s: float = 1.5,
+) -> Speed:
+    steps = time_steps(config, classes, device=device, threads=threads, limit_s=limit_s)
+    load = time_loading(train, config.data)
+    return Speed(step_s=steps.step_s, decode_s=load.decode_s, cut_s=load.cut_s, threads=steps.threads)
 
 
 def names_beside(listed: Path) -> list[str]:

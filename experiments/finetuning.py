@@ -206,6 +206,7 @@ def finetune_run(
     cache_progress: run.CacheProgress | None = None,
     test_progress: Callable[[int], Progress] | None = None,
     notes: Callable[[str], None] | None = None,
+    ahead: jobs.Ahead | None = None,
     workers: WorkersConfig | None = None,
 ) -> FinetuneOutcome:
     """Fine-tune, or go on with the run of this name; evaluate the best epoch's model on the test views.
@@ -213,7 +214,7 @@ def finetune_run(
     With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
     lists are read and every held-out video is known to decode.
     """
-    config, init, data, home, device = jobs.begin(config, store, cache_progress, workers, notes)
+    config, init, data, home, device = jobs.begin(config, store, cache_progress, workers, notes, ahead)
     with (
         Tracker(
             store,

@@ -32,6 +32,9 @@ from vmae.experiments.storage import Mirror
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import model_source, with_init
 
+Ahead = Callable[[ExperimentConfig], None]
+"""Told the configuration once it is known to be possible, before anything is decoded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -102,6 +105,7 @@ def begin(
     cache_progress: run.CacheProgress | None,
     workers: WorkersConfig | None,
     notes: Callable[[str], None] | None,
+    ahead: Ahead | None,
 ) -> tuple[ExperimentConfig, VideoModel | None, run.Data, RunDir, torch.device]:
     """What every training run starts with: (configuration, initial model, data, folder, device).
 
@@ -117,6 +121,8 @@ def begin(
     for remark in remarks:
         if notes is not None:
             notes(remark)
+    if ahead is not None:
+        ahead(config)
     data = run.open_data(config, store.layout.cache, cache_progress)
     home = store.layout.run(config.name)
     config.save(home.config)
@@ -132,13 +138,14 @@ def pretrain_run(
     cache_progress: run.CacheProgress | None = None,
     workers: WorkersConfig | None = None,
     notes: Callable[[str], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> Outcome:
     """Pre-train, or go on with the run of this name; measure the reconstruction at the end.
 
     With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
     lists are read and every held-out video is known to decode.
     """
-    config, _, data, home, device = begin(config, store, cache_progress, workers, notes)
+    config, _, data, home, device = begin(config, store, cache_progress, workers, notes, ahead)
     with (
         Tracker(
             store,

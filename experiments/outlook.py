@@ -51,8 +51,7 @@ def outlook(
     if seconds is not None:
         parts.append(f"about {format_duration(seconds)}")
     warnings = []
-    views = config.data.segments if labels else 1
-    if covered < 0.5 and train.seconds <= SHORT_S and views == 1:
+    if labels and covered < 0.5 and train.seconds <= SHORT_S and config.data.segments == 1:
         warnings.append(
             f"a clip covers {covered:.0%} of the median video and one clip of each is evaluated: the rest is "
             "not seen; data.sampling=uniform covers all of it, data.segments=5 looks at five clips"

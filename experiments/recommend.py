@@ -22,7 +22,7 @@ from vmae.experiments.outlook import SHORT_S, require_classes
 from vmae.experiments.recipes import small_clips
 
 Flip = Literal["auto", "yes", "no"]
-START_S = 8.0
+START_S = 15.0
 """Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
 STRETCH_S = 4.0
 """What a clip of a long video spans."""
@@ -70,6 +70,8 @@ class Recommendation:
     choices: tuple[Choice, ...]
     seconds: float
     memory: int
+    speed: Speed
+    """What was measured to find it."""
 
 
 def default_budget_s(videos: int) -> float:
@@ -87,19 +89,22 @@ def recommend(
     held_out: int = 0,
     flip: Flip = "auto",
     start: ExperimentConfig | None = None,
+    keep_cut: bool = False,
 ) -> Recommendation:
     """Choose clip, augmentation, batch and length of a training.
 
     `held_out` videos are measured at the end. `start` replaces the recipe to start from, its clip and model
-    stay (an initial model's). `speed` times a configuration, once.
+    stay (an initial model's); `keep_cut`: which frames and crops it takes too. `speed` times a configuration,
+    once.
 
     Raises InputError for labels of one class in fine-tuning and a budget that is not above zero.
     """
     require_classes(job, lists.class_counts, lists.classes)
     if not budget_s > 0:
         raise InputError(f"--budget: expected more than 0 seconds, got {budget_s:g}")
-    config, choices = start or _recipe(job, machine), []
-    for decide in (_clip, _background, _sampling, _crop, _batch):
+    config, choices = start or recipe_for(job, gpu=bool(machine.gpu)), []
+    cut = () if keep_cut else (_sampling, _crop)
+    for decide in (_clip, _background, *cut, _batch):
         config, choice = decide(config, lists)
         choices.append(choice)
     config, choice = _mirror(config, lists, flip)
@@ -111,7 +116,9 @@ def recommend(
     mask = None if stages.STAGES[job].labels else config.mask
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
     memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
-    return Recommendation(config=config, choices=tuple(choices), seconds=seconds, memory=memory)
+    return Recommendation(
+        config=config, choices=tuple(choices), seconds=seconds, memory=memory, speed=measured
+    )
 
 
 def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
@@ -138,10 +145,11 @@ def _epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed)
     return videos // config.train.batch_size * config.train.batch_size * training + watched
 
 
-def _recipe(job: str, machine: Machine) -> ExperimentConfig:
+def recipe_for(job: str, *, gpu: bool) -> ExperimentConfig:
+    """The recipe to start from."""
     cpu = small_clips.small_clips_finetune, small_clips.small_clips_pretrain
-    gpu = small_clips.small_clips_gpu_finetune, small_clips.small_clips_gpu_pretrain
-    return next(made for made in (make() for make in (gpu if machine.gpu else cpu)) if made.job == job)
+    large = small_clips.small_clips_gpu_finetune, small_clips.small_clips_gpu_pretrain
+    return next(made for made in (make() for make in (large if gpu else cpu)) if made.job == job)
 
 
 def _clip(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,13 @@ def resolve_config(
     resize_patch_embed: bool = False,
     checkpoint_artifacts: str | None = None,
     shape_of: ExperimentConfig | None = None,
+    start: ExperimentConfig | None = None,
+    taken: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
     """The configuration that a command line asks for: recipe or file, then options, then `--set`.
 
-    `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's.
+    `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's. `start`
+    stands in the recipe's place; `taken`: changes to it, before the options' (`weights.clip_of_init`).
     """
     from dataclasses import replace
 
@@ -40,7 +44,10 @@ def resolve_config(
             raise InputError("expected --recipe or --config, got both")
         config = ExperimentConfig.load(config_file)
     else:
-        config = recipes.get(recipe or "demo_pretrain")
+        config = start or recipes.get(recipe or "demo_pretrain")
+    if taken:
+        short_side = min(taken["data.size"]) * config.data.short_side // max(1, min(config.data.size))
+        config = override(config, {**taken, "data.short_side": short_side})
     if shape_of is not None:
         data = replace(shape_of.data, segments=config.data.segments, crops=config.data.crops)
         config = replace(config, model=shape_of.model, data=replace(data, repeats=config.data.repeats))
@@ -55,7 +62,7 @@ def resolve_config(
         changes["tracking.checkpoints"] = checkpoint_artifacts
     if train_csv is not None:
         changes["data.train_csv"] = str(train_csv)
-        changes["data.val_csv"] = str(_held_out(train_csv, val_csv))
+        changes["data.val_csv"] = str(held_out_beside(train_csv, val_csv))
     elif val_csv is not None:
         changes["data.val_csv"] = str(val_csv)
     if data_root is not None:
@@ -65,7 +72,8 @@ def resolve_config(
     return override(config, {**changes, **parse_assignments(assignments)})
 
 
-def _held_out(train_csv: Path, val_csv: Path | None) -> Path:
+def held_out_beside(train_csv: Path, val_csv: Path | None) -> Path:
+    """The held-out list: the one named, or `val.csv` beside the training list; InputError without either."""
     from vmae.core.errors import InputError
 
     if val_csv is not None:

@@ -78,6 +78,23 @@ def initial_weights(config: ExperimentConfig) -> Loaded:
     )
 
 
+def clip_of_init(store: Store, init: str) -> tuple[dict[str, Any], str]:
+    """What a configuration takes from its initial weights, whatever recipe it is: the clip's shape, patch and
+    tubelet, as changes by dotted path; and a line that says so.
+
+    `init`: a run, a folder, an official file, hf://org/name or a name of the zoo; errors as `load_model_at`.
+    """
+    model, _, _ = load_model_at(store, init)
+    c = model.config
+    names = ("frames", "height", "width", "patch_size", "tubelet_size", "channels", "background")
+    changes: dict[str, Any] = {f"model.{n}": getattr(c, n) for n in names}
+    changes |= {"data.frames": c.frames, "data.size": [c.height, c.width]}
+    return changes, (
+        f"taken from {init}: clips of {c.frames} frames of {c.height}x{c.width}, patch {c.patch_size}, "
+        f"tubelet {c.tubelet_size}" + ("" if c.background == "keep" else f", background {c.background}")
+    )
+
+
 def with_init(
     config: ExperimentConfig, store: Store
 ) -> tuple[ExperimentConfig, VideoModel | None, tuple[str, ...]]:

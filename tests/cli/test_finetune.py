@@ -326,3 +326,56 @@ def test_an_interrupted_evaluation_goes_on(
     assert vmae(*command) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["loss"] == pytest.approx(again["loss"], abs=1e-6) and found["top1"] == again["top1"]
+
+
+def test_a_list_without_a_recipe_is_trained_on_as_recommended(
+    tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.experiments.config import ExperimentConfig
+
+    runs = ["--runs-dir", tmp_path / "runs", "--data", tiny_videos / "train.csv"]
+    assert vmae("finetune", *runs, "--budget", "16s", "--run-name", "own", "--epochs", 1) == 0
+    told = capsys.readouterr()
+    for text in ("because", "steps an epoch", "a clip covers 100% of the median video", "chance 25.0%"):
+        assert text in told.err
+    assert "on 8 videos of val.csv" in told.out and "too good" not in told.out
+    config = ExperimentConfig.load(tmp_path / "runs/own/config.yaml")
+    assert (config.recipe, config.data.sampling) == ("small_clips_finetune", "uniform")
+    assert config.train.epochs == 1
+    assert vmae("finetune", *runs, "--recipe", "demo_finetune", "--budget", "16s") == 2
+    assert "expected --budget and --flip with --data and without --recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["demo_finetune", "small_data_transfer", None])
+def test_the_clip_is_the_initial_weights_under_every_recipe(
+    store: Path, tiny_videos: Path, recipe: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.experiments.config import ExperimentConfig
+
+    name = f"from_{recipe}"
+    arguments = ["--runs-dir", store, "--init", store / "pt" / "model", "--run-name", name, "--epochs", 1]
+    arguments += ["--data", tiny_videos / "train.csv"]
+    arguments += ["--recipe", recipe] if recipe else ["--budget", "16s"]
+    assert vmae("finetune", *arguments, "--set", "train.batch_size=8", "data.workers=0") == 0
+    told = capsys.readouterr().err
+    assert "clips of 4 frames of 32x32, patch 8, tubelet 2" in told
+    config = ExperimentConfig.load(store / name / "config.yaml")
+    m = config.model
+    assert (m.frames, m.height, m.patch_size, m.tubelet_size, m.embed_dim) == (4, 32, 8, 2, 32)
+    assert config.data.size == (32, 32) and 32 <= config.data.short_side <= 40
+
+
+def test_labels_of_one_class_are_refused_and_a_shared_video_is_told(
+    tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line.rsplit(" ", 1)[0] for line in (tiny_videos / "train.csv").read_text().splitlines()]
+    (tmp_path / "one.csv").write_text("".join(f"{tiny_videos / p} 2\n" for p in lines))
+    held_out = ["--val", tmp_path / "one.csv", "--runs-dir", tmp_path / "runs"]
+    for recipe in ([], ["--recipe", "demo_finetune"]):
+        assert vmae("finetune", "--data", tmp_path / "one.csv", *held_out, *recipe) == 2
+        message = capsys.readouterr().err
+        assert "expected labels of two classes or more in the training list, got label 2 on all 24" in message
+    assert not (tmp_path / "runs").exists()
+    shared = ["--data", tiny_videos / "train.csv", *held_out, "--recipe", "demo_finetune", "--epochs", 1]
+    assert vmae("finetune", *shared, *SHAPE) == 0
+    assert "warning: 24 videos of the held-out list are in the training list" in capsys.readouterr().err
