@@ -44,8 +44,18 @@ from vmae.cli.options import counted, require_writable, where_to_run
 @click.option(
     "--groups", metavar="REGEX|FILE", help="Also name the groups two lists share (as in data index)."
 )
-@click.option("--report", type=click.Path(path_type=Path), default=None, help="[default: CSV.report.csv]")
-@click.option("--clean", type=click.Path(path_type=Path), default=None, help="[default: CSV.clean.csv]")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="[default: train.report.csv beside train.csv]",
+)
+@click.option(
+    "--clean",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="[default: train.clean.csv beside train.csv]",
+)
 @click.option(
     "--address",
     help="Ray cluster whose nodes do the work: auto, HOST:PORT or ray://HOST:PORT.  [default: this machine]",

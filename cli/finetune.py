@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmae.cli.options import in_runs_dir
 from vmae.cli.training import (
     cache_progress,
     echo_note,
@@ -57,11 +58,12 @@ def finetune(options: TrainingOptions) -> None:
             notes=echo_note,
             ahead=ahead,
         )
-    show_training(STAGE.name, config, outcome.result)
+    where = in_runs_dir(store)
+    show_training(STAGE.name, config, outcome.result, where)
     if outcome.evaluation is not None:
         show_evaluation(outcome.evaluation, outcome.folder / "evaluation")
     click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
-    click.echo(f"\nnext:\n  vmae predict VIDEO --checkpoint {config.name}")
+    click.echo(f"\nnext:\n  vmae predict VIDEO --checkpoint {config.name}{where}")
 
 
 def _run_of(options: TrainingOptions, store: Store) -> ExperimentConfig | None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from vmae.cli.options import in_runs_dir
 from vmae.cli.training import (
     cache_progress,
     echo_note,
@@ -41,8 +42,9 @@ def pretrain(options: TrainingOptions) -> None:
         outcome = jobs.pretrain_run(
             config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note, ahead=ahead
         )
-    show_training("pretrain", config, outcome.result)
+    where = in_runs_dir(store)
+    show_training("pretrain", config, outcome.result, where)
     if outcome.eval_loss is not None:
         click.echo(f"error on held-out videos at ratio {config.evaluation_ratio:g}: {outcome.eval_loss:.4f}")
     click.echo(f"model: {outcome.result.model_path}")
-    click.echo(f"\nnext:\n  vmae probe --run {config.name}\n  vmae dashboard")
+    click.echo(f"\nnext:\n  vmae probe --run {config.name}{where}\n  vmae dashboard{where}")

@@ -54,14 +54,17 @@ def echo_note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
 
 
-def show_training(verb: str, config: ExperimentConfig, result: TrainResult) -> None:
-    """The training's end in a line or two; exit code 130 with the way to go on where it was interrupted."""
+def show_training(verb: str, config: ExperimentConfig, result: TrainResult, where: str = "") -> None:
+    """The training's end in a line or two; exit code 130 with the way to go on where it was interrupted.
+
+    `where` is what commands to be typed need (`in_runs_dir`).
+    """
     from vmae.experiments import recipes
 
     if result.stopped:
         click.echo(
             f"interrupted after epoch {result.epochs}, state saved. "
-            f"Go on with: vmae {verb} --resume {config.name}"
+            f"Go on with: vmae {verb} --resume {config.name}{where}"
         )
         raise SystemExit(130)
     click.echo(

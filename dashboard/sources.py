@@ -7,8 +7,9 @@ joined to a path.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ class Catalog:
 # What of a run decides whether and how its checkpoint is offered: a tenth of the time of reading all of it.
 _COLUMNS = (
     tags.KIND,
+    tags.SWEEP,
     tags.CHECKPOINT,
     "mask.ratio",
     "mask.type",
@@ -94,7 +96,22 @@ def read_catalog(settings: Settings, files: Sequence[ModelFile] = ()) -> Catalog
     for entry in [*entries, *map(_of_file, files)]:
         # A probe of a run names the same folder: the first (best) entry stands for it.
         unique.setdefault(str(Path(entry.path).resolve()), entry)
-    return Catalog(checkpoints=tuple(unique.values()), datasets=tuple(datasets.values()))
+    found = _told_apart(list(unique.values()), {r.run_id: r.sweep for r in runs}, datasets)
+    return Catalog(checkpoints=tuple(found), datasets=tuple(datasets.values()))
+
+
+def _told_apart(
+    entries: Sequence[CheckpointEntry], sweeps: dict[str, str], datasets: dict[str, DatasetEntry]
+) -> list[CheckpointEntry]:
+    """Entries of one label with their sweep and data set (or, of a file, its folder) beside it."""
+    counts = Counter(e.label for e in entries)
+
+    def more(entry: CheckpointEntry) -> str:
+        data = datasets.get(entry.dataset_id)
+        facts = [sweeps.get(entry.run_id, ""), data.label if data else ""]
+        return " · ".join(filter(None, facts)) or str(Path(entry.path).parent)
+
+    return [replace(e, label=f"{e.label} · {more(e)}") if counts[e.label] > 1 else e for e in entries]
 
 
 def short_id(text: str) -> str:

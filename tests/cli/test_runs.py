@@ -295,3 +295,21 @@ def test_gc_finds_temporary_files_of_killed_processes(own_copy: Store) -> None:
     assert orphan.path == temporary
     assert housekeeping.remove(own_copy, [orphan]) == 100
     assert not temporary.exists()
+
+
+def test_commands_to_be_typed_say_which_run_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from vmae.cli.options import in_runs_dir
+    from vmae.cli.training import show_training
+
+    monkeypatch.delenv("VMAE_RUNS", raising=False)
+    where = in_runs_dir(store_at(tmp_path / "own runs"))
+    stopped: Any = SimpleNamespace(stopped=True, epochs=1)
+    named: Any = SimpleNamespace(name="a-1")
+    with pytest.raises(SystemExit):
+        show_training("pretrain", named, stopped, where)
+    assert f"--resume a-1 --runs-dir '{tmp_path}/own runs'" in capsys.readouterr().out

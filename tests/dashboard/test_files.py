@@ -108,3 +108,15 @@ def test_a_file_that_is_no_model_is_refused_before_the_server_starts(folder: Pat
         result = CliRunner().invoke(dashboard, ["--checkpoint", str(folder / given)])
         assert isinstance(result.exception, CheckpointError)
         assert "expected a pre-training checkpoint" in str(result.exception)
+
+
+def test_equal_names_are_told_apart_by_sweep_and_data_set() -> None:
+    from vmae.dashboard.sources import CheckpointEntry, DatasetEntry, _told_apart
+
+    data = {d: DatasetEntry(id=d, label=f"{d}/val.csv", csv="", data_root="") for d in ("a", "b")}
+    entries = [
+        CheckpointEntry(id=i, label=label, path="/x", stamp=0, run_id=i, dataset_id=d)
+        for i, label, d in (("1", "ratio0.5_s0", "a"), ("2", "ratio0.5_s0", "b"), ("3", "other", "a"))
+    ]
+    found = [e.label for e in _told_apart(entries, {"1": "demo-1", "2": "demo-2"}, data)]
+    assert found == ["ratio0.5_s0 · demo-1 · a/val.csv", "ratio0.5_s0 · demo-2 · b/val.csv", "other"]
