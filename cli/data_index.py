@@ -67,7 +67,7 @@ def index(
         found, folder = index_dataset(place, layout, split=split, val_share=val_share), place  # type: ignore[arg-type]
     out = out or folder
     require_writable(out / "train.csv")
-    own_split = layout not in (None, "folders", "rawframes") or (folder / "train").is_dir()
+    own_split = layout is not None and not found.held_out
     parts = None
     if groups is not None or folds is not None or place.is_file():
         parts = _fold(found, groups, folds, val_share, place if place.is_file() else None)
@@ -88,6 +88,10 @@ def index(
             click.echo(line)
     for path in written:
         click.echo(str(path))
+    for line in found.notes[:30]:
+        click.echo(line, err=True)
+    if len(found.notes) > 30:
+        click.echo(f"... and {len(found.notes) - 30} lines more like these", err=True)
     if layout == "rawframes":
         click.echo("the lists hold `frame_dir total label`: read them with annotation_format total_label")
     if layout == "ava":

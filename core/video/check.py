@@ -102,6 +102,11 @@ def check_file(
                 info = dataclasses.replace(info, decord_ok=decord_agrees(info, timeout_s=timeout_s))
                 if not info.decord_ok:
                     notes.append("not_for_decord")
+        elif full:
+            with open_video(sample.path, info=info, timeout_s=timeout_s) as video:
+                for i in range(0, n, 64):
+                    video.restart_clock()
+                    video.read(range(i, min(i + 64, n)), min(16, info.height, info.width))
         if info.variable_rate:
             notes.append("variable_frame_rate")
         if info.width % 2 or info.height % 2:

@@ -2,7 +2,7 @@
 
 | layout | expected in the folder |
 |---|---|
-| `folders` | `train/CLASS/...`, `val/CLASS/...` (`test/...`), or `CLASS/...` alone (then a share is held out) |
+| `folders` | `train/CLASS/...`, `val/CLASS/...` (`test/...`), or `CLASS/...` alone (see `folders`) |
 | `kinetics` | `train.csv`, `val.csv` or `validate.csv`, `test.csv` (`label,youtube_id,time_start,time_end`), also in `annotations/`; videos anywhere below, `ID_000010_000020.mp4` or `ID.mp4` |
 | `ucf101` | `ucfTrainTestlist/{classInd,trainlist0N,testlist0N}.txt`; videos `CLASS/v_*.avi` anywhere below |
 | `hmdb51` | `testTrainMulti_7030_splits/CLASS_test_splitN.txt`; videos `CLASS/*.avi` anywhere below |
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,22 +25,24 @@ from typing import Any, Literal, get_args
 from vmae.core.errors import InputError, nearest
 from vmae.core.video.annotations import write_annotations
 from vmae.core.video.ava import read_ava, read_excluded, read_label_map
-from vmae.core.video.samples import VIDEO_SUFFIXES, Sample
-from vmae.core.video.stills import IMAGE_SUFFIXES
+from vmae.core.video.folders import SPELLINGS, SPLITS, read_class_folders, videos_below
+from vmae.core.video.samples import Sample
 
 Layout = Literal["folders", "kinetics", "ucf101", "hmdb51", "ssv2", "rawframes", "ava"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-SPLITS = ("train", "val", "test")
-_FOLDER_OF_SPLIT = {"train": ("train",), "val": ("val", "validate", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetIndex:
-    """The lists of a data set: samples per split, class names by label, and listed videos that are absent."""
+    """The lists of a data set: samples per split, class names by label, listed videos that are absent, and
+    `notes`: what was taken as what, and what was left out and why, a line each."""
 
     splits: dict[str, list[Sample]]
     classes: list[str]
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    held_out: bool = False
+    """Whether `val` is a share that was held out here, not one that came with the data set."""
 
 
 def index_dataset(
@@ -91,6 +92,7 @@ def index_dataset(
         raise InputError(
             f"{folder}: expected videos in the layout '{layout}', found none"
             + (f" of the {len(result.missing)} that its lists name" if result.missing else "")
+            + "".join(f"; {line}" for line in result.notes[:5])
         )
     return result
 
@@ -116,50 +118,14 @@ def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path
     return [*written, out / "classes.txt"]
 
 
-def _videos_below(folder: Path) -> list[Path]:
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        found += [Path(parent) / n for n in names if n.lower().endswith(VIDEO_SUFFIXES)]
-    return sorted(found)
-
-
-def _frame_folders_below(folder: Path) -> dict[Path, int]:
-    found = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        count = sum(n.lower().endswith(IMAGE_SUFFIXES) for n in names)
-        if count:
-            found[Path(parent)] = count
-    return dict(sorted(found.items()))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _split_folder(folder: Path, split: str) -> Path | None:
-    return next((folder / n for n in _FOLDER_OF_SPLIT[split] if (folder / n).is_dir()), None)
-
-
 def _folders(folder: Path, val_share: float, *, raw_frames: bool) -> DatasetIndex:
-    roots = {split: root for split in SPLITS if (root := _split_folder(folder, split)) is not None}
-    split_by_folder = "train" in roots
-    if not split_by_folder:
-        roots = {"": folder}
-    classes = sorted({p.name for root in roots.values() for p in _subfolders(root)})
-    label_of = {name: i for i, name in enumerate(classes)}
+    found = read_class_folders(folder, raw_frames=raw_frames)
+    label_of = {name: i for i, name in enumerate(found.classes)}
     splits: dict[str, list[Sample]] = {s: [] for s in SPLITS}
-    for split, root in roots.items():
-        for class_folder in _subfolders(root):
-            label = label_of[class_folder.name]
-            items: Iterable[tuple[Path, int | None]]
-            if raw_frames:
-                items = _frame_folders_below(class_folder).items()
-            else:
-                items = [(p, None) for p in _videos_below(class_folder)]
-            for path, total in items:
-                target = split or _held_out(path.relative_to(folder), val_share)
-                splits[target].append(Sample(path=str(path), label=label, num_frames=total))
-    return DatasetIndex(splits=splits, classes=classes)
+    for split, name, path, total in found.videos:
+        target = split or _held_out(path.relative_to(folder), val_share)
+        splits[target].append(Sample(path=str(path), label=label_of[name], num_frames=total))
+    return DatasetIndex(splits=splits, classes=found.classes, notes=found.notes, held_out=not found.split)
 
 
 def _held_out(relative: Path, share: float) -> str:
@@ -187,14 +153,14 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 def _kinetics(folder: Path) -> DatasetIndex:
     lists: dict[str, Path] = {}
     for split in SPLITS:
-        names = [f"{prefix}{n}.csv" for n in _FOLDER_OF_SPLIT[split] for prefix in ("", "annotations/")]
+        names = [f"{prefix}{n}.csv" for n in SPELLINGS[split] for prefix in ("", "annotations/")]
         found = _optional(folder, *names)
         if found is not None:
             lists[split] = found
     if "train" not in lists:
         raise InputError(f"{folder}: expected train.csv or annotations/train.csv, found none")
     by_stem: dict[str, list[Path]] = {}
-    for path in _videos_below(folder):
+    for path in videos_below(folder):
         by_stem.setdefault(path.stem, []).append(path)
     rows: dict[str, list[tuple[str, str]]] = {}
     missing: list[str] = []
@@ -222,9 +188,7 @@ def _kinetics(folder: Path) -> DatasetIndex:
                     missing.append(stem)
                     continue
                 # The same clip may lie in several split folders: take the one of this split.
-                here = [
-                    c for c in candidates if set(_FOLDER_OF_SPLIT[split]) & set(c.relative_to(folder).parts)
-                ]
+                here = [c for c in candidates if set(SPELLINGS[split]) & set(c.relative_to(folder).parts)]
                 rows[split].append((str((here or candidates)[0]), row.get("label") or ""))
     classes = sorted({label for split in rows.values() for _, label in split if label})
     label_of = {name: i for i, name in enumerate(classes)}
@@ -236,7 +200,7 @@ def _kinetics(folder: Path) -> DatasetIndex:
 
 
 def _by_class_and_name(folder: Path) -> dict[tuple[str, str], Path]:
-    return {(p.parent.name, p.name): p for p in _videos_below(folder)}
+    return {(p.parent.name, p.name): p for p in videos_below(folder)}
 
 
 def _ucf101(folder: Path, split: int) -> DatasetIndex:
@@ -307,7 +271,7 @@ def _ssv2(folder: Path) -> DatasetIndex:
     classes = [name for name, _ in sorted(label_of.items(), key=lambda x: x[1])]
     if sorted(label_of.values()) != list(range(len(classes))):
         raise InputError(f"{folder}: expected labels 0..{len(classes) - 1} in labels.json, each once")
-    videos = {p.stem: p for p in _videos_below(folder)}
+    videos = {p.stem: p for p in videos_below(folder)}
     splits: dict[str, list[Sample]] = {s: [] for s in SPLITS}
     missing = []
     for split, name in (("train", "train.json"), ("val", "validation.json"), ("test", "test.json")):

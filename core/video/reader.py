@@ -143,12 +143,7 @@ class OpenVideo:
             clip = open_npy(self.info.path)
             return resize_frames(np.ascontiguousarray(clip[wanted]), height, width)
         if self.backend == "frames":
-            names = frame_files(self.info.path)
-            unique = {int(i): read_image(self.info.path, names[int(i)]) for i in np.unique(wanted)}
-            shapes = {f.shape for f in unique.values()}
-            if len(shapes) > 1:
-                raise VideoError(self.info.path, "corrupt", f"frames of different sizes: {sorted(shapes)}")
-            return resize_frames(np.stack([unique[int(i)] for i in wanted]), height, width)
+            return self._read_stills(wanted, height, width)
         if self.backend == "decord":
             return self._read_decord(wanted, height, width)
         unique_idx = np.unique(wanted)
@@ -164,6 +159,22 @@ class OpenVideo:
         for k, i in enumerate(wanted):
             out[k] = got[int(i)]
         return out
+
+    def _read_stills(self, wanted: np.ndarray, height: int, width: int) -> np.ndarray:
+        info, names = self.info, frame_files(self.info.path)
+        if len(names) != info.num_frames:
+            raise VideoError(
+                info.path, "truncated", f"expected {info.num_frames} images, the folder has {len(names)}"
+            )
+        shown: dict[int, np.ndarray] = {}
+        for i in np.unique(wanted):
+            self._deadline.check()
+            image = read_image(info.path, names[i])
+            if image.shape[:2] != (info.height, info.width):
+                sizes = sorted({(info.height, info.width), image.shape[:2]})
+                raise VideoError(info.path, "corrupt", f"frames of different sizes: {sizes} ({names[i]})")
+            shown[int(i)] = resize_frames(image[None], height, width)[0]
+        return np.stack([shown[int(i)] for i in wanted])
 
     # -- PyAV ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,10 @@ from vmae.core.errors import InputError
 
 VIDEO_SUFFIXES = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
-    ".gif", ".npy",
+    ".gif", ".npy", ".mts", ".m2ts", ".m2t", ".vob", ".asf", ".3g2", ".m1v", ".m2v", ".dv", ".mxf", ".divx",
+    ".xvid", ".mp4v", ".mpe", ".mpv", ".qt", ".f4v", ".ogm", ".mk3d", ".y4m", ".rm", ".rmvb", ".wtv", ".amv",
+    ".mod", ".tod", ".trp", ".tp", ".mjpeg", ".mjpg", ".h264", ".264", ".hevc", ".h265", ".265", ".ivf",
+    ".nut", ".gxf", ".lrv", ".insv",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,98 @@ def test_refused(tmp_path: Path) -> None:
         index_dataset(tmp_path, "folders")
     with pytest.raises(InputError, match=r"val_share: expected a share in \[0, 1\), got 1"):
         index_dataset(tmp_path, "folders", val_share=1)
+
+
+SPELT = {
+    "mit": {"training": "train", "validation": "val"},
+    "robo": {"train": "train", "valid": "val", "test": "test"},
+    "caps": {"Train": "train", "Test": "test"},
+    "sets": {"train_set": "train", "dev-set": "val", "TestSet": "test"},
+    "dev": {"TRAIN": "train", "dev": "val"},
+    "kinds": {"train_videos": "train", "val_videos": "val", "testing": "test"},
+    "years": {"train2024": "train", "eval 2024": "val"},
+    "no_train": {"validation": "val", "test": "test"},
+    "only_train": {"training": "train"},
+}
+
+
+@pytest.mark.parametrize("name", SPELT)
+@pytest.mark.parametrize("raw_frames", [False, True])
+def test_splits_in_every_usual_spelling(name: str, raw_frames: bool, tmp_path: Path) -> None:
+    for place in SPELT[name]:
+        for c in ("clapping", "waving"):
+            for k in (1, 2):
+                touch(tmp_path / place / c / (f"{k}/img_1.jpg" if raw_frames else f"{k}.mp4"))
+    touch(tmp_path / "annotations/notes.txt")
+    index = index_dataset(tmp_path, "rawframes" if raw_frames else "folders")
+    assert index.classes == ["clapping", "waving"]
+    assert {s: len(v) for s, v in index.splits.items() if v} == dict.fromkeys(SPELT[name].values(), 4)
+    for place, split in SPELT[name].items():
+        assert f"{split} from {place}" in index.notes
+    assert "left out, in no split: the folder annotations" in index.notes
+    assert not index.held_out
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{c}/{i}.mp4" for c in ("bus", "train", "test") for i in range(5)))
+    index = index_dataset(tmp_path, "folders")
+    assert index.classes == ["bus", "test", "train"]
+    assert index.held_out
+    assert sum(map(len, index.splits.values())) == 15
+    assert any(line.startswith("train taken as a class") for line in index.notes)
+    touch(tmp_path / "train/one/5.mp4", tmp_path / "bus/one/5.mp4")  # with a folder inside it is one still
+    assert index_dataset(tmp_path, "folders").classes == ["bus", "test", "train"]
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "train/a/1.mp4", tmp_path / "Training/a/2.mp4", tmp_path / "val/a/3.mp4")
+    with pytest.raises(InputError, match="expected one folder for train, got Training and train"):
+        index_dataset(tmp_path, "folders")
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    suffixes = ("mp4", "MTS", "m2ts", "vob", "asf", "3g2", "m2v", "dv", "mxf", "divx")
+    touch(*(tmp_path / f"cam/00.{suffix}" for suffix in suffixes))
+    touch(*(tmp_path / "cam" / n for n in ("a.txt", "b.TXT", "c.wav", "noname")))
+    for c in ("cam", "walking"):
+        touch(*(tmp_path / c / n for n in ("1.mp4", "._1.mp4", ".DS_Store", ".hidden/2.mp4", "@eaDir/1.mp4")))
+        touch(tmp_path / f"__MACOSX/{c}/._1.mp4")
+    touch(tmp_path / "empty/readme.md", tmp_path / "loose.mp4")
+    index = index_dataset(tmp_path, "folders", val_share=0)
+    assert index.classes == ["cam", "walking"]
+    assert len(index.splits["train"]) == len(suffixes) + 2
+    assert not any(Path(s.path).name.startswith(".") for s in index.splits["train"])
+    text = "\n".join(index.notes)
+    assert "no suffix of what this layout lists: 2 .txt, 1 .wav, 1 without a suffix, 1 .md" in text
+    assert "hidden or left behind by a computer: " in text
+    assert f"left out, without videos: the folder {tmp_path}/empty" in text
+    assert f"left out, in no class: 1 videos directly in {tmp_path}" in text
+
+
+def test_classes_of_nearly_one_name(tmp_path: Path) -> None:
+
+    touch(
+        tmp_path / "train" / unicodedata.normalize("NFD", "déjà vu") / "1.mp4", tmp_path / "val/déjà vu/2.mp4"
+    )
+    touch(tmp_path / "train/Walk/1.mp4", tmp_path / "val/walk/1.mp4")
+    index = index_dataset(tmp_path, "folders")
+    assert index.classes == ["Walk", "déjà vu", "walk"]  # to the eye the first is one name
+    assert [s.label for s in index.splits["train"] + index.splits["val"]].count(1) == 2
+    assert "classes of nearly one name, taken as different ones: Walk, walk" in index.notes
+    assert "classes without a training video: walk" in index.notes
+
+
+def test_images_that_are_no_frames_of_the_video(tmp_path: Path) -> None:
+    """mmaction2's folders hold optical flow beside the images."""
+    v = tmp_path / "train/a/v1"
+    touch(*(v / f"img_{i:05}.jpg" for i in range(1, 9)))
+    touch(*(v / f"{x}_{i:05}.jpg" for i in range(1, 8) for x in ("flow_x", "flow_y")))
+    touch(*(tmp_path / f"train/a/v2/{i:04}.png" for i in range(5)), tmp_path / "train/a/v2/._0001.png")
+    touch(*(tmp_path / f"train/a/v2/flow_x/{i:04}.png" for i in range(4)))
+    touch(*(tmp_path / f"train/a/v3/{x}_{i}.png" for i in range(5) for x in ("left", "right")))
+    index = index_dataset(tmp_path, "rawframes")
+    assert [(s.path, s.num_frames) for s in index.splits["train"]] == [(str(v), 8), (str(v.parent / "v2"), 5)]
+    text = "\n".join(index.notes)
+    assert f"left out: 14 images in {v} unlike img_00001.jpg (8)" in text
+    assert f"made from a video's frames by its name: {tmp_path}/train/a/v2/flow_x" in text
+    assert "expected the images of one video, got several kinds: left_#.png (5), right_#.png (5)" in text
