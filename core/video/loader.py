@@ -273,7 +273,7 @@ class ClipLoader:
                 self.skipped[f["path"]] = f["reason"]
                 logging.getLogger("vmae").warning(
                     "bad video %s: %s (%s)",
-                    "skipped" if self.dataset.mode == "train" else "counted as wrong",
+                    "skipped" if self.dataset.mode == "train" else "not read",
                     f["path"],
                     f["reason"],
                 )
