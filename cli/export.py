@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vmae.cli.options import runs_dir_option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vmae.core.video.config import DataConfig
 
 
 @click.command()
@@ -80,7 +86,7 @@ def export(
     click.echo(f"{out} ({to}): at most {apart:.1e} from the model in {runner}, on {what}")
 
 
-def _clips(videos: tuple[str, ...], data: object) -> dict[str, object]:
+def _clips(videos: tuple[str, ...], data: DataConfig) -> dict[str, Tensor]:
     """The central clip of each video as `{"video": uint8 [B, T, H, W, C]}`; nothing where there is none."""
     if not videos:
         return {}
@@ -89,6 +95,6 @@ def _clips(videos: tuple[str, ...], data: object) -> dict[str, object]:
     from vmae.core.video.clips import ClipDataset
     from vmae.core.video.samples import Sample
 
-    config = replace(data, workers=0, cache=False, val_csv="")  # type: ignore[type-var]
-    dataset = ClipDataset([Sample(path=v, label=0) for v in videos], config, "val")  # type: ignore[arg-type]
+    config = replace(data, workers=0, cache=False, val_csv="")
+    dataset = ClipDataset([Sample(path=v, label=0) for v in videos], config, "val")
     return {"video": dataset.load_batch([(0, k) for k in range(len(videos))])["clip"]}

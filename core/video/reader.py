@@ -373,7 +373,7 @@ def _progressive(frame: Any) -> Any:
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
     for mine, theirs in zip(copy.planes, frame.planes, strict=True):
-        rows = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size) for p in (mine, theirs)]
+        rows = [np.frombuffer(memoryview(p), np.uint8).reshape(-1, p.line_size) for p in (mine, theirs)]
         height, width = (min(sizes) for sizes in zip(*(r.shape for r in rows), strict=True))
         rows[0][:height, :width] = rows[1][:height, :width]
     return copy

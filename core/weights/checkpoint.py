@@ -15,6 +15,7 @@ from vmae.core.errors import CheckpointError, InputError
 from vmae.core.files import fsync, replacing, write_text
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.grid import TokenGrid
+from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.weights.models import FORMAT, build_model, describe_model
 
 WEIGHTS_NAME = "model.safetensors"
@@ -167,7 +168,7 @@ def adapt_model(
             f" changing {changes} resamples its weights: ask for it (--resize-patch-embed), or keep them"
             f" (--set model.patch_size={old.patch_size} --set model.tubelet_size={old.tubelet_size})"
         )
-    if patch_changes and not getattr(old, "predicts_pixels", True):
+    if patch_changes and isinstance(old, VideoMAEConfig) and not old.predicts_pixels:
         raise InputError(f"expected a model that predicts pixels to resample its patches; got {old.target}")
     config = dataclasses.replace(old, **wanted, pos_grid=None)
     after = config.grid

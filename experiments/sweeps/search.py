@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmae.core.errors import InputError
 from vmae.core.files import read_json
@@ -53,7 +53,8 @@ def next_setting(plan: Plan, sweep: SweepDir) -> dict[str, Any] | None:
     for attempt in range(_TRIES):
         seed = derive_seed(plan.base.train.seed, len(settings), attempt, "optuna") % 2**31
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        direction = "maximize" if plan.ranked_by.higher_is_better else "minimize"
+        highest = plan.ranked_by.higher_is_better
+        direction: Literal["maximize", "minimize"] = "maximize" if highest else "minimize"
         study = optuna.create_study(direction=direction, sampler=sampler)
         for trials in settings:
             study.add_trial(_told(plan, sweep, [t.id for t in trials], trials[0].overrides))
