@@ -125,11 +125,19 @@ class TrainingOptions:
         start = None
         if shape_of is not None or taken is not None:
             recipe = recipe_for(verb, gpu=device.type == "cuda")
-            given = {"train_csv": self.train_csv, "val_csv": self.val_csv, "data_root": self.data_root}
             start = resolve_config(
-                recipe=None, start=recipe, shape_of=shape_of, taken=taken, init=self.init, **given,
-                size=None, epochs=None, assignments=(),
-            )  # fmt: skip
+                recipe=None,
+                start=recipe,
+                shape_of=shape_of,
+                taken=taken,
+                init=self.init,
+                train_csv=self.train_csv,
+                val_csv=self.val_csv,
+                data_root=self.data_root,
+                size=None,
+                epochs=None,
+                assignments=(),
+            )
         advice = advise(
             verb,
             self.train_csv,
