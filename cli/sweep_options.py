@@ -61,7 +61,7 @@ class SweepOptions:
 
     def plan(self, store: Store, name: str | None) -> Plan:
         """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""
-        from vmae.core.errors import InputError
+        from vmae.experiments.locks import given_up
         from vmae.experiments.sweeps import definitions, driver
         from vmae.experiments.sweeps.resources import Resources
         from vmae.experiments.sweeps.space import describe
@@ -71,26 +71,22 @@ class SweepOptions:
         base, stopping = self._base(definition)
         params = self._params(definition, base)
         sweep_name = "custom" if definition is None else definition.name
-        run_name = self.run_name or driver.new_name(store, sweep_name)
-        if store.layout.sweep(run_name).plan.exists():
-            raise InputError(
-                f"--run-name: expected a new name, got '{run_name}', which exists; "
-                f"go on with it by --resume {run_name}"
+        run_name = driver.new_name(store, sweep_name, self.run_name)
+        with given_up(store.layout.sweep(run_name).path, above=2):
+            return make_plan(
+                name=run_name,
+                sweep=sweep_name,
+                title=describe(params) if definition is None else definition.title,
+                params=params,
+                metric=base.pipeline.metric,
+                base=base,
+                seeds=self.seeds,
+                search=self.search,
+                samples=self.samples,
+                stopping=stopping,
+                budget_s=self.budget_s,
+                resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
             )
-        return make_plan(
-            name=run_name,
-            sweep=sweep_name,
-            title=describe(params) if definition is None else definition.title,
-            params=params,
-            metric=base.pipeline.metric,
-            base=base,
-            seeds=self.seeds,
-            search=self.search,
-            samples=self.samples,
-            stopping=stopping,
-            budget_s=self.budget_s,
-            resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
-        )
 
     def plan_to_resume(self, store: Store, name: str | None) -> Plan:
         """The saved plan of the sweep that --resume names, on the resources that are given anew."""

@@ -37,6 +37,7 @@ from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.layout import found_config
+from vmae.experiments.locks import at_work
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import load_model_at, model_source, place_of
@@ -198,6 +199,7 @@ def write_evaluation(
             tracker.log_artifact(folder / name, "evaluation")
 
 
+@at_work
 def finetune_run(
     config: ExperimentConfig,
     store: Store,

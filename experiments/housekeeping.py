@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vmae.experiments.layout import NOT_RUNS, SPOOL, SweepDir, Tracked, is_of_spool
-from vmae.experiments.runs import Run, children, list_runs
+from vmae.experiments.runs import Run, children, deleted_runs, list_runs
 from vmae.experiments.storage import PART, Seen
 from vmae.experiments.tracking import Store, tags
 from vmae.experiments.tracking.client import mlflow_client
 from vmae.experiments.tracking.spool import Spool
 
+_WEIGHTS = (tags.CHECKPOINT, tags.CLASSIFIER, tags.INIT)
 _QUIET_S = 600.0  # a run that wrote its spool within this time may still be at work
 _OLD_TEMPORARY_S = 3600.0
 
@@ -50,17 +51,20 @@ def delete_runs(store: Store, runs: Sequence[Run]) -> None:
 def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
     """Files under the run directory (a folder, or on an object store) whose run is no longer in the store.
 
-    A folder is an orphan when its run was sent to this very store and is not (or no longer) listed there.
-    What is in doubt is kept: runs of another store, runs with unsent events, runs that may still be at work,
-    checkpoints that a listed run refers to.
+    A folder is an orphan when this very store says that its run was deleted; a run that it does not know (its
+    database was lost or replaced, the run has just begun) is kept. So is what else is in doubt: runs of
+    another store, runs with unsent events, runs that may still be at work, weights that a listed run refers
+    to.
 
     Returns:
         (orphans, kept): what may go, and folders without a listed run that stay, each with the reason. Paths
         are below `store.runs_dir`, also of what lies on an object store.
     """
-    listed = list_runs(store, columns=["key", tags.CHECKPOINT])
+    listed = list_runs(store, columns=["key", *_WEIGHTS])
     keys = {r.key for r in listed}
-    used = {r.tags[tags.CHECKPOINT]: r.name for r in listed if tags.CHECKPOINT in r.tags}
+    deleted = deleted_runs(store)
+    gone = set(deleted.values()) - keys - {""}
+    used = {r.tags[name]: r.name for r in listed for name in _WEIGHTS if name in r.tags}
     orphans: list[Orphan] = []
     kept: list[Orphan] = []
     storage = store.storage()
@@ -71,10 +75,11 @@ def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
         start, last = _ends(Tracked(home).spool)
         if start is None or start["key"] in keys or any(home.is_relative_to(o.path) for o in orphans):
             continue
-        reason = _why_kept(store, home, start, last, keys, used)
+        reason = None if start["key"] in gone else "its run is not known to the store"
+        reason = _why_kept(store, home, start, last, keys, used) or reason
         entry = Orphan(path=home, size=sizes[home], reason=reason or f"run '{start['name']}' was deleted")
         (kept if reason else orphans).append(entry)
-    orphans += _artifact_orphans(store, {r.run_id for r in listed}, sizes)
+    orphans += _artifact_orphans(store, set(deleted), sizes)
     now = time.time()
     for path, file in sorted(files.items()):
         left = path.name.endswith(PART) or (path.name.startswith(".") and path.suffix == ".tmp")
@@ -144,12 +149,12 @@ def _why_kept(
     place = store.shown(home)
     for checkpoint, name in used.items():
         if checkpoint == place or checkpoint.startswith(f"{place}/"):
-            return f"its checkpoint is used by run '{name}'"
+            return f"its weights are used by run '{name}'"
     return None
 
 
-def _artifact_orphans(store: Store, run_ids: set[str], sizes: Mapping[Path, int]) -> list[Orphan]:
-    """Artifact folders of runs that are not listed; only where this run directory is the store."""
+def _artifact_orphans(store: Store, deleted: set[str], sizes: Mapping[Path, int]) -> list[Orphan]:
+    """Artifact folders of deleted runs; only where this run directory is the store."""
     folder = store.layout.artifacts
     if store.sqlite_path != store.layout.database or not folder.is_dir():
         return []
@@ -157,5 +162,5 @@ def _artifact_orphans(store: Store, run_ids: set[str], sizes: Mapping[Path, int]
     return [
         Orphan(path=p, size=sizes.get(p, 0), reason="artifacts of a deleted run")
         for p in names
-        if p.name not in run_ids
+        if p.name in deleted
     ]

@@ -25,7 +25,8 @@ from vmae.core.weights.models import expect_model
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, train_on_workers
-from vmae.experiments.layout import RunDir, found_config
+from vmae.experiments.layout import RESERVED, RunDir, found_config
+from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.storage import Mirror
@@ -47,21 +48,19 @@ class Outcome:
 def named(store: Store, config: ExperimentConfig, name: str | None) -> ExperimentConfig:
     """The configuration under a name no run has: the one asked for, or the recipe's with a number.
 
+    The name is claimed by making its folder: of two commands at once each gets its own.
+
     Raises:
         InputError: the name asked for is taken, or is not a plain file name.
     """
     if name is not None:
-        if Path(name).name != name or name in ("", ".", "..", "sweeps", "cache", "artifacts"):
-            raise InputError(f"--run-name: expected a plain name, got '{name}'")
-        if store.layout.run(name).path.exists():
+        check_name("--run-name", name, RESERVED)
+        if not claim(store.layout.run(name).path):
             raise InputError(
                 f"--run-name: expected a new name, got '{name}', which exists; use --resume {name}"
             )
         return replace(config, name=name)
-    number = 1
-    while store.layout.run(f"{config.name}-{number}").path.exists():
-        number += 1
-    return replace(config, name=f"{config.name}-{number}")
+    return replace(config, name=claim_numbered(store.layout.path, config.name))
 
 
 def saved_config(store: Store, name: str) -> ExperimentConfig:
@@ -130,6 +129,7 @@ def begin(
     return config, init, data, home, device
 
 
+@at_work
 def pretrain_run(
     config: ExperimentConfig,
     store: Store,
@@ -281,10 +281,7 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
     data = run.open_data(config, store.layout.cache)
     result = run.probe_stage(model, config, data, device=device)
     create_store(store)
-    number = 1
-    while store.layout.run(f"{config.name}-{config.probe.kind}-probe-{number}").path.exists():
-        number += 1
-    name = f"{config.name}-{config.probe.kind}-probe-{number}"
+    name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
     with Tracker(
         store,
         store.layout.run(name).path,

@@ -18,8 +18,11 @@ SPOOL, OFFSET, REFUSED = "tracking.jsonl", "tracking.offset", "tracking.refused.
 """What a run reported; how many bytes of that were sent; events the store refused, each with why."""
 _CONFIG, _PLAN = "config.yaml", "plan.json"
 _SWEEPS, _TRIALS, _CACHE, _ARTIFACTS = "sweeps", "trials", "cache", "artifacts"
+_DATABASE = "mlflow.db"
 NOT_RUNS = (_ARTIFACTS, _CACHE)
 """Folders of a run directory in which no run lies."""
+RESERVED = (_SWEEPS, _CACHE, _ARTIFACTS, _DATABASE)
+"""What stands beside the runs, and is no name of one."""
 NO_MODELS = (*NOT_RUNS, "checkpoints", "tune")
 """Folders, at any depth, that hold no model to look at."""
 
@@ -46,6 +49,11 @@ class Tracked:
     def sending(self) -> Path:
         """Locked by the process that sends the spool."""
         return self.spool.with_suffix(".lock")
+
+    @property
+    def working(self) -> Path:
+        """Locked by the process that works on the run."""
+        return self.path / ".working"
 
     @property
     def pictures(self) -> Path:
@@ -133,7 +141,7 @@ class RunsDir:
 
     @property
     def database(self) -> Path:
-        return self.path / "mlflow.db"
+        return self.path / _DATABASE
 
     @property
     def artifacts(self) -> Path:

@@ -211,6 +211,33 @@ def known_columns(store: Store) -> list[str]:
         return sorted(sqlite.all_keys(db))
 
 
+def deleted_runs(store: Store) -> dict[str, str]:
+    """Runs that the store says were deleted: {run id: key}. A run it does not know is not among them."""
+    if not exists(store):
+        return {}
+    if store.sqlite_path is not None:
+        with sqlite.opened(store.sqlite_path) as db:
+            return sqlite.deleted(db, EXPERIMENT, tags.KEY)
+    found: dict[str, str] = {}
+    with reachable(store) as client:
+        from mlflow.entities import ViewType
+
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        token: str | None = None
+        while experiment is not None:
+            page = client.search_runs(
+                [experiment.experiment_id],
+                run_view_type=ViewType.DELETED_ONLY,
+                max_results=1000,
+                page_token=token,
+            )
+            found |= {str(r.info.run_id): r.data.tags.get(tags.KEY, "") for r in page}
+            token = page.token
+            if not token:
+                break
+    return found
+
+
 def exists(store: Store) -> bool:
     """Whether there is a store to read (a server is taken to exist)."""
     path = store.sqlite_path

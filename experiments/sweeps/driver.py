@@ -15,6 +15,7 @@ from vmae.experiments import stages
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import Ahead
 from vmae.experiments.layout import SweepDir, is_of_sweeps_spool, is_small
+from vmae.experiments.locks import check_name, claim, claim_numbered, held
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.storage import Storage, StorageAway
 from vmae.experiments.sweeps.spec import Plan
@@ -39,12 +40,20 @@ def open_store(runs_dir: Path | str | None, role: str = "driver") -> Store:
     return store
 
 
-def new_name(store: Store, sweep: str) -> str:
-    """A fresh name for a sweep: `masking_ratio-1`, `-2`, ..."""
-    number = 1
-    while store.layout.sweep(f"{sweep}-{number}").path.exists():
-        number += 1
-    return f"{sweep}-{number}"
+def new_name(store: Store, sweep: str, asked: str | None = None) -> str:
+    """A fresh name for a sweep, claimed by making its folder: `asked`, or `masking_ratio-1`, `-2`, ...
+
+    Raises:
+        InputError: the name asked for is taken, or is not a plain one.
+    """
+    if asked is None:
+        return claim_numbered(store.layout.sweeps, sweep)
+    check_name("--run-name", asked)
+    if not claim(store.layout.sweep(asked).path):
+        raise InputError(
+            f"--run-name: expected a new name, got '{asked}', which exists; go on with it by --resume {asked}"
+        )
+    return asked
 
 
 def find_sweep(store: Store, name: str) -> SweepDir:
@@ -75,7 +84,7 @@ def run_sweep(
     """
     sweep, storage = store.layout.sweep(plan.name), store.storage()
     try:
-        with _sign_of_life(sweep, storage):
+        with held(sweep.working, f"sweep '{plan.name}'"), _sign_of_life(sweep, storage):
             return _run_sweep(plan, sweep, store, storage, observe, ahead)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -53,6 +53,18 @@ def heads(db: sqlite3.Connection, experiment: str) -> list[dict[str, Any]]:
     ]
 
 
+def deleted(db: sqlite3.Connection, experiment: str, key: str) -> dict[str, str]:
+    """Runs of an experiment that were marked as deleted: {run id: the value of a tag}, empty without it."""
+    rows = db.execute(
+        "select r.run_uuid, coalesce(t.value, '') from runs r "
+        "join experiments e on e.experiment_id = r.experiment_id "
+        "left join tags t on t.run_uuid = r.run_uuid and t.key = ? "
+        "where e.name = ? and r.lifecycle_stage = 'deleted'",
+        (key, experiment),
+    )
+    return dict(rows.fetchall())
+
+
 def column(db: sqlite3.Connection, table: str, key: str) -> dict[str, Any]:
     """One key of every run that has it: {run id: value}, read by the table's index on the key."""
     values = dict(db.execute(f"select run_uuid, {_VALUES[table]} from {table} where key = ?", (key,)))
