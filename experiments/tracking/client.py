@@ -92,10 +92,12 @@ def experiment_id(store: Store, client: MlflowClient) -> str:
 
 
 def find_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The id of the run with this key, or None."""
-    quoted = key.replace("'", "")
-    found = client.search_runs([experiment_id], f"tags.`{tags.KEY}` = '{quoted}'", max_results=1)
-    return str(found[0].info.run_id) if found else None
+    """The id of the run with this key, or None; the key may have any characters."""
+    # MLflow's filters have no escapes, but two kinds of quotes; with both in a key, `_` stands for one.
+    mark = '"' if "'" in key else "'"
+    op, asked = ("LIKE", key.replace('"', "_")) if "'" in key and '"' in key else ("=", key)
+    found = client.search_runs([experiment_id], f"tags.`{tags.KEY}` {op} {mark}{asked}{mark}")
+    return next((str(r.info.run_id) for r in found if r.data.tags.get(tags.KEY) == key), None)
 
 
 def http_status(error: Exception) -> int | None:

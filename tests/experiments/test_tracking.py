@@ -278,6 +278,15 @@ def test_a_spool_that_does_not_say_its_run_is_named_by_sync(store: Store) -> Non
     assert spool == home.spool and "what run it is of" in why
 
 
+@pytest.mark.parametrize("name", ["it's", 'say "x"', 'it\'s "x"', "50% ?a=b#c", "a_b", "back\\slash"])
+def test_a_run_is_found_again_whatever_its_name(store: Store, name: str) -> None:
+    client = mlflow_client(store.uri)
+    experiment = experiment_id(store, client)
+    for other in ("its", "aXb", name):
+        made = client.create_run(experiment, tags={tags.KEY: other})
+    assert find_run(client, experiment, name) == made.info.run_id
+
+
 def test_a_lost_store_gets_everything_again(store: Store) -> None:
     """The database is gone and the offset says that all was sent: to the one that is gone."""
     home = store.layout.run("k1")
