@@ -13,6 +13,7 @@ VERBS: Verbs = {
         "kernels",
         "Which kernels are active and why; time or compile them.",
     ),
+    "masks": ("vmae.cli.bench_masks", "masks", "Drawing a step's masks on the host."),
     "report": ("vmae.cli.bench_report", "report", "Tables and pictures from GPU results."),
     "step": ("vmae.cli.bench_step", "step", "The CPU training step against transformers."),
     "store": ("vmae.cli.bench_store", "store", "Reading a store of 10,000 runs."),

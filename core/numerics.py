@@ -45,3 +45,12 @@ def clip_to_video(clip: Tensor, device: torch.device) -> Tensor:
     A permuted view: bytes move once, and pixels stay uint8.
     """
     return clip.to(device, non_blocking=True).permute(0, 4, 1, 2, 3)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`peak_mem_gib`, so far: the device's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return {"peak_mem_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    import resource
+
+    return {"peak_mem_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

@@ -19,7 +19,7 @@ from vmae.core.numerics import clip_to_video, derive_seed
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
 from vmae.core.train.optim import OptimConfig
-from vmae.core.train.task import Report, StepContext, TrainResult, silent
+from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.video.boxes import TEST_EXTENSION, TRAIN_JITTER, crop_boxes, has_area, jitter_boxes, to_pixels
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
@@ -127,7 +127,7 @@ def train_detector(
     return trainer.run(resume=resume, should_stop=should_stop)
 
 
-class Detecting:
+class Detecting(Task):
     """The task: what each person of the key frame does."""
 
     name = "detect"
@@ -157,8 +157,8 @@ class Detecting:
         self._samples, self._size = dataset.samples, dataset.config.size
         self._val, self._classes, self._people = val, classes, people
 
-    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
-        """The clips, and of every box: its place [K, 4] in pixels, its clip [K], its actions [K, C]."""
+    def ahead(self, batch: dict[str, Any], context: StepContext) -> dict[str, Any]:
+        """Of every box: its place [K, 4] in pixels, its clip [K], its actions [K, C]."""
         (height, width), places, clips, targets = self._size, [], [], []
         for k, (index, cut) in enumerate(zip(batch["index"].tolist(), batch["cut"], strict=True)):
             own = self._samples[index].boxes
@@ -173,14 +173,16 @@ class Detecting:
                 target = np.zeros(self._model.num_classes, np.float32)
                 target[np.array(own[b].actions) - 1] = 1
                 targets.append(target)
-        video = clip_to_video(batch["clip"], context.device)
         table = np.array(targets, np.float32).reshape(-1, self._model.num_classes)
-        return (
-            video,
-            torch.from_numpy(np.concatenate(places)).float().to(context.device),
-            torch.tensor(clips, dtype=torch.int64, device=context.device),
-            torch.from_numpy(table).to(context.device),
-        )
+        return {
+            "boxes": torch.from_numpy(np.concatenate([np.empty((0, 4)), *places])).float(),
+            "clips": torch.tensor(clips, dtype=torch.int64),
+            "actions": torch.from_numpy(table),
+        }
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+        given = (batch[name].to(context.device) for name in ("boxes", "clips", "actions"))
+        return clip_to_video(batch["clip"], context.device), *given
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         video, boxes, clips, targets = inputs

@@ -21,7 +21,7 @@ from vmae.core.train.loop import Trainer
 from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
-from vmae.core.train.task import Report, StepContext, TrainResult, silent
+from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.video.clips import ClipDataset
 
 VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
@@ -104,7 +104,7 @@ def finetune(
     return trainer.run(resume=resume, should_stop=should_stop)
 
 
-class Finetuning:
+class Finetuning(Task):
     """The task: name the class of each (mixed) clip; measured on the held-out list."""
 
     name = "finetune"
@@ -134,7 +134,7 @@ class Finetuning:
         video = clip_to_video(batch["clip"], context.device)
         labels = batch["label"].to(context.device)
         targets = soft_targets(labels, self._model.num_classes, self._config.label_smoothing)
-        seed = derive_seed(context.seed, context.epoch, context.step, int(context.rows[0]), "mix")
+        seed = derive_seed(context.seed, context.epoch, context.step, context.first_row, "mix")
         return mix_clips(video, targets, self._config.mix, np.random.default_rng(seed))
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,11 +63,19 @@ class CapturedBackward:
     input); batches of another size (videos left out) run as they are. The gradients stay in the memory that
     the graph writes: a caller must not drop them, and need not clear them, before a call.
 
-    Without a CUDA device every batch runs as it is. Raises VmaeError where the capture fails.
+    While it captures it holds `quiet`: no other thread may ask anything of the device then. Without a CUDA
+    device every batch runs as it is. Raises VmaeError where the capture fails.
     """
 
-    def __init__(self, backward: Callable[..., Tensor], model: nn.Module, *, rows: int) -> None:
-        self._backward, self._model, self._rows = backward, model, rows
+    def __init__(
+        self,
+        backward: Callable[..., Tensor],
+        model: nn.Module,
+        *,
+        rows: int,
+        quiet: threading.Lock | None = None,
+    ) -> None:
+        self._backward, self._model, self._rows, self._quiet = backward, model, rows, quiet
         self._replay: Callable[..., Tensor] | None = None
         self.replays = 0
 
@@ -76,7 +86,8 @@ class CapturedBackward:
             return self._backward(*inputs)
         if self._replay is None:
             try:
-                self._replay = _capture(self._backward, inputs, self._model, warmup=3)
+                with self._quiet or contextlib.nullcontext():
+                    self._replay = _capture(self._backward, inputs, self._model, warmup=3)
             except RuntimeError as e:
                 text = (str(e).splitlines() or [type(e).__name__])[0]
                 raise VmaeError(

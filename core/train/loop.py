@@ -11,7 +11,6 @@ depend on the total batch, not on how many processes share it.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import time
@@ -22,25 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vmae.core.errors import InputError, VmaeError
+from vmae.core.errors import InputError
 from vmae.core.model.encoder import VideoModel
-from vmae.core.numerics import autocast, derive_seed, resolve_precision
+from vmae.core.numerics import derive_seed, peak_memory, resolve_precision
 from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
-from vmae.core.train.graph import CapturedBackward
 from vmae.core.train.optim import Ema, OptimConfig, build_optimizer, grad_norm, lr_schedule, set_lr
 from vmae.core.train.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
 from vmae.core.train.state import list_states, load_newest_state, save_state
+from vmae.core.train.step import Gradients, Late, draws_in_forward, mode_of, seeded, update
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
+from vmae.core.train.watch import BadSteps
 from vmae.core.video.clips import ClipDataset
-from vmae.core.video.loader import build_loader
+from vmae.core.video.loader import blank_batch, build_loader
 from vmae.core.weights.checkpoint import save_model
 from vmae.core.weights.models import build_model, describe_model
-
-
-class TrainingDiverged(VmaeError):
-    """Too many steps in a row gave NaN or infinite gradients."""
 
 
 @dataclass
@@ -58,6 +54,18 @@ class Place:
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of the finished epochs."""
     skipped_steps: int = 0
+
+
+@dataclass
+class _Pending:
+    """A step that the device may still be computing."""
+
+    number: int
+    """Steps done with it."""
+    lr: float
+    paths: list[str]
+    numbers: Late
+    """Loss, gradient norm; micro-batches with clips, processes that want to stop, files left out so far."""
 
 
 class Trainer:
@@ -97,7 +105,7 @@ class Trainer:
             )
         self.best_by = metric_of_best(train.best_by, task.measured)
         self.device = torch.device(device)
-        self.draws = _draws_in_forward(model)
+        self.draws = draws_in_forward(model)
         if train.cuda_graph:
             check_capturable(task.name, train, self.device, draws=self.draws, processes=world.size)
         self.task, self.model, self.dataset = task, model, dataset
@@ -115,15 +123,14 @@ class Trainer:
         self.at = Place()
 
     def run(self, *, resume: bool = True, should_stop: Callable[[], bool] | None = None) -> TrainResult:
-        """Train to the last epoch, or until `should_stop` (asked after every step) says so.
+        """Train to the last epoch, or until `should_stop` (asked once a step) says so on some process.
 
         With `resume` the newest whole checkpoint in `run_dir` is continued; without it checkpoints and best
         weights of an earlier run there are deleted.
         """
         self.begin(resume)
-        stopped = False
-        while not stopped and self.at.step < len(self.schedule):
-            stopped = self.epoch(should_stop)
+        while not self.stopped and self.at.step < len(self.schedule):
+            self.epoch(should_stop)
         return self.finish()
 
     def begin(self, resume: bool) -> None:
@@ -135,7 +142,7 @@ class Trainer:
             for old in (*list_states(self.states_dir), self.best_dir):
                 shutil.rmtree(old, ignore_errors=True)
         self.model.to(self.device)
-        self.module = wrap(self.model, shard=train.shard == "fsdp", compile=train.compile, device=self.device)
+        self.module = wrap(self.model, shard=train.shard == "fsdp", device=self.device)
         self.optimizer = build_optimizer(self.model, self.optim)
         self.ema = Ema(self.model, train.ema_decay) if train.ema_decay is not None else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -165,168 +172,181 @@ class Trainer:
             rank=world.rank,
             world_size=world.size,
             drop_last=True,
-            # While a step is captured no other thread may use the device.
-            device=None if train.cuda_graph else self.device,
+            device=self.device,
+            prepare=self._ahead,
         )
-        self.backward: Callable[..., Tensor] = self._forward_backward
-        if train.cuda_graph:
-            rows = self.micro_batch * self.dataset.clips_per_video
-            self.backward = CapturedBackward(self._forward_backward, self.model, rows=rows)
+        self.gradients = Gradients(
+            self.task.loss,
+            self.module,
+            self.model,
+            rows=self.micro_batch * self.dataset.clips_per_video,
+            share=1 / train.accumulate,
+            precision=self.precision,
+            device=self.device,
+            scaler=self.scaler,
+            quiet=self.loader.quiet,
+        )
+        self.gradients.set_mode(mode_of(train))
         self.model.train()
         self.window = _Window()
         self.first_step = self.saved_step = self.at.step
-        self.bad_in_a_row = 0
+        self.bad_steps = BadSteps(self.run_dir, train.max_bad_steps, self.report)
+        self.known_skipped, self.skipped_files = 0.0, 0
+        self.pending: _Pending | None = None
+        self.stopped = False
         self.clips_done, self.started = 0, time.perf_counter()
 
-    def epoch(self, should_stop: Callable[[], bool] | None = None) -> bool:
-        """The steps that are left of the epoch under way, then what an epoch ends with; True when stopped."""
+    def epoch(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """The steps that are left of the epoch under way, then what an epoch ends with."""
         at, train = self.at, self.train
         epoch, done = divmod(at.step, self.steps_per_epoch)
         self.loader.set_epoch(epoch, skip_batches=done * train.accumulate)
         batches = iter(self.loader)
         self.window = _Window()
-        stopped = False
-        while not stopped and at.step < (epoch + 1) * self.steps_per_epoch:
-            self.step(batches)
-            if should_stop is not None and self.world.any(should_stop(), self.device):
-                stopped = True
-            elif train.checkpoint_every_steps and at.step % train.checkpoint_every_steps == 0:
+        while not self.stopped and at.step < (epoch + 1) * self.steps_per_epoch:
+            self.step(batches, should_stop)
+            due = train.checkpoint_every_steps is not None and at.step % train.checkpoint_every_steps == 0
+            if due and not self.stopped:
                 self.checkpoint()
+        self._settle()
         if at.step % self.steps_per_epoch == 0:
-            self._end_epoch(epoch + 1, stopped)
-        return stopped
+            self._end_epoch(epoch + 1)
 
-    def step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """One optimiser step: gradients of `accumulate` micro-batches, an update where all is finite."""
-        at, train = self.at, self.train
+    def step(self, batches: Iterator[dict[str, Any]], should_stop: Callable[[], bool] | None = None) -> None:
+        """One optimiser step: gradients of `accumulate` micro-batches, an update where all is finite.
+
+        It leaves its numbers `pending`; those of the step before are read while this one's gradients are
+        under way. Where another process asked for the end then, this step does not count.
+        """
+        at, optimizer = self.at, self.optimizer
+        self.gradients.clear()
+        total, counted, paths = self._backward(batches)
+        self._settle()
+        if self.stopped:
+            return
+        asked = should_stop is not None and should_stop()
         lr = self.schedule[at.step]
-        set_lr(self.optimizer, lr)
-        if not train.cuda_graph:  # a captured step owns its gradients
-            self.optimizer.zero_grad(set_to_none=True)
+        set_lr(optimizer, lr)
+        known = (float(counted), float(asked), float(len(self.loader.skipped)))
+        sums = self.world.sum(torch.stack((total, *(torch.full_like(total, v) for v in known))))
+        loss = sums[0] / sums[1].clamp(min=1.0)
+        norm = torch.full_like(total, math.nan)
+        if counted or self.world.size > 1:
+            self.scaler.unscale_(optimizer)
+            norm = grad_norm(self.model, self.optim.clip_grad)
+            fine = loss.isfinite() & norm.isfinite() & (sums[1] > 0)
+            update(optimizer, self.scaler, bad=1.0 - fine.float(), skips=self.optim.optimizer == "adamw")
+        at.step += 1
+        numbers = Late(torch.stack((loss, norm.to(loss), *sums[1:])))
+        self.pending = _Pending(number=at.step, lr=lr, paths=paths, numbers=numbers)
+        self.stopped = asked and self.world.size == 1
+
+    def _backward(self, batches: Iterator[dict[str, Any]]) -> tuple[Tensor, int, list[str]]:
+        """Leave a step's gradients in the model: the sum of the losses of its micro-batches that have clips
+        (on the device), their count, the clips' paths."""
         total, counted = torch.zeros((), device=self.device), 0
         paths: list[str] = []
-        for micro in range(train.accumulate):
+        for micro in range(self.train.accumulate):
             waited = time.perf_counter()
             batch = next(batches)
             self.window.wait_s += time.perf_counter() - waited
-            paths += batch["path"]
             self.window.clips += len(batch["path"]) * self.world.size
-            loss = self._micro_batch(micro, batch)
-            if loss is not None:
+            paths += batch["path"]
+            blank = not batch["path"]
+            if blank and self.world.size == 1:
+                # Every file of it was bad: the loader has counted and reported them.
+                continue
+            context: StepContext = batch["context"]
+            inputs = self.task.inputs(batch, context)
+            place = (context.seed, context.epoch, context.step, micro, self.world.rank)
+            with (
+                no_sync(self.module, micro < self.train.accumulate - 1),
+                seeded(derive_seed(*place, "drop"), self.device, self.draws),
+            ):
+                # The other processes wait for the gradients of one without clips: it gives zeros.
+                loss = self.gradients(*inputs, weight=0.0 if blank else 1.0)
+            if not blank:
                 total += loss
                 counted += 1
-        total, all_counted = self.world.mean_over(total, counted)
-        loss_value, norm = math.nan, math.nan
-        if all_counted:
-            loss_value = float(total)
-            self.scaler.unscale_(self.optimizer)
-            norm = grad_norm(self.model, self.optim.clip_grad)
-            if math.isfinite(loss_value) and math.isfinite(norm):
-                self.scaler.step(self.optimizer)
-                self.bad_in_a_row = 0
-                if self.ema is not None:
-                    self.ema.update(self.model)
-            else:
-                self._skip(loss_value, paths)
-                loss_value = math.nan
-            self.scaler.update()
-        at.step += 1
-        if math.isfinite(loss_value):
-            at.epoch_loss += loss_value
-            at.epoch_steps += 1
-        if at.step % train.log_every == 0 or at.step % self.steps_per_epoch == 0:
-            self._report_step(loss_value, lr, norm)
+        return total, counted, paths
 
-    def _micro_batch(self, micro: int, batch: dict[str, Any]) -> Tensor | None:
-        """Leave the gradients of one micro-batch in the model; its loss, or None where it has no clips."""
-        blank = not batch["path"]
-        if blank:
-            # Every file of it was bad: the loader has counted and reported them.
-            if self.world.size == 1:
-                return None
-            # The other processes wait for this one's gradients: it gives zeros.
-            batch = _blank_batch(self.dataset)
+    def _ahead(self, batch: dict[str, Any], epoch: int, number: int) -> dict[str, Any]:
+        """In the loader's thread: a batch, number `number` of its epoch, with what the task makes of it."""
         train, world, views = self.train, self.world, self.dataset.clips_per_video
-        step, epoch = self.at.step, self.at.step // self.steps_per_epoch
+        if not batch["path"]:
+            if world.size == 1:
+                return batch
+            batch = {**batch, **blank_batch(self.dataset)}
+        step, micro = divmod(number, train.accumulate)
         videos = torch.arange(len(batch["label"]) // views)
         place = (micro * self.micro_batch + videos) * world.size + world.rank
         context = StepContext(
             seed=train.seed,
             epoch=epoch,
-            step=step,
+            step=epoch * self.steps_per_epoch + step,
             rows=(place[:, None] * views + torch.arange(views)).flatten(),
+            first_row=(micro * self.micro_batch * world.size + world.rank) * views,
             total_rows=train.batch_size * views,
             device=self.device,
         )
-        inputs = self.task.inputs(batch, context)
-        seed = derive_seed(train.seed, epoch, step, micro, world.rank, "drop")
-        with (
-            no_sync(self.module, micro < train.accumulate - 1),
-            _seeded(seed, self.device, self.draws),
-        ):
-            if blank:
-                self._forward_backward(*inputs, weight=0.0)
-                return None
-            return self.backward(*inputs)
+        return {**batch, **self.task.ahead(batch, context), "context": context}
 
-    def _forward_backward(self, *inputs: Tensor, weight: float = 1.0) -> Tensor:
-        with autocast(self.precision, self.device):
-            loss = self.task.loss(self.module, *inputs)
-            share = weight / self.train.accumulate
-            self.scaler.scale(loss if share == 1.0 else loss * share).backward()
-        return loss.detach().float()
+    def _settle(self) -> None:
+        """Read the numbers of the step that is pending, and take note of them."""
+        done, self.pending = self.pending, None
+        if done is None:
+            return
+        loss, norm, counted, asked, skipped = done.numbers.read()
+        self.stopped = self.stopped or asked > 0
+        if skipped != self.known_skipped:
+            # Only names tell which of two processes' files are the same.
+            self.skipped_files = len(set(self.world.gather(list(self.loader.skipped))))
+            self.known_skipped = skipped
+        if not counted:
+            loss = math.nan
+        elif math.isfinite(loss) and math.isfinite(norm):
+            self.bad_steps.in_a_row = 0
+            self.at.epoch_loss += loss
+            self.at.epoch_steps += 1
+            if self.ema is not None:
+                self.ema.update(self.model)
+        else:
+            self.at.skipped_steps += 1
+            self.bad_steps.add(done.number - 1, loss, done.paths)
+            loss = math.nan
+        if done.number % self.train.log_every == 0 or done.number % self.steps_per_epoch == 0:
+            self._report_step(done, loss, norm)
 
-    def _skip(self, loss: float, paths: list[str]) -> None:
-        """Count and name a step whose gradient is not finite; TrainingDiverged after too many in a row.
-
-        All processes call it together; `paths` are this one's clips, the file gets those of all.
-        """
-        step, file = self.at.step, self.run_dir / "bad_batches.json"
-        self.at.skipped_steps += 1
-        self.bad_in_a_row += 1
-        paths = self.world.gather(paths)
-        self._warn(f"step {step}: loss {loss}, gradient not finite; step skipped")
-        if self.lead:
-            previous = json.loads(file.read_text()) if file.exists() else []
-            file.write_text(
-                json.dumps([*previous, {"step": step, "loss": str(loss), "paths": paths}], indent=1)
-            )
-        if self.bad_in_a_row >= self.train.max_bad_steps:
-            raise TrainingDiverged(
-                f"expected finite gradients; {self.bad_in_a_row} steps in a row up to step {step} had none "
-                f"(loss {loss}); the clips of those steps are in {file}"
-            )
-
-    def _report_step(self, loss: float, lr: float, norm: float) -> None:
-        epochs, views = self.at.step / self.steps_per_epoch, self.dataset.clips_per_video
+    def _report_step(self, done: _Pending, loss: float, norm: float) -> None:
+        epochs, views = done.number / self.steps_per_epoch, self.dataset.clips_per_video
         window, self.window = self.window, _Window()
         seconds = self.window.start - window.start
         self.clips_done += window.clips
         self.report(
             "step",
             {
-                "step": self.at.step,
+                "step": done.number,
                 "epoch": epochs,
                 "loss": loss,
-                "lr": lr,
+                "lr": done.lr,
                 "grad_norm": norm,
                 # Clips that came: every repeat of a video, none of a bad one.
                 "clips_per_s": window.clips / seconds,
                 **({"effective_epoch": epochs * views} if views > 1 else {}),
                 "data_wait": window.wait_s / seconds,
-                "skipped": len(set(self.world.gather(list(self.loader.skipped)))),
-                **_memory(self.device),
+                "skipped": self.skipped_files,
+                **peak_memory(self.device),
             },
         )
 
-    def _end_epoch(self, epoch: int, stopped: bool) -> None:
+    def _end_epoch(self, epoch: int) -> None:
         """Measure, keep the best weights, and save; `epoch` counts from 1."""
         at, train = self.at, self.train
         mean_loss = at.epoch_loss / at.epoch_steps if at.epoch_steps else math.nan
         metrics = {"epoch": float(epoch), "loss": mean_loss}
         at.epoch_loss, at.epoch_steps = 0.0, 0
         due = epoch % train.checkpoint_every == 0 or epoch == train.epochs
-        with self._averaged():
+        with self._averaged(), self.gradients.eager():
             self.model.eval()
             metrics |= self.task.after_epoch(epoch, [h["loss"] for h in at.history] + [mean_loss])
             self.model.train()
@@ -340,11 +360,12 @@ class Trainer:
                     at.best, at.best_step = score, at.step
         at.history.append(metrics)
         self.report("epoch", {"step": at.step, **metrics})
-        if not stopped and due:
+        if due and not self.stopped:
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Write the run's whole state; where that fails, training goes on with a warning."""
+        self._settle()
         # Gathering sharded weights takes all processes; writing takes one.
         state = {
             "job": self.task.name,
@@ -367,7 +388,7 @@ class Trainer:
         except OSError as e:
             text = f"step {step}: checkpoint NOT saved ({e}); training goes on, the last good one stays"
             warnings.warn(text, stacklevel=2)
-            self._warn(text)
+            self._warn(text, step)
         else:
             self.report("checkpoint", {"step": step, "path": str(path)})
 
@@ -439,12 +460,12 @@ class Trainer:
         except (OSError, SafetensorError) as e:
             text = f"step {self.at.step}: {path.name} NOT saved ({e}); training goes on"
             warnings.warn(text, stacklevel=2)
-            self._warn(text)
+            self._warn(text, self.at.step)
             return False
         return True
 
-    def _warn(self, text: str) -> None:
-        self.report("warning", {"step": self.at.step, "text": text})
+    def _warn(self, text: str, step: int) -> None:
+        self.report("warning", {"step": step, "text": text})
 
 
 class _Window:
@@ -452,42 +473,3 @@ class _Window:
 
     def __init__(self) -> None:
         self.start, self.wait_s, self.clips = time.perf_counter(), 0.0, 0
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device, needed: bool) -> Iterator[None]:
-    """Drop path and dropout draw from torch's global generator: seed it inside, put it back after."""
-    if not needed:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _draws_in_forward(model: nn.Module) -> bool:
-    """True when some module has a dropout or drop-path probability above zero."""
-    return any(
-        isinstance(value := getattr(module, name, 0.0), float) and value > 0
-        for module in model.modules()
-        for name in ("p", "drop_prob", "drop_path", "dropout")
-    )
-
-
-def _blank_batch(dataset: ClipDataset) -> dict[str, Any]:
-    """One video's worth of black clips, as the loader would give them."""
-    views, config = dataset.clips_per_video, dataset.config
-    return {
-        "clip": torch.zeros((views, config.frames, *config.size, 3), dtype=torch.uint8),
-        "label": torch.zeros(views, dtype=torch.int64),
-        "path": [],
-    }
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    """Peak memory so far in GiB: the device's, or the process's on a CPU."""
-    if device.type == "cuda":
-        return {"peak_mem_gib": torch.cuda.max_memory_allocated(device) / 2**30}
-    import resource
-
-    return {"peak_mem_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

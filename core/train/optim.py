@@ -191,15 +191,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = value
 
 
-def grad_norm(model: nn.Module, clip: float | None) -> float:
-    """The gradient's L2 norm before clipping; clips in place when `clip` is given."""
+def grad_norm(model: nn.Module, clip: float | None) -> torch.Tensor:
+    """The gradient's L2 norm before clipping, a scalar on the device; clips in place when `clip` is given."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(grads)
     if clip is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
-    return float(norm)
+    return norm
 
 
 class Ema:

@@ -8,6 +8,7 @@ resumed with another number of processes.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,11 @@ class World:
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
-    def mean_over(self, total: Tensor, count: int) -> tuple[Tensor, float]:
-        """`(mean, count)` of a sum of `count` values over all processes; the mean is 0 for none."""
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` added up over all processes, on the device: nothing here waits for it."""
         if self.size > 1:
-            both = torch.stack((total, torch.tensor(float(count), device=total.device)))
-            dist.all_reduce(both)
-            total, number = both[0], float(both[1])
-        else:
-            number = float(count)
-        return total / max(number, 1.0), number
+            dist.all_reduce(values)
+        return values
 
     def gather(self, values: list[str]) -> list[str]:
         """The lists of all processes, one after the other."""
@@ -57,7 +54,14 @@ class World:
         return bool(tensor.item())
 
 
-def wrap(model: nn.Module, *, shard: bool, compile: bool, device: torch.device) -> nn.Module:
+def transformer_blocks(model: nn.Module) -> Iterator[nn.ModuleList]:
+    """The lists of transformer blocks of a model: the encoder's, and the decoder's where there is one."""
+    for name, blocks in model.named_modules():
+        if isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
+            yield blocks
+
+
+def wrap(model: nn.Module, *, shard: bool, device: torch.device) -> nn.Module:
     """The module to call in a step; it shares `model`'s parameters.
 
     With `shard` the parameters of `model` become DTensors, in place.
@@ -66,18 +70,15 @@ def wrap(model: nn.Module, *, shard: bool, compile: bool, device: torch.device) 
     if shard and world.size > 1:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        for name, blocks in model.named_modules():
-            if isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
-                for block in blocks:
-                    fully_shard(block)
+        for blocks in transformer_blocks(model):
+            for block in blocks:
+                fully_shard(block)
         fully_shard(model)
         # These run parts of the model outside forward(): their weights must be gathered first too.
         for method in ("predict", "encode", "forward_features"):
             if hasattr(model, method):
                 register_fsdp_forward_method(model, method)
     module: nn.Module = model
-    if compile:
-        module = torch.compile(module)  # type: ignore[assignment]
     if world.size > 1 and not shard:
         ids = [device.index] if device.type == "cuda" else None
         module = nn.parallel.DistributedDataParallel(

@@ -18,7 +18,7 @@ from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
-from vmae.core.train.task import Report, StepContext, TrainResult, silent
+from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.train.watch import collapse_warning, flat_loss_warning, prediction_variance
 from vmae.core.video.clips import ClipDataset
 
@@ -76,7 +76,7 @@ def check_objective(mask: MaskConfig, model: VideoMAEConfig) -> None:
         target_function(model.target)
 
 
-class Pretraining:
+class Pretraining(Task):
     """The task: reconstruct the masked patches of each clip, and watch that something is learnt."""
 
     name = "pretrain"
@@ -99,7 +99,8 @@ class Pretraining:
         self._seen: tuple[Tensor, TokenMask] | None = None
         self._warned: set[str] = set()
 
-    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
+    def ahead(self, batch: dict[str, Any], context: StepContext) -> dict[str, Any]:
+        """The masks, drawn for all clips of the step and kept for those of this micro-batch."""
         mask, decode = sample_masks(
             self._mask,
             self._model.grid,
@@ -108,13 +109,16 @@ class Pretraining:
             rows=context.rows,
             video=batch["clip"].permute(0, 4, 1, 2, 3),
         )
-        mask = mask.to(context.device)
+        made = {"visible": mask.visible, "masked": mask.masked}
+        return made if decode is None else {**made, "decode": decode}
+
+    def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         video = clip_to_video(batch["clip"], context.device)
+        names = [name for name in ("visible", "masked", "decode") if name in batch]
+        visible, masked, *decode = (batch[name].to(context.device) for name in names)
         if batch["path"]:
-            self._seen = video[:2], mask[:2]
-        if decode is None:
-            return video, mask.visible, mask.masked
-        return video, mask.visible, mask.masked, decode.to(context.device, non_blocking=True)
+            self._seen = video[:2], TokenMask(visible[:2], masked[:2])
+        return video, visible, masked, *decode
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         video, visible, masked, *decode = inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class StepContext:
     """Optimiser steps since the run began."""
     rows: Tensor
     """int64 [b]: the place of each clip (repeats side by side) of this micro-batch in the step's batch."""
+    first_row: int
+    """The first of them."""
     total_rows: int
     device: torch.device
 
@@ -64,24 +66,34 @@ class StepContext:
         return make_generator(self.seed, self.epoch, self.step, what)
 
 
-class Task(Protocol):
+class Task:
     """What a run trains for: pre-training, fine-tuning, or one more."""
 
-    name: str
+    name: ClassVar[str]
     """Of the job, in events and checkpoints."""
     measured: tuple[str, ...]
     """Metrics of an epoch that `train.best_by` may choose, besides `loss`; `auto` is the first."""
     meta: dict[str, Any]
     """JSON values kept with the weights."""
 
+    def ahead(self, batch: dict[str, Any], context: StepContext) -> dict[str, Any]:
+        """What the host makes of a micro-batch, as more tensors of it: in the loader's thread, a batch ahead.
+
+        They are on the device when `inputs` gets the batch.
+        """
+        return {}
+
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
-        """A micro-batch as the loader gives it -> what the loss is made of, on the device."""
+        """A micro-batch -> what the loss is made of, on the device. It must not wait for the device."""
+        raise NotImplementedError
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         """The micro-batch's mean loss: device work only, so that it can be captured."""
+        raise NotImplementedError
 
     def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
         """More metrics of the epoch (counted from 1); `losses` are the epochs' mean losses so far.
 
         The model is in eval mode, its averaged weights in place where there are any.
         """
+        return {}

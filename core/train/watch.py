@@ -1,14 +1,19 @@
-"""Watching over pre-training: has the model collapsed, does the loss move at all?"""
+"""Watching over a training: are gradients finite, has the model collapsed, does the loss move at all?"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vmae.core.errors import VmaeError
 from vmae.core.model.masking import TokenMask
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.train.parallel import World
+from vmae.core.train.task import Report
 
 MIN_PREDICTION_VARIANCE = 1e-5
 """Of the target's variance; far below what even a barely trained decoder shows."""
@@ -16,6 +21,38 @@ FLAT_LOSS = 0.97
 """Share of the target's variance: a model that predicts the mean everywhere has 1."""
 FLAT_CHANGE = 0.005
 """Relative improvement over the window below which the loss is called flat."""
+
+
+class TrainingDiverged(VmaeError):
+    """Too many steps in a row gave NaN or infinite gradients."""
+
+
+class BadSteps:
+    """Steps whose gradient was not finite: reported, named in `bad_batches.json`; too many end the run."""
+
+    def __init__(self, run_dir: Path, limit: int, report: Report) -> None:
+        self.in_a_row = 0
+        self._limit, self._report, self._file = limit, report, run_dir / "bad_batches.json"
+
+    def add(self, step: int, loss: float, paths: list[str]) -> None:
+        """Take note of one; raises TrainingDiverged after too many in a row.
+
+        All processes call it together; `paths` are this one's clips, the file gets those of all.
+        """
+        self.in_a_row += 1
+        world = World.current()
+        paths = world.gather(paths)
+        text = f"step {step}: loss {loss}, gradient not finite; step skipped"
+        self._report("warning", {"step": step, "text": text})
+        if world.rank == 0:
+            previous = json.loads(self._file.read_text()) if self._file.exists() else []
+            entry = {"step": step, "loss": str(loss), "paths": paths}
+            self._file.write_text(json.dumps([*previous, entry], indent=1))
+        if self.in_a_row >= self._limit:
+            raise TrainingDiverged(
+                f"expected finite gradients; {self.in_a_row} steps in a row up to step {step} had none "
+                f"(loss {loss}); the clips of those steps are in {self._file}"
+            )
 
 
 @torch.no_grad()

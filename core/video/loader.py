@@ -7,6 +7,7 @@ that stops and resumes, or uses other workers, sees the same clips. Bad files: n
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import queue
@@ -22,6 +23,8 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video.clips import ClipDataset
 
 T = TypeVar("T")
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+"""What is done to a batch on the host, in the loader's thread: it gives another dictionary."""
 
 
 class _Batches:
@@ -83,20 +86,22 @@ def read_ahead(source: Iterator[T], prepare: Callable[[T], T], depth: int = 1) -
         thread.join()
 
 
-def upload_ahead(source: Iterator[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Batches with their tensors on a CUDA device, copied one batch ahead on a stream of their own.
+def upload_ahead(
+    source: Iterator[dict[str, Any]], device: torch.device, *, prepare: Prepare, quiet: threading.Lock
+) -> Iterator[dict[str, Any]]:
+    """Batches with their tensors on a CUDA device, prepared and copied one ahead on a stream of their own.
 
     The copy of the next batch runs beside the step on this one; the consumer's stream waits for its own
-    batch's copy only.
+    batch's copy only. While someone holds `quiet` nothing is asked of the device.
     """
     if device.index is None:  # the copying thread does not inherit this thread's current device
         device = torch.device("cuda", torch.cuda.current_device())
     side = torch.cuda.Stream(device)
 
     def send(batch: dict[str, Any]) -> dict[str, Any]:
-        sent = dict(batch)
-        with torch.cuda.device(device), torch.cuda.stream(side):
-            for key, value in batch.items():
+        sent = prepare(batch)
+        with quiet, torch.cuda.device(device), torch.cuda.stream(side):
+            for key, value in sent.items():
                 if isinstance(value, torch.Tensor):
                     # Only page-locked memory is copied without holding up the host.
                     pinned = value if value.is_pinned() else value.pin_memory()
@@ -141,6 +146,7 @@ class ClipLoader:
         world_size: int,
         drop_last: bool,
         device: torch.device | None,
+        prepare: Callable[[dict[str, Any], int, int], dict[str, Any]] | None,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
@@ -154,6 +160,9 @@ class ClipLoader:
         self.world_size = world_size
         self.drop_last = drop_last
         self.device = device
+        self.prepare = prepare
+        self.quiet = threading.Lock()
+        """Hold it and the loader's thread leaves a CUDA device alone."""
         self.skipped: dict[str, str] = {}
         self.wait_s = 0.0
         self.step_s = 0.0
@@ -199,8 +208,15 @@ class ClipLoader:
         self.wait_s = self.step_s = 0.0
         start = time.perf_counter()
         source = self._source(keys)
+        numbers, epoch = itertools.count(self.skip_batches), self.epoch
+
+        def prepare(batch: dict[str, Any]) -> dict[str, Any]:
+            return dict(batch) if self.prepare is None else self.prepare(batch, epoch, next(numbers))
+
         if self.device is not None and self.device.type == "cuda":
-            source = upload_ahead(source, self.device)
+            source = upload_ahead(source, self.device, prepare=prepare, quiet=self.quiet)
+        elif self.prepare is not None:
+            source = read_ahead(source, prepare)
         bad_now = 0
         while True:
             asked = time.perf_counter()
@@ -290,6 +306,18 @@ class ClipLoader:
             )
 
 
+def blank_batch(dataset: ClipDataset) -> dict[str, Any]:
+    """One video's worth of black clips of no video, for a process that has none where others have."""
+    views, config = dataset.clips_per_video, dataset.config
+    return {
+        "clip": torch.zeros((views, config.frames, *config.size, 3), dtype=torch.uint8),
+        "label": torch.zeros(views, dtype=torch.int64),
+        "index": torch.zeros(0, dtype=torch.int64),
+        "cut": [],
+        "path": [],
+    }
+
+
 def build_loader(
     dataset: ClipDataset,
     batch_size: int,
@@ -300,6 +328,7 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool | None = None,
     device: torch.device | str | None = None,
+    prepare: Callable[[dict[str, Any], int, int], dict[str, Any]] | None = None,
 ) -> ClipLoader:
     """A loader of uint8 batches, at epoch 0; see `ClipDataset.load_batch` for what a batch holds.
 
@@ -309,6 +338,8 @@ def build_loader(
         seed: of the order; default: the dataset's.
         drop_last: leave out an incomplete last batch; default: in training.
         device: a CUDA device to copy batches to, one ahead, on a side stream; else batches stay in memory.
+        prepare: `prepare(batch, epoch, number)` makes each batch into the one that is yielded, a batch ahead
+            in a thread; `number` is its place in the epoch.
     """
     training = dataset.mode == "train"
     return ClipLoader(
@@ -320,4 +351,5 @@ def build_loader(
         world_size=world_size,
         drop_last=training if drop_last is None else drop_last,
         device=None if device is None else torch.device(device),
+        prepare=prepare,
     )

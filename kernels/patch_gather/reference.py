@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,19 @@ def scale_pixels(
     if patches.dtype == torch.uint8:
         x = x / 255
     if mean is not None and std is not None:
-        x = (x - torch.tensor(mean, dtype=work, device=x.device)) / torch.tensor(
-            std, dtype=work, device=x.device
-        )
+        # Fake tensors must not be kept, and a compiler keeps constants itself.
+        plain = type(patches) is Tensor and not torch.compiler.is_compiling()
+        constant = _constant if plain else _constant.__wrapped__
+        place = str(x.device)
+        x = (x - constant(tuple(mean), work, place)) / constant(tuple(std), work, place)
     return x
+
+
+@functools.lru_cache(maxsize=32)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """A tensor of statistics, made once: a step copies nothing from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def gather_patches_reference(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from vmae.core.errors import InputError
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.masking import (
     MASK_TYPES,
+    Draws,
     MaskConfig,
     TokenMask,
     mask_counts,
@@ -192,3 +195,37 @@ def test_unequal_counts_in_a_batch_are_refused() -> None:
         TokenMask(mask.int(), mask.int())
     with pytest.raises(InputError, match="expected one batch size"):
         TokenMask(torch.zeros(2, 1).long(), torch.ones(3, 1).long())
+
+
+@pytest.mark.parametrize(
+    ("type", "digest"),
+    [
+        ("tube", "18859d3b274e3f2e"),
+        ("random", "b361beb5bb6a1f2f"),
+        ("frame", "85995073b7a2be51"),
+        ("block", "394d5bb869957e18"),
+        ("causal", "9398563edd004c23"),
+        ("running_cell", "41da47a5e6bb6f95"),
+    ],
+)
+def test_masks_stay_the_same_bit_for_bit(type: str, digest: str) -> None:
+    """Recorded when all clips' masks were still drawn and sorted at once: resumed runs need the same ones."""
+    grid, found = TokenGrid(frames=16, height=64, width=96, patch_size=8), hashlib.sha256()
+    for seed in range(40):
+        mask = sample_mask(type, 0.75, grid, 33, seeded(seed))
+        found.update(mask.visible.numpy().tobytes() + mask.masked.numpy().tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
+class Coarse(Draws):
+    """Draws so coarse that most rows have equal numbers at the threshold."""
+
+    def rand(self, *shape: int) -> torch.Tensor:
+        return (super().rand(*shape) * 8).floor() / 8
+
+
+@pytest.mark.parametrize("k", [1, 20, 98, 176, 195])
+def test_of_equal_numbers_the_first_is_chosen_as_by_sorting(k: int) -> None:
+    chosen = Coarse(64, seeded(0)).choice(196, k)
+    order = torch.argsort(Coarse(64, seeded(0)).rand(196), dim=1, stable=True)
+    assert torch.equal(chosen, torch.zeros(64, 196, dtype=torch.bool).scatter_(1, order[:, :k], True))

@@ -21,10 +21,10 @@ from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import derive_seed, make_generator
 from vmae.core.train.config import TrainConfig, check_capturable
-from vmae.core.train.loop import TrainingDiverged
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.pretrain import pretrain
 from vmae.core.train.state import list_states
+from vmae.core.train.watch import TrainingDiverged
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
