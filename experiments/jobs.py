@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vmae.core.config import flatten
-from vmae.core.errors import InputError, nearest
+from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
@@ -124,8 +124,15 @@ def begin(
         ahead(config)
     data = run.open_data(config, store.layout.cache, cache_progress)
     home = store.layout.run(config.name)
+    try:
+        create_store(store)
+    except VmaeError as e:
+        if store.sqlite_path is None:
+            raise
+        # What only informs never ends training: the spool keeps what the run reports.
+        if notes is not None:
+            notes(f"{e}; `vmae runs sync` sends what the run reports when it is well")
     config.save(home.config)
-    create_store(store)
     return config, init, data, home, device
 
 

@@ -36,8 +36,12 @@ def create_store(store: Store) -> None:
 
 @contextlib.contextmanager
 def reachable(store: Store) -> Iterator[MlflowClient]:
-    """A client of the store; VmaeError names the tracking server where it does not answer inside."""
-    client = mlflow_client(store.uri)
+    """A client of the store; VmaeError names the store where it cannot be used or does not answer inside."""
+    try:
+        client = mlflow_client(store.uri)
+    except Exception as e:
+        # A scheme that MLflow does not know, a damaged file: each has an error of its own.
+        raise VmaeError(f"expected a store of runs at {store.uri}, got: {first_line(e)}") from e
     from mlflow.exceptions import MlflowException
 
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vmae.core.errors import VmaeError
 from vmae.experiments.layout import REFUSED
 from vmae.experiments.tracking import Store, Tracker, create_store, spooled_metrics, store_at, sync, tags
 from vmae.experiments.tracking import tracker as tracker_module
@@ -299,3 +300,20 @@ def test_a_lost_store_gets_everything_again(store: Store) -> None:
     with _open(store) as tracker:
         tracker.log_metrics({"a": 4.0}, 4)
     assert _history(store, "k1", "a") == [(s, float(s)) for s in range(1, 5)]
+
+
+@pytest.mark.parametrize("uri", ["nowhere://x", "postgres-typo:///x"])
+def test_a_store_that_mlflow_does_not_know_is_one_line(tmp_path: Path, uri: str) -> None:
+    store = Store(uri=uri, runs_dir=tmp_path / "runs")
+    with pytest.raises(VmaeError, match=f"expected (a store of runs at|the tracking server) {uri}") as failed:
+        create_store(store)
+    assert "\n" not in str(failed.value)
+
+
+def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
+    store = store_at(tmp_path / "runs")
+    store.runs_dir.mkdir()
+    store.layout.database.write_bytes(b"garbage garbage!" * 64)
+    with pytest.raises(VmaeError, match="expected a store of runs at sqlite:") as failed:
+        create_store(store)
+    assert "\n" not in str(failed.value)
