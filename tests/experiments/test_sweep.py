@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vmae.experiments.layout import SweepDir
 from vmae.experiments.runs import Filter, children, history, list_runs, list_sweeps, pictures
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, groups, trial_states, winner
@@ -90,8 +91,8 @@ def test_a_sweep_ends_with_table_winner_figure_and_next_commands(undisturbed: tu
         assert text in output
     figure = runs / "sweeps" / "masking_ratio-1" / "masking_ratio.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
-    plan = Plan.load(figure.parent)
-    states = trial_states(plan, figure.parent)
+    plan = Plan.load(SweepDir(figure.parent))
+    states = trial_states(plan, SweepDir(figure.parent))
     assert [s.status for s in states] == [DONE] * 3
     best = winner(groups(states), plan.metric)
     assert best is not None
