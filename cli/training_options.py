@@ -116,28 +116,26 @@ class TrainingOptions:
         """What `recommend` says of the list, shown with its reasons; an initial model's clip stays."""
         from vmae.cli.recommend import describe
         from vmae.core.progress import parse_duration
+        from vmae.experiments import jobs
         from vmae.experiments.advice import advise
         from vmae.experiments.recommend import recipe_for
         from vmae.experiments.run import default_device
 
         assert self.train_csv is not None
         device = default_device()
-        start = None
-        if shape_of is not None or taken is not None:
-            recipe = recipe_for(verb, gpu=device.type == "cuda")
-            start = resolve_config(
-                recipe=None,
-                start=recipe,
-                shape_of=shape_of,
-                taken=taken,
-                init=self.init,
-                train_csv=self.train_csv,
-                val_csv=self.val_csv,
-                data_root=self.data_root,
-                size=None,
-                epochs=None,
-                assignments=(),
-            )
+        given = {n: getattr(self, n) for n in ("train_csv", "val_csv", "data_root", "init")}
+        base = functools.partial(
+            resolve_config,
+            recipe=None,
+            start=recipe_for(verb, gpu=device.type == "cuda"),
+            shape_of=shape_of,
+            taken=taken,
+            **given,
+        )
+        # What is refused is refused before time is spent on the list.
+        jobs.check_config(base(size=self.size, epochs=self.epochs, assignments=self.assignments), device)
+        kept = shape_of is not None or taken is not None
+        start = base(size=None, epochs=None, assignments=()) if kept else None
         advice = advise(
             verb,
             self.train_csv,

@@ -98,6 +98,14 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def check_config(config: ExperimentConfig, device: torch.device, *, processes: int = 1) -> None:
+    """Raise InputError for what cannot be trained here, whatever the lists hold."""
+    if config.train.cuda_graph:
+        check_capturable(config.job, config.train, device, processes=processes)
+    if config.job == "pretrain":
+        check_objective(config.mask, config.model)
+
+
 def begin(
     config: ExperimentConfig,
     store: Store,
@@ -112,10 +120,7 @@ def begin(
     is saved in the folder once the lists are read and every held-out video is known to decode.
     """
     device = run.default_device()
-    if config.train.cuda_graph:
-        check_capturable(config.job, config.train, device, processes=workers.count if workers else 1)
-    if config.job == "pretrain":
-        check_objective(config.mask, config.model)
+    check_config(config, device, processes=workers.count if workers else 1)
     config, init, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:
