@@ -74,7 +74,7 @@ class TrainingOptions:
         is named. InputError where it is for another verb, or where --set names what this one does not use.
         """
         from vmae.core.config import parse_assignments
-        from vmae.core.errors import InputError
+        from vmae.core.errors import InputError, VmaeError
         from vmae.experiments import stages
 
         for key in parse_assignments(self.assignments):
@@ -87,19 +87,27 @@ class TrainingOptions:
 
             taken, text = clip_of_init(store, self.init)
             click.echo(text, err=True)
-        start, speed = None, None
-        if self.train_csv is not None and not named:
-            start, speed = self._recommended(verb, shape_of, taken)
-            shape_of = None
-        elif self.budget is not None or self.flip is not None:
-            raise InputError("expected --budget and --flip with --data and without --recipe or --config")
         own = self.recipe if named else recipe
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
+        given["assignments"] = self.assignments
+        start, speed = None, None
+        if self.train_csv is not None and not named:
+            try:
+                start, speed = self._recommended(verb, shape_of, taken)
+            except VmaeError:
+                # What is refused whatever the list is like is said before what the list lacks.
+                from vmae.core.train.pretrain import check_objective
+
+                asked = resolve_config(recipe=own, **given, shape_of=shape_of, start=None, taken=taken)
+                check_objective(asked.mask, asked.model)
+                raise
+            shape_of = None
+        elif self.budget is not None or self.flip is not None:
+            raise InputError("expected --budget and --flip with --data and without --recipe or --config")
         config = resolve_config(
             recipe=own,
             **given,
-            assignments=self.assignments,
             shape_of=shape_of,
             start=start,
             taken=None if start is not None else taken,

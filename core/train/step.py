@@ -147,4 +147,6 @@ def draws_in_forward(model: nn.Module) -> bool:
 def mode_of(train: TrainConfig) -> Mode:
     """How a step runs by what the configuration says outright; what it leaves to `auto` is off."""
     compiled, captured = train.compile is True, train.cuda_graph is True
-    return {(0, 0): "eager", (1, 0): "compile", (0, 1): "graph", (1, 1): "compile+graph"}[compiled, captured]
+    if compiled:
+        return "compile+graph" if captured else "compile"
+    return "graph" if captured else "eager"

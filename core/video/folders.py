@@ -145,7 +145,8 @@ def read_class_folders(folder: Path, *, raw_frames: bool) -> ClassFolders:
         elif not splits and split_of(place.name):
             notes.append(f"{place.name} taken as a class: it holds no classes, or is the only split")
     notes += [f"{split} from {place.name}" for place, split in splits.items()]
-    videos, names = [], {}
+    videos: list[tuple[str, str, Path, int | None]] = []
+    names: dict[str, set[str]] = {}
     for root, split in (splits or {folder: ""}).items():
         loose = [p for p in root.iterdir() if p.is_file() and not is_litter(p.name)]
         beside = sum(p.suffix.lower() in VIDEO_SUFFIXES for p in loose)

@@ -170,7 +170,7 @@ def test_nodes_without_gpus_may_stand_beside_those_with_them(
     """What Ray is told and what torch sees; a job asks for two."""
     import ray
 
-    from vmae.experiments import cluster as work
+    from vmae.experiments.cluster import check as work
 
     own = {"host": "h", "python": "3", "torch": "2", "ray": "2", "vmae": "0", "unreadable": [], "storage": ""}
     nodes = [
