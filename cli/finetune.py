@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmae.cli.finetune_folds import finetune_folds
 from vmae.cli.options import in_runs_dir
 from vmae.cli.training import (
     cache_progress,
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option(
+    "--folds",
+    metavar="FILE|K",
+    help="Hold out each fold in turn, of a csv with the columns path and fold, or of K made of whole groups "
+    "(vmae data index --groups --folds); no epoch is chosen. Prints the mean with its interval.",
+)
+@click.option("--seeds", type=int, help="With --folds: seeds of each fold.  [default: 1]")
 @training_options
 def finetune(options: TrainingOptions) -> None:
     """Fine-tune a classifier on labelled videos and evaluate it on several views of the held-out ones.
@@ -35,18 +43,27 @@ def finetune(options: TrainingOptions) -> None:
     tubelet are those of the weights; with --init RUN and no recipe clips are cut as that run cut them and,
     without --data, its lists are used. --resume RUN_NAME goes on with an interrupted run.
     """
+    from vmae.core.errors import InputError
     from vmae.core.progress import progress
     from vmae.experiments import finetuning, jobs
+    from vmae.experiments.folds import has_folds
     from vmae.experiments.tracking import store_at
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    config, ahead = options.resumed(store, STAGE.name), None
+    config, ahead, speed = options.resumed(store, STAGE.name), None, None
+    if options.seeds is not None and options.folds is None:
+        raise InputError("--seeds: expected --folds to go with it, got none")
     if config is None:
         config, speed = options.config(STAGE.name, "demo_finetune", store, shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
         ahead = partial(show_outlook, speed=speed)
     make_demo_data_if_used(config)
+    if options.folds is not None or has_folds(store.layout.run(config.name)):
+        finetune_folds(
+            config, store, spec=options.folds or "", seeds=options.seeds or 1, workers=workers, speed=speed
+        )
+        return
     with cache_progress("decode") as cached, training_progress(config) as report:
         outcome = finetuning.finetune_run(
             config,

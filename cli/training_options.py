@@ -43,6 +43,8 @@ class TrainingOptions:
     checkpoint_artifacts: str | None
     assignments: tuple[str, ...]
     runs_dir: Path | None
+    folds: str | None = None
+    seeds: int | None = None
 
     def resumed(self, store: Store, verb: str) -> ExperimentConfig | None:
         """The configuration of the run that --resume names, None without it.
@@ -111,6 +113,7 @@ class TrainingOptions:
             shape_of=shape_of,
             start=start,
             taken=None if start is not None else taken,
+            needs_val=self.folds is None,
         )
         if config.job != verb:
             raise InputError(
@@ -138,6 +141,7 @@ class TrainingOptions:
             start=recipe_for(verb, gpu=device.type == "cuda"),
             shape_of=shape_of,
             taken=taken,
+            needs_val=self.folds is None,
             **given,
         )
         # What is refused is refused before time is spent on the list.
@@ -147,7 +151,7 @@ class TrainingOptions:
         advice = advise(
             verb,
             self.train_csv,
-            held_out_beside(self.train_csv, self.val_csv),
+            None if self.folds is not None else held_out_beside(self.train_csv, self.val_csv),
             device=device,
             data_root=self.data_root,
             budget_s=None if self.budget is None else parse_duration(self.budget, "--budget"),

@@ -13,15 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmae.core.config import flatten
 from vmae.core.errors import InputError
+from vmae.core.files import read_json, write_json
 from vmae.core.measure.statistics import Interval
 from vmae.core.video.annotations import read_annotations, write_annotations
 from vmae.core.video.folds import describe_folds, make_folds, read_column, read_folds, table_of, write_folds
-from vmae.core.video.samples import Sample
+from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import RunDir, RunsDir
+from vmae.experiments.layout import RunDir
+from vmae.experiments.provenance import config_tags
+from vmae.experiments.tracking import Store, Tracker
 
+_PLAN = "plan.json"
 TABLES = ("folds.csv", "groups.csv")
 """Files beside a list in which its groups are looked for."""
 
@@ -118,47 +123,116 @@ def _groups_beside(listed: Path, samples: Sequence[Sample]) -> tuple[list[str], 
     )
 
 
-def fold_runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> list[FoldRun]:
-    """Write each fold's lists below `home` and return the runs, fold by fold, with `seeds` seeds each.
+@dataclass(frozen=True, kw_only=True)
+class FoldRuns:
+    """What was begun: the folds, and every run in the order of folds and seeds."""
 
-    The first seed is the configuration's. Class names and the folds themselves are written beside the lists.
+    found: Folds
+    runs: tuple[FoldRun, ...]
+
+
+def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> FoldRuns:
+    """Divide the training list and write the lists of every fold to the run's folder; or read what is there.
+
+    The first seed is the configuration's. Class names and the folds themselves lie beside the lists, so that
+    the runs go on with the same folds whatever becomes of the list. Raises InputError as `find_folds`.
     """
+    home = store.layout.run(config.name)
+    begun = read_json(home.folds / _PLAN)
+    if begun is not None:
+        config = ExperimentConfig.load(home.config)
+        listed = replace(config.data, train_csv=str(home.folds / "all.csv"), data_root="")
+        found = find_folds(str(home.folds / "folds.csv"), replace(config, data=listed))
+        found = replace(found, said=begun["said"])
+        return FoldRuns(found=found, runs=_runs(config, found, begun["seeds"], home))
     if seeds < 1:
         raise InputError(f"--seeds: expected 1 or more, got {seeds}")
-    folder = home.folds
-    folder.mkdir(parents=True, exist_ok=True)
+    found = find_folds(spec, config)
+    home.folds.mkdir(parents=True, exist_ok=True)
     names = Path(config.data.train_csv).with_name("classes.txt")
     if names.is_file():
-        shutil.copyfile(names, folder / "classes.txt")
-    write_folds(folder / "folds.csv", found.samples, found.groups, found.folds)
-    runs = []
+        shutil.copyfile(names, home.folds / "classes.txt")
+    _write(home.folds / "all.csv", found.samples)
     for fold in found.numbers:
-        train, test = folder / f"fold{fold}.train.csv", folder / f"fold{fold}.test.csv"
-        for path, part in ((train, found.outside(fold)), (test, found.inside(fold))):
-            write_annotations(path, [replace(s, path=os.path.abspath(s.path)) for s in part])
-        data = replace(config.data, train_csv=str(train), val_csv="", test_csv=str(test), data_root="")
-        for seed in range(config.train.seed, config.train.seed + seeds):
-            own = replace(
+        _write(home.folds / f"fold{fold}.train.csv", found.outside(fold))
+        _write(home.folds / f"fold{fold}.test.csv", found.inside(fold))
+    write_folds(home.folds / "folds.csv", found.samples, found.groups, found.folds)
+    config.save(home.config)
+    write_json(home.folds / _PLAN, {"said": found.said, "seeds": seeds})
+    return FoldRuns(found=found, runs=_runs(config, found, seeds, home))
+
+
+def _write(path: Path, samples: Sequence[Sample]) -> None:
+    write_annotations(path, [replace(s, path=os.path.abspath(s.path)) for s in samples])
+
+
+def _runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> tuple[FoldRun, ...]:
+    first = config.train.seed
+    return tuple(
+        FoldRun(
+            fold=fold,
+            seed=seed,
+            config=replace(
                 config,
                 name=f"{config.name}-fold{fold}-seed{seed}",
-                data=data,
+                data=replace(
+                    config.data,
+                    train_csv=str(home.folds / f"fold{fold}.train.csv"),
+                    val_csv="",
+                    test_csv=str(home.folds / f"fold{fold}.test.csv"),
+                    data_root="",
+                ),
                 train=replace(config.train, seed=seed, best_by=None),
-            )
-            runs.append(FoldRun(fold=fold, seed=seed, config=own))
-    return runs
+            ),
+        )
+        for fold in found.numbers
+        for seed in range(first, first + seeds)
+    )
 
 
-def gather(runs: Sequence[FoldRun], where: RunsDir, home: RunDir, classes: int) -> FoldSummary:
-    """The answers of all runs as one table, written to `home`, and what they say.
+def has_folds(run: RunDir) -> bool:
+    """Whether a run's folder is that of a setting over folds."""
+    return (run.folds / _PLAN).is_file()
 
-    Raises InputError where a run has none.
+
+def is_done(run: RunDir) -> bool:
+    """Whether a fold's run has been measured."""
+    return (run.evaluation / "metrics.json").is_file()
+
+
+def finish(config: ExperimentConfig, store: Store, runs: FoldRuns) -> FoldSummary:
+    """The answers of all runs as one table beside the setting, tracked as a run of its own, and its number.
+
+    Raises InputError where a run has no answers.
     """
+    home = store.layout.run(config.name)
+    listed = replace(config.data, train_csv=str(home.folds / "all.csv"), val_csv="", data_root="")
+    config = replace(config, data=listed)  # the copy, which stays as it was
     rows: list[Answer] = []
-    for run in runs:
-        found = answers_of(where.run(run.config.name), seed=run.seed)
+    for run in runs.runs:
+        found = answers_of(store.layout.run(run.config.name), seed=run.seed)
         if found is None:
             raise InputError(f"expected the answers of run {run.config.name}, found none: it has not ended")
         rows += [replace(a, fold=run.fold) for a in found.rows]
     answers = Answers(tuple(rows))
     write_answers(home.answers, answers.rows)
-    return FoldSummary(interval=answers.interval(), fold_means=answers.fold_means(), chance=1 / classes)
+    summary = FoldSummary(
+        interval=answers.interval(),
+        fold_means=answers.fold_means(),
+        chance=1 / num_classes(list(runs.found.samples)),
+    )
+    number = summary.interval
+    metrics = {"test/top1": number.mean, "test/top1_low": number.low, "test/top1_high": number.high}
+    metrics |= {f"test/fold{fold}_top1": mean for fold, mean in summary.fold_means.items()}
+    with Tracker(
+        store,
+        home.path,
+        name=config.name,
+        key=f"run:{config.name}",
+        kind="folds",
+        params=flatten(config),
+        tags=config_tags(config),
+    ) as tracker:
+        tracker.log_metrics(metrics, 0)
+        tracker.log_artifact(home.answers, "evaluation")
+    return summary

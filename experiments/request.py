@@ -26,11 +26,13 @@ def resolve_config(
     shape_of: ExperimentConfig | None = None,
     start: ExperimentConfig | None = None,
     taken: Mapping[str, Any] | None = None,
+    needs_val: bool = True,
 ) -> ExperimentConfig:
     """The configuration that a command line asks for: recipe or file, then options, then `--set`.
 
     `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's. `start`
-    stands in the recipe's place; `taken`: changes to it, before the options' (`weights.clip_of_init`).
+    stands in the recipe's place; `taken`: changes to it, before the options' (`weights.clip_of_init`). With
+    folds no held-out list is needed (`needs_val`).
     """
     from dataclasses import replace
 
@@ -62,7 +64,7 @@ def resolve_config(
         changes["tracking.checkpoints"] = checkpoint_artifacts
     if train_csv is not None:
         changes["data.train_csv"] = str(train_csv)
-        changes["data.val_csv"] = str(held_out_beside(train_csv, val_csv))
+        changes["data.val_csv"] = str(held_out_beside(train_csv, val_csv, needs_val) or "")
     elif val_csv is not None:
         changes["data.val_csv"] = str(val_csv)
     if data_root is not None:
@@ -72,13 +74,18 @@ def resolve_config(
     return override(config, {**changes, **parse_assignments(assignments)})
 
 
-def held_out_beside(train_csv: Path, val_csv: Path | None) -> Path:
-    """The held-out list: the one named, or `val.csv` beside the training list; InputError without either."""
+def held_out_beside(train_csv: Path, val_csv: Path | None, needed: bool = True) -> Path | None:
+    """The held-out list: the one named, or `val.csv` beside the training list.
+
+    InputError (or None, where it is not `needed`) without either.
+    """
     from vmae.core.errors import InputError
 
     if val_csv is not None:
         return val_csv
     beside = train_csv.with_name("val.csv")
     if not beside.exists():
+        if not needed:
+            return None
         raise InputError(f"expected a held-out list: --val FILE, or {beside}; found neither")
     return beside

@@ -379,3 +379,47 @@ def test_labels_of_one_class_are_refused_and_a_shared_video_is_told(
     shared = ["--data", tiny_videos / "train.csv", *held_out, "--recipe", "demo_finetune", "--epochs", 1]
     assert vmae("finetune", *shared, *SHAPE) == 0
     assert "warning: 24 videos of the held-out list are in the training list" in capsys.readouterr().err
+
+
+def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(
+    tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.core.video.annotations import read_annotations
+    from vmae.experiments import runs as results
+    from vmae.experiments.answers import answers_of
+    from vmae.experiments.layout import RunsDir
+    from vmae.experiments.tracking import store_at
+
+    # No val.csv beside it: with folds none is needed. Two videos of a session follow each other.
+    listed = tmp_path / "all.csv"
+    samples = read_annotations(tiny_videos / "train.csv")
+    listed.write_text("".join(f"{s.path} {s.label}\n" for s in samples))
+    groups = "".join(f"{s.path},g{i // 2}\n" for i, s in enumerate(samples))
+    (tmp_path / "groups.csv").write_text(f"path,group\n{groups}")
+    runs = tmp_path / "runs"
+    arguments = ["--data", listed, "--recipe", "demo_finetune", *SHAPE, "train.best_by=val/top1"]
+    arguments += ["--folds", 3, "--seeds", 2, "--epochs", 1, "--runs-dir", runs, "--run-name", "cv"]
+    assert vmae("finetune", *arguments) == 0
+    told = capsys.readouterr()
+    assert f"folds of whole groups of {tmp_path}/groups.csv" in told.err
+    assert "on 24 held-out videos, 3 folds and 2 seeds (chance 25.0%)" in told.out
+    found = answers_of(RunsDir(runs).run("cv"))
+    assert found is not None
+    assert (found.seeds, len(found.paths)) == ([0, 1], 24)
+    fold_of = {a.path: a.fold for a in found.rows}
+    pairs = [(fold_of[a.path], fold_of[b.path]) for a, b in zip(samples[::2], samples[1::2], strict=True)]
+    assert all(a == b for a, b in pairs)
+    assert not (runs / "cv-fold0-seed0" / "best").exists()  # no epoch was chosen
+    store = store_at(runs)
+    together, one = results.find(store, "cv").metrics, results.find(store, "cv-fold1-seed1").metrics
+    assert together["test/top1_low"] <= together["test/top1"] <= together["test/top1_high"]
+    assert together["test/top1"] == pytest.approx(found.table().mean())
+    assert one["test/top1"] == pytest.approx(found.table([p for p in fold_of if fold_of[p] == 1])[1].mean())
+    # What is done is not done again, and the list may have changed meanwhile.
+    (runs / "cv-fold2-seed1" / "evaluation" / "metrics.json").unlink()
+    listed.unlink()
+    assert vmae("finetune", "--resume", "cv", "--runs-dir", runs) == 0
+    again = capsys.readouterr()
+    assert "fold 2, seed 1 (6 of 6)" in again.err and "fold 0" not in again.err.replace("fold 0:", "")
+    assert vmae("finetune", "--recipe", "demo_finetune", "--seeds", 2, "--runs-dir", runs) == 2
+    assert "--seeds: expected --folds to go with it" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""`vmae finetune --folds`: one setting over folds and seeds, and the number they give together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vmae.cli.options import in_runs_dir
+from vmae.cli.training import cache_progress, echo_note, show_outlook, training_progress
+
+if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.distributed import WorkersConfig
+    from vmae.experiments.recommend import Speed
+    from vmae.experiments.tracking import Store
+
+
+def finetune_folds(
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    spec: str,
+    seeds: int,
+    workers: WorkersConfig | None,
+    speed: Speed | None,
+) -> None:
+    """Train and measure every fold and seed that is not done yet; exit code 130 where it was interrupted."""
+    from vmae.core.progress import progress
+    from vmae.experiments import finetuning, folds
+
+    runs = folds.begin(config, store, spec, seeds)
+    where = in_runs_dir(store)
+    for line in (runs.found.said, *runs.found.lines()):
+        click.echo(line, err=True)
+    for number, one in enumerate(runs.runs, start=1):
+        if folds.is_done(store.layout.run(one.config.name)):
+            continue
+        click.echo(f"fold {one.fold}, seed {one.seed} ({number} of {len(runs.runs)})", err=True)
+        with cache_progress("decode") as cached, training_progress(one.config) as report:
+            outcome = finetuning.finetune_run(
+                one.config,
+                store,
+                report=report,
+                cache_progress=cached,
+                test_progress=lambda videos: progress("test", videos, unit="video"),
+                workers=workers,
+                notes=echo_note,
+                ahead=(lambda c: show_outlook(c, speed)) if number == 1 else None,
+            )
+        if outcome.result.stopped:
+            click.echo(f"interrupted, state saved. Go on with: vmae finetune --resume {config.name}{where}")
+            raise SystemExit(130)
+        if outcome.evaluation is not None:
+            click.echo(f"{one.config.name}: top-1 {outcome.evaluation.interval().text()}")
+    summary = folds.finish(config, store, runs)
+    for line in summary.lines(f"{config.name}: top-1"):
+        click.echo(line)
+    click.echo(f"answers: {store.shown(store.layout.run(config.name).answers)}")
+    click.echo(f"\nnext:\n  vmae runs compare {config.name} OTHER{where}   # on the same videos")
