@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vmae.cli.options import runs_dir_option
 from vmae.cli.runs_common import open_store
+
+if TYPE_CHECKING:
+    from vmae.experiments.tracking import Store
 
 
 @click.command()
@@ -74,6 +78,8 @@ def compare(
         )
         table = [[k, *("-" if v is None else f"{v:.5g}" for v in values)] for k, values in metrics]
         click.echo("\n" + format_table(["metric", *heads], table))
+        for line in _paired(store, [r.name for r in found]):
+            click.echo(f"\n{line}")
         if png is None:
             from vmae.cli.term_plot import plot
 
@@ -86,3 +92,17 @@ def compare(
         png.parent.mkdir(parents=True, exist_ok=True)
         comparison.curves_figure(panels).savefig(png, dpi=150)
         click.echo(f"figure: {png}", err=True)
+
+
+def _paired(store: Store, names: list[str]) -> list[str]:
+    """Each later run against the first on the videos that both were measured on, a sentence each."""
+    from vmae.experiments import answers
+
+    own = {name: answers.answers_of(store.layout.run(name)) for name in names}
+    first = own[names[0]]
+    lines = []
+    for name in names[1:]:
+        other = own[name]
+        if first is not None and other is not None and set(first.paths) & set(other.paths):
+            lines.append(answers.verdict(names[0], name, *answers.compare(first, other)))
+    return lines

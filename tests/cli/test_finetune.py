@@ -415,6 +415,8 @@ def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(
     assert together["test/top1_low"] <= together["test/top1"] <= together["test/top1_high"]
     assert together["test/top1"] == pytest.approx(found.table().mean())
     assert one["test/top1"] == pytest.approx(found.table([p for p in fold_of if fold_of[p] == 1])[1].mean())
+    assert vmae("runs", "compare", "cv-fold0-seed0", "cv-fold0-seed1", "--no-curves", "--runs-dir", runs) == 0
+    assert "8 videos" in capsys.readouterr().out.splitlines()[-1]  # paired, on the same videos
     # What is done is not done again, and the list may have changed meanwhile.
     (runs / "cv-fold2-seed1" / "evaluation" / "metrics.json").unlink()
     listed.unlink()
