@@ -169,6 +169,11 @@ def _background(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentC
         reason = "as the initial weights have it"
     elif not stages.STAGES[config.job].labels:
         reason = "the scene is part of what pre-training predicts"
+    elif lists.scene >= (1 + lists.chance) / 2:
+        model = replace(model, background="keep")
+        reason = (
+            f"the nearest picture is of the same class for {lists.scene:.0%} of the videos: the scene tells"
+        )
     elif lists.still >= STILL:
         model = replace(model, background="subtract")
         reason = f"{share}: a still scene, by which so few videos would be learnt by heart"

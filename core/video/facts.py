@@ -24,7 +24,7 @@ PROBED = 48
 """Videos of a list that are opened for its medians."""
 LOOKED_AT = 12
 """Videos of a list of which frames are decoded."""
-_FRAMES, _SIDE = 8, 48
+_FRAMES, _SIDE, _THUMB = 8, 48, 8
 _SIDES = re.compile(r"left|right|clockwise|leftward|rightward|east|west|cw|ccw|forehand|backhand", re.I)
 
 
@@ -46,6 +46,10 @@ class ListFacts:
     still: float = 0.0
     """Share of the pixels' variance over 8 frames of a video that their mean frame has, median of a dozen:
     near 1 where the camera stands still before a scene, 1/8 for frames that have nothing in common."""
+    scene: float = 0.0
+    """Share of the probed videos whose nearest other one, by 8x8 thumbnails of their middle frames, is of
+    their class: near 1 where what is in the picture tells the classes, about chance where only motion does.
+    0 without labels."""
 
     @property
     def seconds(self) -> float:
@@ -90,6 +94,7 @@ def list_facts(samples: Sequence[Sample], names: Sequence[str] = (), probed: int
         height=int(statistics.median(i.height for i, _ in infos)),
         width=int(statistics.median(i.width for i, _ in infos)),
         still=_still_share([infos[i] for i in np.linspace(0, len(infos) - 1, LOOKED_AT).astype(int)]),
+        scene=_told_by_scene(infos) if len(counts) > 1 else 0.0,
     )
 
 
@@ -106,6 +111,28 @@ def _still_share(chosen: Sequence[tuple[VideoInfo, Sample]]) -> float:
             if whole > 0:
                 shares.append(float(clip.mean(0).var()) / whole)
     return statistics.median(shares) if shares else 0.0
+
+
+def _told_by_scene(infos: Sequence[tuple[VideoInfo, Sample]]) -> float:
+    """See `ListFacts.scene`."""
+    thumbs, labels = [], []
+    for info, sample in infos:
+        start = first_frame(sample.path, sample.start)
+        count = max(1, sample.num_frames or info.num_frames - start)
+        middle = min(start + count // 2, info.num_frames - 1)
+        with contextlib.suppress(VideoError):
+            frame = read_clip(info.path, [middle], min(_SIDE, info.height, info.width), info=info)[0]
+            rows, columns = (np.arange(_THUMB) * side // _THUMB for side in frame.shape[:2])
+            sums = np.add.reduceat(np.add.reduceat(frame.astype(np.float64), rows, 0), columns, 1)
+            areas = np.diff([*rows, frame.shape[0]])[:, None] * np.diff([*columns, frame.shape[1]])[None]
+            thumbs.append((sums / areas[..., None]).ravel())
+            labels.append(sample.label)
+    if len(thumbs) < 2:
+        return 0.0
+    x, y = np.array(thumbs), np.array(labels)
+    apart = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.fill_diagonal(apart, np.inf)
+    return float((y[apart.argmin(1)] == y).mean())
 
 
 def coverage(facts: ListFacts, data: DataConfig) -> float:

@@ -68,6 +68,17 @@ def test_what_is_predicted_ends_in_the_budget(job, budget):
     assert found.config.train.epochs <= most_epochs(job, 144)
 
 
+def test_a_scene_that_tells_the_classes_is_kept():
+    found = recommend("finetune", replace(GESTURES, still=1.0, scene=0.9), CPU, 150, fast)
+    assert found.config.model.background == "keep"
+    assert "90% of the videos" in reason(found, "background").reason
+    # The two measured sets have 2% and 21%.
+    assert (
+        recommend("finetune", replace(GESTURES, scene=0.21), CPU, 150, fast).config.model.background
+        == "subtract"
+    )
+
+
 def test_a_still_scene_is_taken_away_and_a_moving_camera_left_alone():
     found = recommend("finetune", GESTURES, CPU, 150, fast)
     assert found.config.model.background == "subtract"

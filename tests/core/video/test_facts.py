@@ -60,3 +60,17 @@ def test_a_still_camera_is_told_from_a_moving_one(tmp_path):
     assert found["still"] > 0.9
     assert found["moving"] == pytest.approx(1 / 8, abs=0.02)
     assert list_facts([Sample(path=str(tmp_path / "black.npy"), label=0)]).still == 0.0
+
+
+def test_classes_that_the_picture_tells(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = []
+    for k in range(12):
+        scene = np.full((16, 16, 3), (40, 200)[k % 2], np.uint8)
+        noise = rng.integers(0, 30, (6, 16, 16, 3), np.uint8)
+        np.save(tmp_path / f"{k}.npy", scene + noise)
+        samples.append(Sample(path=str(tmp_path / f"{k}.npy"), label=k % 2))
+    assert list_facts(samples).scene == 1
+    shuffled = [Sample(path=s.path, label=k // 6) for k, s in enumerate(samples)]
+    assert list_facts(shuffled).scene < 0.75
+    assert list_facts([Sample(path=s.path, label=-1) for s in samples]).scene == 0
