@@ -47,11 +47,11 @@ def evaluate(
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning
+    from vmae.experiments import evaluation
     from vmae.experiments.tracking import store_at
 
     store = store_at(runs_dir)
-    config = finetuning.evaluation_config(store, checkpoint)
+    config = evaluation.evaluation_config(store, checkpoint)
     changes: dict[str, object] = {}
     if test_csv is not None:
         changes["data.test_csv"] = str(test_csv)
@@ -62,7 +62,7 @@ def evaluate(
             changes[f"data.{key}"] = value
     config = override(config, {**changes, **parse_assignments(assignments)})
     with fitness_shown():
-        result, folder = finetuning.evaluate_run(
+        result, folder = evaluation.evaluate_run(
             config,
             store,
             checkpoint,

@@ -56,7 +56,7 @@ def export(
     from vmae.core.model.detector import VideoDetector
     from vmae.core.weights import export as graphs
     from vmae.core.weights.convert import write_model
-    from vmae.experiments import finetuning
+    from vmae.experiments import evaluation
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import load_model_at
 
@@ -65,7 +65,7 @@ def export(
     store = store_at(runs_dir)
     net, meta, notes = load_model_at(store, model)
     net.eval()
-    data = finetuning.evaluation_config(store, model).data
+    data = evaluation.evaluation_config(store, model).data
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "hf":
         if isinstance(net, VideoDetector):

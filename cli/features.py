@@ -74,7 +74,7 @@ def features(
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning, windowed
+    from vmae.experiments import evaluation, windowed
     from vmae.experiments.cluster import video_map
     from vmae.experiments.tracking import store_at
 
@@ -104,7 +104,7 @@ def features(
             raise InputError(f"expected --{name} with --window, got it alone")
     if out.suffix != ".npz":
         raise InputError(f"expected OUT to end in .npz (or --window for a folder), got {out}")
-    config = finetuning.evaluation_config(store, checkpoint)
+    config = evaluation.evaluation_config(store, checkpoint)
     changes: dict[str, object] = {"data.test_csv": str(csv)}
     if data_root is not None:
         changes["data.data_root"] = str(data_root)

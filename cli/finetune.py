@@ -45,7 +45,7 @@ def finetune(options: TrainingOptions) -> None:
     """
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning, jobs
+    from vmae.experiments import jobs
     from vmae.experiments.folds import has_folds
     from vmae.experiments.tracking import store_at
 
@@ -65,7 +65,7 @@ def finetune(options: TrainingOptions) -> None:
         )
         return
     with cache_progress("decode") as cached, training_progress(config) as report:
-        outcome = finetuning.finetune_run(
+        outcome = jobs.finetune_run(
             config,
             store,
             report=report,

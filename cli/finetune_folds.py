@@ -27,7 +27,7 @@ def finetune_folds(
 ) -> None:
     """Train and measure every fold and seed that is not done yet; exit code 130 where it was interrupted."""
     from vmae.core.progress import progress
-    from vmae.experiments import finetuning, folds
+    from vmae.experiments import folds, jobs
 
     runs = folds.begin(config, store, spec, seeds)
     where = in_runs_dir(store)
@@ -38,7 +38,7 @@ def finetune_folds(
             continue
         click.echo(f"fold {one.fold}, seed {one.seed} ({number} of {len(runs.runs)})", err=True)
         with cache_progress("decode") as cached, training_progress(one.config) as report:
-            outcome = finetuning.finetune_run(
+            outcome = jobs.finetune_run(
                 one.config,
                 store,
                 report=report,

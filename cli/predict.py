@@ -58,16 +58,16 @@ def predict(
     from vmae.core.video.clips import ClipDataset
     from vmae.core.video.samples import Sample
     from vmae.core.weights.models import expect_model
-    from vmae.experiments import finetuning, run
+    from vmae.experiments import run
     from vmae.experiments.tracking import store_at
-    from vmae.experiments.weights import load_model_at
+    from vmae.experiments.weights import config_of_model, load_model_at
 
     model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
     model = expect_model(model, VideoClassifier, checkpoint, wanted="a fine-tuned classifier")
     names = _names(labels_file, meta, model.num_classes)
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    data = finetuning.config_of_model(model, meta).data
+    data = config_of_model(model, meta).data
     data = replace(
         data,
         sampling_rate=sampling_rate or data.sampling_rate,

@@ -16,6 +16,7 @@ from vmae.cli.training import (
     training_progress,
 )
 from vmae.cli.training_options import TrainingOptions, training_options
+from vmae.experiments.stages.pretrain import STAGE
 
 
 @click.command()
@@ -32,9 +33,9 @@ def pretrain(options: TrainingOptions) -> None:
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    config, ahead = options.resumed(store, "pretrain"), None
+    config, ahead = options.resumed(store, STAGE.name), None
     if config is None:
-        config, speed = options.config("pretrain", "demo_pretrain", store)
+        config, speed = options.config(STAGE.name, "demo_pretrain", store)
         config = jobs.named(store, config, options.run_name)
         ahead = partial(show_outlook, speed=speed)
     make_demo_data_if_used(config)
@@ -43,7 +44,7 @@ def pretrain(options: TrainingOptions) -> None:
             config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note, ahead=ahead
         )
     where = in_runs_dir(store)
-    show_training("pretrain", config, outcome.result, where)
+    show_training(STAGE.name, config, outcome.result, where)
     if outcome.eval_loss is not None:
         click.echo(f"error on held-out videos at ratio {config.evaluation_ratio:g}: {outcome.eval_loss:.4f}")
     click.echo(f"model: {outcome.result.model_path}")

@@ -33,13 +33,13 @@ from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import dense_indices
 from vmae.core.weights.models import expect_model
-from vmae.experiments import finetuning, jobs
+from vmae.experiments import jobs, stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.request import resolve_config
 from vmae.experiments.run import default_device
 from vmae.experiments.runs import Filter, as_columns, check_columns, list_runs
 from vmae.experiments.tracking import store_at
-from vmae.experiments.weights import load_model_at
+from vmae.experiments.weights import config_of_model, load_model_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,7 +258,7 @@ class Model:
         listed = _listed(videos)
         if self.module.config.channels != 3:
             raise InputError(f"expected a model of 3 channels, got one of {self.module.config.channels}")
-        data = finetuning.config_of_model(self.module, self.meta).data
+        data = config_of_model(self.module, self.meta).data
         rate = sampling_rate or data.sampling_rate
         data = replace(data, sampling_rate=rate, segments=segments, crops=crops, workers=0)
         files = [i for i, v in enumerate(listed) if _is_path(v)]
@@ -367,7 +367,7 @@ def pretrain(
     Raises InputError for a bad setting or list, VideoError for a held-out video that cannot be read.
     """
     store = store_at(_folder(runs_dir))
-    config = jobs.named(store, _config("pretrain", recipe, data, val, init, settings), name)
+    config = jobs.named(store, _config(stages.pretrain.STAGE.name, recipe, data, val, init, settings), name)
     outcome = jobs.pretrain_run(config, store, report=report)
     more = {} if outcome.eval_loss is None else {"eval/loss": outcome.eval_loss}
     return _trained(config, outcome.result, more)
@@ -389,8 +389,8 @@ def finetune(
     As `vmae finetune`; arguments and errors as of `pretrain`.
     """
     store = store_at(_folder(runs_dir))
-    config = jobs.named(store, _config("finetune", recipe, data, val, init, settings), name)
-    outcome = finetuning.finetune_run(config, store, report=report)
+    config = jobs.named(store, _config(stages.finetune.STAGE.name, recipe, data, val, init, settings), name)
+    outcome = jobs.finetune_run(config, store, report=report)
     found = outcome.evaluation
     more = {} if found is None else {f"test/{k}": v for k, v in found.metrics().items()}
     return _trained(config, outcome.result, more)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -29,15 +28,15 @@ import psutil
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import read_json, write_json
-from vmae.core.train.task import Report, TrainResult
-from vmae.experiments import run
+from vmae.core.train.task import TrainResult
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import connected
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import RunsDir
-from vmae.experiments.storage import EVERY_S, Mirror, StorageAway, scratch
+from vmae.experiments.layout import RunDir, RunsDir
+from vmae.experiments.process import Process
+from vmae.experiments.stages.stage import Stage, Watch, Work
+from vmae.experiments.storage import Storage, StorageAway
 
-EVENTS, RESULT, STOP, HEARD = "events.jsonl", "result.json", "STOP", "heard.json"
 _HEARING_S = 300.0
 
 
@@ -63,68 +62,24 @@ class WorkersConfig:
             )
 
 
-def train_on_workers(
-    config: ExperimentConfig,
-    home: Path,
-    cache_dir: Path,
-    workers: WorkersConfig,
-    *,
-    report: Report,
-    picture: Callable[[Path, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    mirror: Mirror | None = None,
-    awaited: bool = False,
-) -> TrainResult:
-    """Train `config` (its job: pre-training or fine-tuning) in `home` on Ray workers; blocks until done.
+def train_on_workers(stage: Stage, work: Work, workers: WorkersConfig, storage: Storage) -> TrainResult:
+    """A stage's training on Ray workers, in `work.home` below `storage.local`; blocks until it is done.
 
     It may be called in a Ray worker itself (a sweep's trial): its own workers are then asked of the same
     cluster.
 
-    `report` receives the events of rank 0, here; `picture(path, epoch)` its reconstruction pictures. When
-    `should_stop` says so, the workers save their state and stop: some steps later, or with `awaited` as soon
-    as one process alone would, for each epoch then waits until `report` has heard of the one before. `home`
-    is this process's copy of a folder on an object store where there is a `mirror`.
+    The watch hears of rank 0's events and pictures, here. When it says so, the workers save their state and
+    stop: some steps later, or where the watch decides by each epoch as soon as one process alone would, for
+    each epoch then waits until the one before was heard of.
     Raises VmaeError with the first line of a worker's error when the run failed.
     """
-    wanted = workers.count * workers.cpus_per_worker
+    home, wanted = work.home, workers.count * workers.cpus_per_worker
     with connected(workers.address or None, cpus=wanted + 0.5):
-        from ray import train
-        from ray.train.torch import TorchTrainer
-
-        home.mkdir(parents=True, exist_ok=True)
-        events, place, looked = home / EVENTS, 0, 0.0
-        for name in (STOP, RESULT, EVENTS, HEARD):
-            (home / name).unlink(missing_ok=True)
-            if mirror is not None:
-                mirror.delete(home / name)
-        if mirror is not None:
-            mirror.push(home)
-        resources = {"CPU": workers.cpus_per_worker}
-        if workers.gpus_per_worker:
-            resources["GPU"] = workers.gpus_per_worker
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "config": to_dict(config),
-                "home": str(home.resolve()),
-                "cache_dir": str(cache_dir.resolve()),
-                **({} if mirror is None else _on_store(mirror, home, config.init)),
-                "threads": max(1, int(workers.cpus_per_worker)),
-                "awaited": awaited,
-            },
-            scaling_config=train.ScalingConfig(
-                num_workers=workers.count,
-                use_gpu=workers.gpus_per_worker > 0,
-                resources_per_worker=resources,
-            ),
-            run_config=train.RunConfig(
-                name="train",
-                storage_path=str((home / "ray").resolve()) if mirror is None else mirror.place(home / "ray"),
-                storage_filesystem=None if mirror is None else mirror.fs,
-                failure_config=train.FailureConfig(max_failures=workers.max_failures),
-            ),
-            torch_config=_torch_config(workers),
-        )
+        home.path.mkdir(parents=True, exist_ok=True)
+        for path in (home.stop, home.result, home.events, home.heard):
+            storage.delete(path)
+        storage.push(home.path)
+        trainer = _trainer(stage, work, workers, storage)
         errors: list[BaseException] = []
 
         def fit() -> None:
@@ -137,63 +92,108 @@ def train_on_workers(
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
-
-        def deliver() -> None:
-            nonlocal place, looked
-            if mirror is not None and time.monotonic() - looked > EVERY_S:
-                looked = time.monotonic()
-                with contextlib.suppress(StorageAway):
-                    mirror.pull_file(events)
-            if not events.exists():
-                return
-            with open(events) as file:
-                file.seek(place)
-                for line in iter(file.readline, ""):
-                    if not line.endswith("\n"):
-                        break
-                    place += len(line.encode())
-                    entry = json.loads(line)
-                    if entry["event"] == "picture":
-                        path = home / entry["data"]["path"]
-                        if mirror is not None:
-                            mirror.pull_file(path)
-                        if picture is not None:
-                            picture(path, entry["data"]["epoch"])
-                    else:
-                        report(entry["event"], entry["data"])
-                    if awaited and entry["event"] == "epoch":
-                        pass_on_stop()
-                        tell(HEARD, entry["data"]["epoch"])
-
-        def tell(name: str, what: Any) -> None:
-            write_json(home / name, what)
-            if mirror is not None:
-                mirror.push_file(home / name)
-
-        def pass_on_stop() -> None:
-            if should_stop is not None and should_stop() and not (home / STOP).exists():
-                tell(STOP, True)
-
+        events = _Events(home, work.watch, storage)
         while thread.is_alive():
             thread.join(0.2)
-            deliver()
-            pass_on_stop()
-        if mirror is not None:
-            mirror.pull(home, fresh=True)
-        deliver()
-        if errors or not (home / RESULT).exists():
+            events.fetch()
+            events.deliver()
+            events.pass_on_stop()
+        storage.pull(home.path, fresh=True)
+        events.deliver()
+        if errors or not home.result.exists():
             text = str(errors[0]).strip() if errors else "the workers left no result"
-            raise VmaeError(f"expected the workers to finish, got: {_cause(text)}") from (
+            raise VmaeError(f"expected the workers to finish, got: {cause_of(text)}") from (
                 errors[0] if errors else None
             )
-        return _result_from(home, json.loads((home / RESULT).read_text()))
+        return _result_from(home.path, read_json(home.result))
 
 
-def _on_store(mirror: Mirror, home: Path, init: str) -> dict[str, str]:
-    """Where a worker finds the run's folder, and the weights it starts from, on an object store."""
-    inside = init and Path(init).is_relative_to(mirror.local)
-    weights = Path(init).relative_to(mirror.local).as_posix() if inside else ""
-    return {"uri": mirror.uri, "key": home.relative_to(mirror.local).as_posix(), "init": weights}
+def _trainer(stage: Stage, work: Work, workers: WorkersConfig, storage: Storage) -> Any:
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": workers.cpus_per_worker}
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    return TorchTrainer(
+        _worker,
+        train_loop_config={
+            "stage": stage,
+            "config": to_dict(work.config),
+            "storage": storage,
+            "home": work.home.path.relative_to(storage.local).as_posix(),
+            "threads": max(1, int(workers.cpus_per_worker)),
+            "awaited": work.watch.decides,
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=train.RunConfig(
+            name="train",
+            storage_path=storage.place(work.home.ray),
+            storage_filesystem=storage.fs,
+            failure_config=train.FailureConfig(max_failures=workers.max_failures),
+        ),
+        torch_config=_torch_config(workers),
+    )
+
+
+class _Events:
+    """What rank 0 appends to its run's folder, followed by the process that started the workers."""
+
+    def __init__(self, home: RunDir, watch: Watch, storage: Storage) -> None:
+        self._home, self._watch, self._storage = home, watch, storage
+        self._place, self._looked = 0, 0.0
+
+    def fetch(self) -> None:
+        """Get what is new, as often as the storage likes to be asked."""
+        if time.monotonic() - self._looked > self._storage.every_s:
+            self._looked = time.monotonic()
+            with contextlib.suppress(StorageAway):
+                self._storage.pull_file(self._home.events)
+
+    def deliver(self) -> None:
+        """Tell the watch of the whole lines past those it was told of."""
+        if not self._home.events.exists():
+            return
+        with open(self._home.events) as file:
+            file.seek(self._place)
+            for line in iter(file.readline, ""):
+                if not line.endswith("\n"):
+                    break
+                self._place += len(line.encode())
+                entry = json.loads(line)
+                self._hear(entry["event"], entry["data"])
+
+    def _hear(self, event: str, data: dict[str, Any]) -> None:
+        if event == "picture":
+            self._show(data)
+        else:
+            self._watch.report(event, data)
+        if self._watch.decides and event == "epoch":
+            self.pass_on_stop()
+            self._tell(self._home.heard, data["epoch"])
+
+    def _show(self, data: dict[str, Any]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        path = self._home.path / data["path"]
+        self._storage.pull_file(path)
+        if self._watch.picture is not None:
+            self._watch.picture(np.asarray(Image.open(path)), data["epoch"])
+
+    def _tell(self, path: Path, what: Any) -> None:
+        write_json(path, what)
+        self._storage.push_file(path)
+
+    def pass_on_stop(self) -> None:
+        """Ask the workers to stop where the watch wants them to."""
+        asked = self._watch.should_stop
+        if asked is not None and asked() and not self._home.stop.exists():
+            self._tell(self._home.stop, True)
 
 
 def _torch_config(workers: WorkersConfig) -> Any:
@@ -235,7 +235,7 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _cause(text: str) -> str:
+def cause_of(text: str) -> str:
     """The line of a remote traceback that names the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(":")[0] and ":" in line]
@@ -248,38 +248,37 @@ def _worker(payload: dict[str, Any]) -> None:
     from ray import train as ray_train
 
     torch.set_num_threads(payload["threads"])
-    config = from_dict(ExperimentConfig, payload["config"])
     rank = ray_train.get_context().get_world_rank()
-    awaited = payload["awaited"] and rank == 0
-    if "uri" not in payload:
-        home = Path(payload["home"])
-        after_epoch = partial(_until_heard, home) if awaited else None
-        _train(config, home, Path(payload["cache_dir"]), rank, after_epoch=after_epoch)
-        return
-    # A copy of its own; rank 0's is the one that counts.
-    local = scratch(payload["uri"], f"{payload['key'].replace('/', '-')}-worker{rank}")
-    mirror, home = Mirror(payload["uri"], local), local / payload["key"]
-    mirror.pull(home, fresh=True)
-    if payload["init"]:
-        mirror.pull(local / payload["init"])
-        config = replace(config, init=str(local / payload["init"]))
+    # A copy of its own, where the storage needs one; rank 0's is the one that counts.
+    with payload["storage"].own_copy(f"{payload['home'].replace('/', '-')}-worker{rank}") as storage:
+        home = RunDir(storage.local / payload["home"])
+        storage.pull(home.path, fresh=True)
+        config = fetched_init(from_dict(ExperimentConfig, payload["config"]), payload["storage"], storage)
 
-    def exchange() -> None:
-        with contextlib.suppress(StorageAway):
-            mirror.push_file(home / EVENTS)
-            for name in (STOP, HEARD):
-                mirror.pull_file(home / name)
+        def exchange() -> None:
+            with contextlib.suppress(StorageAway):
+                storage.push_file(home.events)
+                for path in (home.stop, home.heard):
+                    storage.pull_file(path)
 
-    after_epoch = partial(_until_heard, home, exchange=exchange) if awaited else None
-    with repeated(exchange, EVERY_S, "mirror") if rank == 0 else contextlib.nullcontext():
-        _train(config, home, RunsDir(local).cache, rank, mirror if rank == 0 else None, after_epoch)
-    shutil.rmtree(local)
+        heard = partial(_until_heard, home, exchange) if payload["awaited"] and rank == 0 else None
+        with repeated(exchange, storage.every_s, "mirror") if rank == 0 else contextlib.nullcontext():
+            _train(payload["stage"], config, home, storage, rank, heard)
 
 
-def _until_heard(home: Path, epoch: float, exchange: Callable[[], None] = lambda: None) -> None:
+def fetched_init(config: ExperimentConfig, theirs: Storage, own: Storage) -> ExperimentConfig:
+    """The configuration with the weights it starts from in this process's copy, where they are kept there."""
+    if not config.init or not Path(config.init).is_relative_to(theirs.local):
+        return config
+    place = own.local / Path(config.init).relative_to(theirs.local)
+    own.pull(place)
+    return replace(config, init=str(place))
+
+
+def _until_heard(home: RunDir, exchange: Callable[[], None], epoch: float) -> None:
     """Wait until the process that started the run has heard of an epoch, or wants no more."""
     end = time.monotonic() + _HEARING_S
-    while not (home / STOP).exists() and (read_json(home / HEARD) or 0) < epoch:
+    while not home.stop.exists() and (read_json(home.heard) or 0) < epoch:
         if time.monotonic() > end:
             return
         time.sleep(0.1)
@@ -287,73 +286,55 @@ def _until_heard(home: Path, epoch: float, exchange: Callable[[], None] = lambda
 
 
 def _train(
+    stage: Stage,
     config: ExperimentConfig,
-    home: Path,
-    cache_dir: Path,
+    home: RunDir,
+    storage: Storage,
     rank: int,
-    mirror: Mirror | None = None,
-    after_epoch: Callable[[float], None] | None = None,
+    heard: Callable[[float], None] | None,
 ) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    device = get_device()
-    data = run.open_data(config, cache_dir)
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / EVENTS, "a", buffering=1) as events:
+    assert stage.train is not None
+    home.path.mkdir(parents=True, exist_ok=True)
+    with open(home.events, "a", buffering=1) as events:
+
+        def write(event: str, values: dict[str, Any]) -> None:
+            events.write(json.dumps({"event": event, "data": values}) + "\n")
 
         def report(event: str, values: dict[str, Any]) -> None:
-            if rank == 0:
-                events.write(json.dumps({"event": event, "data": values}) + "\n")
-            if mirror is not None and event == "checkpoint":
+            write(event, values)
+            if event == "checkpoint":
                 with contextlib.suppress(StorageAway):
-                    mirror.push(home)
-            if after_epoch is not None and event == "epoch":
-                after_epoch(values["epoch"])
+                    storage.push(home.path)
+            if heard is not None and event == "epoch":
+                heard(values["epoch"])
 
-        def should_stop() -> bool:
-            return (home / STOP).exists()
+        def picture(image: Any, epoch: int) -> None:
+            from PIL import Image
 
-        if config.job == "finetune":
-            from vmae.experiments.finetuning import finetune_stage
-            from vmae.experiments.weights import initial_weights
+            path = home.pictures / f"worker_{epoch:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(path)
+            storage.push_file(path)
+            write("picture", {"path": path.relative_to(home.path).as_posix(), "epoch": epoch})
 
-            init = initial_weights(config).model if config.init else None
-            _, result = finetune_stage(
-                config, data, home, init=init, device=device, report=report, should_stop=should_stop
-            )
-        else:
-
-            def picture(image: Any, epoch: int) -> None:
-                from PIL import Image
-
-                path = home / "pictures" / f"worker_{epoch:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                Image.fromarray(image).save(path)
-                if mirror is not None:
-                    mirror.push_file(path)
-                report("picture", {"path": path.relative_to(home).as_posix(), "epoch": epoch})
-
-            # A sharded model takes all processes to run; pictures are drawn by one.
-            drawn = rank == 0 and config.train.shard == "none"
-            _, result = run.pretrain_stage(
-                config,
-                data,
-                home,
-                device=device,
-                report=report,
-                should_stop=should_stop,
-                picture=picture if drawn else None,
-            )
+        # A sharded model takes all processes to run; pictures are drawn by one.
+        drawn = rank == 0 and config.train.shard == "none"
+        watch = Watch(should_stop=home.stop.exists, picture=picture if drawn else None)
+        if rank == 0:
+            watch = replace(watch, report=report)
+        process = Process(RunsDir(storage.local).cache, get_device())
+        result = stage.train(process.context(Work(config=config, home=home, watch=watch)))
     if rank == 0:
         best = result.best_model_path
         paths = {
-            "model_path": str(result.model_path.relative_to(home)),
-            "best_model_path": str(best.relative_to(home)) if best else None,
+            "model_path": str(result.model_path.relative_to(home.path)),
+            "best_model_path": str(best.relative_to(home.path)) if best else None,
         }
-        write_json(home / RESULT, asdict(result) | paths)
-    if mirror is not None:
-        mirror.push(home)
+        write_json(home.result, asdict(result) | paths)
+        storage.push(home.path)
     ray_train.report({"loss": result.metrics.get("loss", float("nan"))})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,22 +14,25 @@ import torch
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.core.measure.evaluate import Evaluation
 from vmae.core.measure.probe import ProbeResult
-from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.progress import Progress
 from vmae.core.train.config import check_capturable
-from vmae.core.train.pretrain import check_objective
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.distributed import WorkersConfig, train_on_workers
+from vmae.experiments.data import CacheProgress
+from vmae.experiments.distributed import WorkersConfig
+from vmae.experiments.executors import Here, OnWorkers
 from vmae.experiments.layout import RESERVED, RunDir, found_config
 from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.runs import Filter, Run, find, list_runs
-from vmae.experiments.storage import Mirror
+from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
+from vmae.experiments.stages.stage import Context, Stage, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import model_source, with_init
 
@@ -43,6 +46,15 @@ class Outcome:
 
     result: TrainResult
     eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOutcome:
+    """A finished (or stopped) fine-tuning run; `evaluation` is None when stopped or without a list."""
+
+    result: TrainResult
+    evaluation: Evaluation | None
+    folder: Path
 
 
 def named(store: Store, config: ExperimentConfig, name: str | None) -> ExperimentConfig:
@@ -102,33 +114,88 @@ def check_config(config: ExperimentConfig, device: torch.device, *, processes: i
     """Raise InputError for what cannot be trained here, whatever the lists hold."""
     if config.train.cuda_graph:
         check_capturable(config.job, config.train, device, processes=processes)
-    if config.job == "pretrain":
-        check_objective(config.mask, config.model)
+    STAGES[config.job].ready(config)
 
 
-def begin(
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run whose training has ended, and what measures it."""
+
+    config: ExperimentConfig
+    home: RunDir
+    tracker: Tracker
+    executor: Here
+    result: TrainResult
+    model: Path
+    """Of the epoch that counts."""
+
+    def context(self) -> Context:
+        """For a stage that measures the model here."""
+        measured = replace(self.config, init=str(self.model))
+        return self.executor.process.context(Work(config=measured, home=self.home))
+
+
+@contextmanager
+def training(
+    stage: Stage,
     config: ExperimentConfig,
     store: Store,
-    cache_progress: run.CacheProgress | None,
+    *,
+    report: Report | None,
+    cache_progress: CacheProgress | None,
     workers: WorkersConfig | None,
     notes: Callable[[str], None] | None,
     ahead: Ahead | None,
-) -> tuple[ExperimentConfig, VideoModel | None, run.Data, RunDir, torch.device]:
-    """What every training run starts with: (configuration, initial model, data, folder, device).
+    more_tags: Callable[[ExperimentConfig], dict[str, str]] = lambda config: {},
+) -> Iterator[Training]:
+    """Train by a stage as a run of its own, or go on with the run of this name; inside it may be measured.
 
-    The configuration is that of the initial model where there is one; what that changed goes to `notes`. It
-    is saved in the folder once the lists are read and every held-out video is known to decode.
+    With `workers` it trains on Ray workers, else in this process without Ray. Its configuration is that of
+    the initial model where there is one; what that changed goes to `notes`. Nothing is written before the
+    lists are read and every held-out video is known to decode. A stopped run is not to be measured.
     """
-    device = run.default_device()
-    check_config(config, device, processes=workers.count if workers else 1)
+    check_config(config, run.default_device(), processes=workers.count if workers else 1)
     config, init, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:
             notes(remark)
     if ahead is not None:
         ahead(config)
-    data = run.open_data(config, store.layout.cache, cache_progress)
+    storage = store.storage()
+    executor = Here(storage) if workers is None else OnWorkers(storage, workers)
+    executor.process.data(config, cache_progress)
+    if init is not None:
+        executor.process.keep_model(config, init)
     home = store.layout.run(config.name)
+    _make_store(store, notes)
+    config.save(home.config)
+    with (
+        Tracker(
+            store,
+            home.path,
+            name=config.name,
+            key=f"run:{config.name}",
+            kind=stage.name,
+            params=flatten(config),
+            tags={**config_tags(config), **more_tags(config)},
+        ) as tracker,
+        stop_on_signal() as should_stop,
+    ):
+        run.log_start(tracker, home)
+        watch = run.tracked(tracker, stage, report, should_stop=should_stop)
+        result = executor.train(stage, Work(config=config, home=home, watch=watch))
+        best = result.best_model_path if stage.best_counts else None
+        model = best or result.model_path
+        tracker.set_tags({tags.CHECKPOINT: str(model)})
+        run.log_checkpoints(tracker, config, home, stopped=result.stopped)
+        if result.stopped:
+            tracker.finish("KILLED")
+        yield Training(
+            config=config, home=home, tracker=tracker, executor=executor, result=result, model=model
+        )
+
+
+def _make_store(store: Store, notes: Callable[[str], None] | None) -> None:
     try:
         create_store(store)
     except VmaeError as e:
@@ -137,8 +204,6 @@ def begin(
         # What only informs never ends training: the spool keeps what the run reports.
         if notes is not None:
             notes(f"{e}; `vmae runs sync` sends what the run reports when it is well")
-    config.save(home.config)
-    return config, init, data, home, device
 
 
 @at_work
@@ -147,89 +212,60 @@ def pretrain_run(
     store: Store,
     *,
     report: Report | None = None,
-    cache_progress: run.CacheProgress | None = None,
+    cache_progress: CacheProgress | None = None,
     workers: WorkersConfig | None = None,
     notes: Callable[[str], None] | None = None,
     ahead: Ahead | None = None,
 ) -> Outcome:
-    """Pre-train, or go on with the run of this name; measure the reconstruction at the end.
-
-    With `workers` it trains on Ray workers, else in this process without Ray. Nothing is written before the
-    lists are read and every held-out video is known to decode.
-    """
-    config, _, data, home, device = begin(config, store, cache_progress, workers, notes, ahead)
-    with (
-        Tracker(
-            store,
-            home.path,
-            name=config.name,
-            key=f"run:{config.name}",
-            kind="pretrain",
-            params=flatten(config),
-            tags=config_tags(config),
-        ) as tracker,
-        stop_on_signal() as should_stop,
-    ):
-        run.log_start(tracker, home)
-        if workers is None:
-            model, result = run.pretrain_stage(
-                config,
-                data,
-                home.path,
-                device=device,
-                tracker=tracker,
-                report=report,
-                should_stop=should_stop,
-            )
-        else:
-            result = on_workers(
-                config, store, home.path, workers, tracker=tracker, report=report, should_stop=should_stop
-            )
-            loaded, _ = load_model(result.model_path)
-            model = expect_model(loaded, VideoMAE, result.model_path).to(device)
-        tracker.set_tags({tags.CHECKPOINT: str(result.model_path)})
-        run.log_checkpoints(tracker, config, home, stopped=result.stopped)
-        if result.stopped:
-            tracker.finish("KILLED")
-            return Outcome(result=result, eval_loss=None)
-        eval_loss = None
-        if data.val is not None:
-            eval_loss = run.measure_reconstruction(model, config, data, device)
-            tracker.log_metrics({"eval/loss": eval_loss}, result.steps)
-    return Outcome(result=result, eval_loss=eval_loss)
+    """Pre-train as `training` does; measure the reconstruction at the end."""
+    given: Any = {"report": report, "cache_progress": cache_progress, "workers": workers, "notes": notes}
+    given["ahead"] = ahead
+    eval_loss = None
+    with training(pretrain.STAGE, config, store, **given) as done:
+        if done.config.data.val_csv and not done.result.stopped:
+            found = measure.run(done.context())
+            done.tracker.log_metrics(found, done.result.steps)
+            eval_loss = found[measure.ERROR.name]
+    return Outcome(result=done.result, eval_loss=eval_loss)
 
 
-def on_workers(
+@at_work
+def finetune_run(
     config: ExperimentConfig,
     store: Store,
-    home: Path,
-    workers: WorkersConfig,
     *,
-    tracker: Tracker,
-    report: Report | None,
-    should_stop: Callable[[], bool] | None,
-    mirror: Mirror | None = None,
-    awaited: bool = False,
-) -> TrainResult:
-    """Train on Ray workers; what they report is shown and tracked here."""
+    report: Report | None = None,
+    cache_progress: CacheProgress | None = None,
+    test_progress: Callable[[int], Progress] | None = None,
+    notes: Callable[[str], None] | None = None,
+    ahead: Ahead | None = None,
+    workers: WorkersConfig | None = None,
+) -> FinetuneOutcome:
+    """Fine-tune as `training` does; evaluate the best epoch's model on the test views."""
+    given: Any = {"report": report, "cache_progress": cache_progress, "workers": workers, "notes": notes}
+    given["ahead"] = ahead
+    evaluation = None
+    with training(finetune.STAGE, config, store, more_tags=_initial, **given) as done:
+        data = done.config.data
+        if (data.test_csv or data.val_csv) and not done.result.stopped:
+            on = finetune.measured_on(done.config, best=done.result.best_model_path is not None)
+            evaluation, files = finetune.evaluated(done.context(), done.model, on, test_progress)
+            log_evaluation(done.tracker, evaluation, files, on)
+    return FinetuneOutcome(result=done.result, evaluation=evaluation, folder=done.home.path)
 
-    def picture(path: Path, epoch: int) -> None:
-        import numpy as np
-        from PIL import Image
 
-        tracker.log_image(np.asarray(Image.open(path)), "reconstruction", epoch)
+def _initial(config: ExperimentConfig) -> dict[str, str]:
+    return {tags.INIT: config.init or "fresh weights"}
 
-    return train_on_workers(
-        config,
-        home,
-        store.layout.cache,
-        workers,
-        report=run.reporter(tracker, report, stage=config.job),
-        picture=picture,
-        should_stop=should_stop,
-        mirror=mirror,
-        awaited=awaited,
-    )
+
+def log_evaluation(
+    tracker: Tracker, evaluation: Evaluation, files: Sequence[Path], on: finetune.Measured
+) -> None:
+    """Track an evaluation's numbers and files."""
+    metrics = finetune.evaluation_metrics(evaluation)
+    tracker.log_metrics({f"{on.prefix}{k}": v for k, v in metrics.items()}, 0)
+    for file in files:
+        tracker.log_artifact(file, "evaluation")
 
 
 def model_to_probe(
@@ -246,7 +282,7 @@ def model_to_probe(
         data = replace(base.data, frames=model.config.frames, size=(model.config.height, model.config.width))
         return checkpoint, replace(base, model=model.config, data=data)
     if run_name is None:
-        condition = Filter(column="kind", op="=", value="pretrain")
+        condition = Filter(column="kind", op="=", value=pretrain.STAGE.name)
         newest = list_runs(store, where=[condition], limit=1)
         if not newest:
             raise InputError(
@@ -287,11 +323,8 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
     """Probe the model at `checkpoint` and record the result as a run of its own."""
     if not config.data.val_csv:
         raise InputError("expected a held-out list (--val), got none")
-    model = expect_model(load_model(checkpoint)[0], VideoMAE, checkpoint)
-    device = run.default_device()
-    model.to(device)
-    data = run.open_data(config, store.layout.cache)
-    result = run.probe_stage(model, config, data, device=device)
+    work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
+    result = probe.read_out(Here(store.storage()).process.context(work))
     create_store(store)
     name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
     with Tracker(
@@ -299,11 +332,11 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
         store.layout.run(name).path,
         name=name,
         key=f"run:{name}",
-        kind="probe",
+        kind=probe.PROBE.name,
         params=flatten(config),
         tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
     ) as tracker:
-        tracker.log_metrics(run.probe_metrics(result), 0)
+        tracker.log_metrics(probe.metrics_of(result, probe.PROBE.name), 0)
     return result
 
 

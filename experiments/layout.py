@@ -264,9 +264,9 @@ class TrialDir(Tracked):
         """pbt: whose weights and which settings it took over, and when."""
         return self.path / "adopted.json"
 
-    def numbers(self, stage: str) -> Path:
-        """The metrics of a stage that is done."""
-        return self.path / f"{'pretrained' if stage == 'pretrain' else stage}.json"
+    def numbers(self, name: str) -> Path:
+        """The metrics of a stage that is done (`Stage.kept_as`)."""
+        return self.path / f"{name}.json"
 
     def stage(self, name: str) -> RunDir:
         """The folder of a training stage."""

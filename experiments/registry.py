@@ -17,12 +17,12 @@ from vmae.core.errors import InputError, VmaeError
 from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import stages
-from vmae.experiments.finetuning import config_of_model
 from vmae.experiments.runs import Run, find
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import Store, tags
 from vmae.experiments.tracking.client import first_line, mlflow_client
+from vmae.experiments.weights import config_of_model
 
 if TYPE_CHECKING:
     from vmae.core.model.encoder import VideoModel

@@ -9,6 +9,7 @@ from typing import Any
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import read_json
 from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.weights.checkpoint import CONFIG_NAME
 from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init
@@ -115,3 +116,20 @@ def with_init(
     kept += [name for name in decoder if hasattr(c, name)]
     shape = {name: getattr(c, name) for name in kept}
     return replace(config, model=replace(config.model, **shape)), loaded.model, loaded.notes
+
+
+def config_of_model(model: VideoModel, meta: dict[str, Any]) -> ExperimentConfig:
+    """A configuration with the clip shape of a model and, where it carries it, how it sampled frames."""
+    base = ExperimentConfig()
+    c = model.config
+    sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in ("sampling_rate", "sampling")}
+    data = replace(base.data, frames=c.frames, size=(c.height, c.width), short_side=c.height, **sampling)
+    shape = {"frames": c.frames, "height": c.height, "width": c.width, "channels": c.channels}
+    return replace(
+        base,
+        name="model",
+        data=data,
+        model=VideoMAEConfig.from_size(
+            "tiny", patch_size=c.patch_size, tubelet_size=c.tubelet_size, mean=c.mean, std=c.std, **shape
+        ),
+    )

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 
 from vmae.core.config import override
-from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress, progress
-from vmae.core.train.task import Report
+from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.demo_data import make_demo_data
-from vmae.core.weights.checkpoint import load_model
-from vmae.core.weights.models import expect_model
-from vmae.experiments import recipes, run
+from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.finetuning import finetune_stage
-from vmae.experiments.layout import RunsDir
+from vmae.experiments.executors import Here
+from vmae.experiments.layout import RunDir
+from vmae.experiments.stages import finetune, pretrain
+from vmae.experiments.stages.stage import Stage, Watch, Work
+from vmae.experiments.storage import LocalStorage
 
 ARMS: dict[str, dict[str, Any]] = {
     "from pre-training": {},
@@ -63,30 +63,28 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row a seed and arm: `seed`, `arm`, `top1` (none for pre-training), `loss`, `steps`."""
     rows = []
-    device = run.default_device()
+    here = Here(LocalStorage(folder))
+
+    def train(stage: Stage, config: ExperimentConfig, home: RunDir, title: str) -> TrainResult:
+        steps = config.train.epochs * (len(here.process.data(config).train) // config.train.batch_size)
+        with progress(title, steps, unit="step", every_s=20) as bar:
+            return here.train(stage, Work(config=config, home=home, watch=Watch(report=shown(bar))))
+
     for seed in range(seeds):
-        if pretrained is None:
+        model = pretrained
+        if model is None:
             first = replace(pretraining, train=replace(pretraining.train, seed=seed, picture_every=0))
-            data = run.open_data(first, RunsDir(folder).cache)
-            steps = first.train.epochs * (len(data.train) // first.train.batch_size)
-            with progress(f"seed {seed} pre-training", steps, unit="step", every_s=20) as bar:
-                model, result = run.pretrain_stage(
-                    first, data, folder / f"pretrain-{seed}", device=device, report=shown(bar)
-                )
+            home = RunDir(folder / f"pretrain-{seed}")
+            result = train(pretrain.STAGE, first, home, f"seed {seed} pre-training")
+            model = result.model_path
             loss = result.metrics["loss"]
             rows.append({"seed": seed, "arm": "pre-training", "loss": loss, "steps": result.steps})
-        else:
-            model = expect_model(load_model(pretrained)[0], VideoMAE, f"--pretrained {pretrained}")
         for arm, changes in ARMS.items():
             config = override(finetuning, {**changes, "train.seed": seed})
             name = arm.replace(" ", "-").replace(",", "")
-            init: VideoMAE | None = model if arm == "from pre-training" else None
-            data = run.open_data(config, RunsDir(folder).cache)
-            steps = config.train.epochs * (len(data.train) // config.train.batch_size)
-            with progress(f"seed {seed} {arm}", steps, unit="step", every_s=20) as bar:
-                _, tuned = finetune_stage(
-                    config, data, folder / f"{name}-{seed}", init=init, device=device, report=shown(bar)
-                )
+            if arm == "from pre-training":
+                config = replace(config, init=str(model))
+            tuned = train(finetune.STAGE, config, RunDir(folder / f"{name}-{seed}"), f"seed {seed} {arm}")
             rows.append(
                 {
                     "seed": seed,
@@ -180,7 +178,7 @@ def main() -> None:
     if arguments.pretrained:
         command += " --pretrained MODEL"
     rows = compare(pretraining, finetuning, arguments.folder, arguments.seeds, arguments.pretrained)
-    data = run.open_data(finetuning, RunsDir(arguments.folder).cache)
+    data = Here(LocalStorage(arguments.folder)).process.data(finetuning)
     assert data.val is not None
     text = as_markdown(
         rows,

@@ -26,13 +26,15 @@ from vmae.core.files import read_json, write_json
 from vmae.experiments import recipes
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.provenance import data_digest
+from vmae.experiments.stages import pretrain
 from vmae.experiments.sweeps import driver
+from vmae.experiments.sweeps.progress import ProgressFile
 from vmae.experiments.sweeps.ready import prepare
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, trial_states
-from vmae.experiments.sweeps.trial import ProgressFile, run_trial
+from vmae.experiments.sweeps.trial import run_trial
 from vmae.experiments.sweeps.tune import tune
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at
 
@@ -44,7 +46,7 @@ def no_op(sweep: SweepDir, trial_id: str, store: Store, emit: Any) -> None:
     home = sweep.trial(trial_id)
     start = time.perf_counter()
     progress = ProgressFile(home.progress)
-    progress.update(force=True, stage="pretrain", began=time.time())
+    progress.update(force=True, stage=pretrain.STAGE.name, began=time.time())
     with Tracker(
         store, home.path, name=trial.id, key=plan.trial_key(trial), kind="trial", parent_key=plan.key
     ) as tracker:

@@ -39,8 +39,9 @@ from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, 
 from vmae.core.weights.models import expect_model
 from vmae.experiments.cluster import files_to_see
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.data import read_list
 from vmae.experiments.layout import RunsDir
-from vmae.experiments.run import default_device, read_list
+from vmae.experiments.run import default_device
 from vmae.experiments.tracking import Store
 from vmae.experiments.weights import load_model_at, model_source
 

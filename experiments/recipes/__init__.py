@@ -76,7 +76,7 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-_DECIDES_THE_LOSS = ("model", "mask", "optim", "finetune", "init")
+_DECIDES_THE_LOSS = ("model.", "mask.", "optim.", "finetune.", "init")
 _DECIDES_THE_LOSS_TOO = {
     "data": (
         "train_csv", "frames", "sampling", "sampling_rate", "size", "short_side", "augment", "flip",
@@ -96,7 +96,7 @@ def differences(config: ExperimentConfig) -> list[str]:
     found = []
     for key, value in given.items():
         section, _, name = key.partition(".")
-        decides = section in _DECIDES_THE_LOSS or name in _DECIDES_THE_LOSS_TOO.get(section, ())
+        decides = key.startswith(_DECIDES_THE_LOSS) or name in _DECIDES_THE_LOSS_TOO.get(section, ())
         if not decides or key in _DOES_NOT or key.startswith(stages.STAGES[config.job].unused):
             continue
         if key == "init":

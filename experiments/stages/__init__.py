@@ -6,15 +6,12 @@ here imports torch, and what only reads a plan or a run never imports a user's m
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.named import is_object_name, load_object
 from vmae.experiments.stages import finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import SPEED, Metric, Stage, plain
 from vmae.experiments.tracking import tags
@@ -36,7 +33,7 @@ SCORES: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.score)
 
 def check_name(name: str) -> None:
     """Raise InputError for what cannot be a stage after pre-training; a user's module is not imported."""
-    if name not in THEN and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is None:
+    if name not in THEN and not is_object_name(name):
         raise InputError(
             f"pipeline.then: expected a stage of {', '.join(THEN)} or one of your own as module:object, got "
             f"'{name}'{nearest(name, THEN)}"
@@ -52,23 +49,13 @@ def get(name: str) -> Stage:
     if name in STAGES:
         return STAGES[name]
     check_name(name)
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m vmae` has it
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as e:
-        raise InputError(f"stage {name}: expected a module {module} that can be imported, got: {e}") from e
-    except AttributeError:
-        raise InputError(
-            f"stage {name}: expected an object {attribute} in module {module}, got none"
-        ) from None
+    found = load_object(name, "pipeline.then")
     if not isinstance(found, Stage):
-        raise InputError(
-            f"stage {name}: expected a vmae.experiments.stages.Stage, got {type(found).__name__}"
-        )
+        raise InputError(f"pipeline.then: expected {name} to be a Stage, got {type(found).__name__}")
     if found.name in STAGES:
-        raise InputError(f"stage {name}: expected a name of its own, got '{found.name}', which vmae has")
+        raise InputError(
+            f"pipeline.then: expected {name} to have a name of its own, got '{found.name}', which vmae has"
+        )
     return found
 
 
@@ -108,7 +95,7 @@ def _stage_of(ranked: Metric) -> Stage:
 
 
 def columns(then: Iterable[str] = THEN, ranked: Metric | None = None) -> list[Metric]:
-    """What a table of trials with these stages has columns for: losses and errors, then scores, then speeds.
+    """What a table of trials with these stages has columns for: losses, scores, what ranks, speeds.
 
     A stage of a user's own shows what ranks the trials (`ranked`), which a plan knows without its module.
     """
@@ -116,4 +103,4 @@ def columns(then: Iterable[str] = THEN, ranked: Metric | None = None) -> list[Me
     found = {m.name: m for stage in (*FIRST, *own) for m in stage.metrics if m.column}
     if ranked is not None:
         found[ranked.name] = ranked
-    return sorted(found.values(), key=lambda m: (m.unit == SPEED, m.score, m is ranked))
+    return sorted(found.values(), key=lambda m: (m.unit == SPEED, m is ranked, m.score))

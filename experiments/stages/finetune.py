@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vmae.experiments.stages.stage import SHARE, Config, Metric, Stage, accuracies
+from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, accuracies
 from vmae.experiments.tracking import tags
+
+if TYPE_CHECKING:
+    from vmae.core.measure.evaluate import Evaluation
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.model.encoder import VideoModel
+    from vmae.core.progress import Progress
+    from vmae.core.train.task import TrainResult
 
 HELD_OUT = "on held-out videos"
 TEST = Metric(name="test/top1", title="test accuracy", unit=SHARE, score=True, where=HELD_OUT)
@@ -48,6 +59,146 @@ def flops(config: Config) -> float:
     return found / 3 if config.finetune.freeze_encoder else found
 
 
+def build_classifier(config: Config, num_classes: int, init: VideoModel | None = None) -> VideoClassifier:
+    """A classifier on `config.model`'s encoder, with `init`'s encoder weights where there are any.
+
+    The head is drawn from the run's seed either way; torch's global generator is left as it was.
+    """
+    import torch
+
+    from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+    from vmae.core.numerics import derive_seed
+
+    f = config.finetune
+    changes = {"drop_path": f.drop_path, "dropout": f.dropout, "init_scale": f.init_scale}
+    shape = VideoClassifierConfig.from_encoder(config.model, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.train.seed, "weights"))
+        model = VideoClassifier(shape, num_classes)
+    if init is not None:
+        model.load_encoder(init)
+    return model
+
+
+def class_names(config: Config, num_classes: int) -> list[str] | None:
+    """Names from `classes.txt` (one a line) beside the training list, where there are enough of them."""
+    path = Path(config.data.train_csv).with_name("classes.txt")
+    if not config.data.train_csv or not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return names if len(names) == num_classes else None
+
+
+def train(context: Context) -> TrainResult:
+    """Fine-tune a classifier, or continue the one there, validated on the held-out list."""
+    from vmae.core.train.finetune import finetune
+
+    config, data, watch = context.config, context.data(), context.watch
+    return finetune(
+        model=build_classifier(config, data.num_classes, context.model()),
+        config=config.finetune,
+        dataset=data.train,
+        val=data.val,
+        optim=config.optim,
+        train=config.train,
+        run_dir=context.home.path,
+        device=context.device,
+        report=watch.report,
+        should_stop=watch.should_stop,
+        labels=class_names(config, data.num_classes),
+    )
+
+
+def run(context: Context) -> Numbers:
+    """The last weights on the test views, not those of the best epoch: that one was chosen on this list."""
+    found, _ = evaluated(context, context.home.model, measured_on(context.config, best=False))
+    return {
+        "finetune/top1": found.top1,
+        "finetune/top5": found.top5,
+        "finetune/mean_class": found.mean_class,
+        "finetune/chance": 1 / len(found.confusion),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation's numbers are of: the list, and whether an epoch was chosen on it."""
+
+    listed: str
+    chose: bool
+
+    @property
+    def prefix(self) -> str:
+        """How its metrics are called: `test/` is for lists that chose nothing."""
+        return "val/final_" if self.chose else "test/"
+
+
+def measured_on(config: Config, *, best: bool) -> Measured:
+    """The list that a run with this configuration is measured on; `best`: its best epoch's weights are."""
+    from vmae.core.train.config import metric_of_best
+    from vmae.core.train.finetune import VALIDATED
+
+    data = config.data
+    listed = data.test_csv or data.val_csv
+    chosen = best and metric_of_best(config.train.best_by, VALIDATED) in VALIDATED
+    same = bool(data.val_csv) and os.path.realpath(listed) == os.path.realpath(data.val_csv)
+    return Measured(listed=listed, chose=chosen and same)
+
+
+def evaluated(
+    context: Context, place: Path, on: Measured, progress: Callable[[int], Progress] | None = None
+) -> tuple[Evaluation, list[Path]]:
+    """The classifier at `place` on the test views, and the files about it that were written to `home`.
+
+    `progress` is told how many videos there are.
+    """
+    from vmae.core.measure.evaluate import evaluate
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.weights.checkpoint import load_model
+    from vmae.core.weights.models import expect_model
+    from vmae.experiments.data import open_test
+
+    config = context.config
+    model = expect_model(load_model(place)[0], VideoClassifier, place)
+    dataset = open_test(config.data, config.train.seed, context.cache)
+    views = dataset.clips_per_video
+    found = evaluate(
+        model,
+        dataset,
+        num_classes=model.num_classes,
+        batch_size=max(1, config.train.batch_size // views),
+        device=context.device,
+        precision=config.train.precision,
+        progress=progress(len(dataset)) if progress is not None else None,
+    )
+    names = class_names(config, model.num_classes)
+    return found, write_evaluation(found, context.home.evaluation, names, views, on)
+
+
+def evaluation_metrics(found: Evaluation) -> Numbers:
+    """An evaluation's numbers, the interval of its accuracy among them."""
+    interval = found.interval()
+    return {**found.metrics(), "top1_low": interval.low, "top1_high": interval.high}
+
+
+def write_evaluation(
+    found: Evaluation, folder: Path, names: list[str] | None, views: int, on: Measured
+) -> list[Path]:
+    """Write predictions.csv, confusion.png and metrics.json to `folder`; returns the files."""
+    from PIL import Image
+
+    from vmae.core.files import write_json
+    from vmae.core.measure.evaluate import confusion_picture, write_predictions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("predictions.csv", "confusion.png", "metrics.json")]
+    write_predictions(files[0], found, names)
+    Image.fromarray(confusion_picture(found.confusion, names)).save(files[1])
+    facts = {"videos": len(found.predictions), "views": views, "list": on.listed, "chose": on.chose}
+    write_json(files[2], {**evaluation_metrics(found), **facts})
+    return files
+
+
 STAGE = Stage(
     name="finetune",
     metrics=(
@@ -72,7 +223,8 @@ STAGE = Stage(
         ),
     ),
     share=lambda config: 2.0 * config.pipeline.finetune_train.epochs,
-    trains=True,
+    train=train,
+    run=run,
     section="pipeline.finetune_train",
     settings=settings,
     check=check,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmae.experiments.stages.stage import Metric, Stage
+from vmae.experiments.stages.stage import Context, Metric, Numbers, Stage
 
 ERROR = Metric(
     name="eval/loss",
@@ -13,4 +13,21 @@ ERROR = Metric(
     curve=True,
     where="on held-out videos",
 )
-STAGE = Stage(name="measure", metrics=(ERROR,), share=lambda config: 0.02 * config.train.epochs)
+
+
+def run(context: Context) -> Numbers:
+    """Mean loss on the held-out clips at the common evaluation ratio, with the same tube masks always."""
+    from vmae.core.measure.probe import evaluation_loss
+    from vmae.core.model.masking import MaskConfig
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.weights.models import expect_model
+
+    config, data = context.config, context.data()
+    model = expect_model(context.model(), VideoMAE, config.init)
+    assert data.val is not None
+    mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
+    loss = evaluation_loss(model, data.val, mask, device=context.device, precision=config.train.precision)
+    return {ERROR.name: loss}
+
+
+STAGE = Stage(name="measure", metrics=(ERROR,), share=lambda config: 0.02 * config.train.epochs, run=run)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from vmae.experiments.stages.stage import SHARE, SPEED, Config, Metric, Stage
+from typing import TYPE_CHECKING
+
+from vmae.experiments.stages.stage import SHARE, SPEED, Config, Context, Metric, Numbers, Stage
 from vmae.experiments.tracking import tags
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.train.task import TrainResult
+    from vmae.core.video.clips import ClipDataset
 
 LOSS = Metric(
     name="pretrain/loss",
@@ -21,7 +31,8 @@ KNN = Metric(
     curve=True,
 )
 """Leave-one-out, so that it may decide which trials go on: the held-out list is not looked at."""
-SPEED_METRIC = Metric(name="pretrain/clips_per_s", title="clips/s", column="clips/s", unit=SPEED, digits=0)
+RATE = Metric(name="pretrain/clips_per_s", title="clips/s", column="clips/s", unit=SPEED, digits=0)
+SKIPPED = Metric(name="pretrain/skipped_steps", title="skipped steps", higher_is_better=False, digits=0)
 STOP_ON = {"loss": LOSS, "knn": KNN}
 """What trials can be stopped by, as `vmae sweep --stop-on` calls it."""
 
@@ -31,9 +42,16 @@ def check(config: Config) -> None:
     from vmae.core.model.masking import mask_counts
     from vmae.core.train.config import metric_of_best
 
-    metric_of_best(config.train.best_by, ("knn_top1",) if config.pipeline.measure_every else ())
+    metric_of_best(config.train.best_by, _measured(config))
     mask_counts(config.mask.type, config.mask.ratio, config.model.grid)
     mask_counts("tube", config.evaluation_ratio, config.model.grid)
+
+
+def ready(config: Config) -> None:
+    """Raise InputError where masks or targets cannot be made."""
+    from vmae.core.train.pretrain import check_objective
+
+    check_objective(config.mask, config.model)
 
 
 def flops(config: Config) -> float:
@@ -43,19 +61,134 @@ def flops(config: Config) -> float:
     return training_flops(config.model, config.mask)
 
 
+def fresh_model(context: Context) -> VideoMAE:
+    """The model with fresh weights drawn from the run's seed, or those of `config.init`.
+
+    torch's global generator is left as it was. Raises InputError when `init` is not a pre-trained model.
+    """
+    import torch
+
+    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.numerics import derive_seed
+    from vmae.core.weights.checkpoint import load_matching
+    from vmae.core.weights.models import expect_model
+
+    config = context.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.train.seed, "weights"))
+        model = VideoMAE(config.model)
+    init = context.model()
+    if init is not None:
+        init = expect_model(init, VideoMAE, config.init, wanted="a pre-trained model with a decoder")
+        load_matching(model, init.state_dict(), config.init)
+    return model
+
+
+def train(context: Context) -> TrainResult:
+    """Pre-train a fresh model, or continue the one there.
+
+    Every `train.picture_every` epochs the watch gets a reconstruction, every `pipeline.measure_every` the
+    epoch's metrics get `knn_top1`.
+    """
+    from vmae.core.train.pretrain import pretrain
+
+    config, data, watch = context.config, context.data(), context.watch
+    model = fresh_model(context)
+    draw = config.train.picture_every if config.model.predicts_pixels else 0
+    measure = config.pipeline.measure_every
+
+    def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
+        if watch.picture is not None and data.val is not None and draw and epoch % draw == 0:
+            watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
+        if measure and (epoch % measure == 0 or epoch == config.train.epochs):
+            return {"knn_top1": knn_inside(model, context)}
+        return {}
+
+    return pretrain(
+        model=model,
+        mask=config.mask,
+        dataset=data.train,
+        optim=config.optim,
+        train=config.train,
+        run_dir=context.home.path,
+        device=context.device,
+        report=watch.report,
+        should_stop=watch.should_stop,
+        after_epoch=after_epoch,
+        measured=_measured(config),
+    )
+
+
+def _measured(config: Config) -> tuple[str, ...]:
+    return ("knn_top1",) if config.pipeline.measure_every else ()
+
+
+def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, index: int = 0) -> np.ndarray:
+    """A contact sheet of one held-out clip, its tube mask the same for every model and epoch."""
+    import torch
+
+    from vmae.core.measure.pictures import contact_sheet
+    from vmae.core.measure.reconstruct import reconstruct
+    from vmae.core.model.masking import sample_mask
+    from vmae.core.numerics import clip_to_video, make_generator
+
+    clip = torch.as_tensor(dataset[index]["clip"])[None]
+    device = next(model.parameters()).device
+    mask = sample_mask("tube", ratio, model.config.grid, 1, make_generator(index, "picture")).to(device)
+    return contact_sheet(reconstruct(model, clip_to_video(clip, device), mask))
+
+
+def knn_inside(model: VideoMAE, context: Context) -> float:
+    """Leave-one-out accuracy of nearest neighbours on features of the training list, in [0, 1].
+
+    The held-out list is not looked at, so this may decide which trials go on.
+    """
+    from vmae.core.measure.probe import extract_features, knn_probe
+
+    config, data = context.config, context.data()
+    pooling = "time" if config.probe.pooling == "tokens" else config.probe.pooling
+    found = extract_features(
+        model, data.train_plain, pooling=pooling, device=context.device, precision=config.train.precision
+    )
+    return knn_probe(found, found, config.probe, data.num_classes).selection_top1
+
+
+def numbers(result: TrainResult) -> Numbers:
+    """Speed, steps left out, and nearest neighbours as measured last."""
+    found = {RATE.name: result.clips_per_s, SKIPPED.name: float(result.skipped_steps)}
+    measured = [h["knn_top1"] for h in result.history if "knn_top1" in h]
+    return found | ({KNN.name: measured[-1]} if measured else {})
+
+
 STAGE = Stage(
     name="pretrain",
-    metrics=(
-        LOSS,
-        KNN,
-        SPEED_METRIC,
-        Metric(name="pretrain/skipped_steps", title="skipped steps", higher_is_better=False, digits=0),
-    ),
+    metrics=(LOSS, KNN, RATE, SKIPPED),
     share=lambda config: float(config.train.epochs),
-    trains=True,
+    train=train,
+    numbers=numbers,
     section="train",
     check=check,
+    ready=ready,
     flops=flops,
     unused=("finetune.", "pipeline.then", "pipeline.finetune_"),
     model_tag=tags.CHECKPOINT,
+    kept_as="pretrained",
 )
+
+
+def _keep_fresh(context: Context) -> Numbers:
+    from vmae.core.weights.checkpoint import save_model
+
+    save_model(context.home.model, fresh_model(context), {"job": "random weights"})
+    return {}
+
+
+BASELINE = Stage(
+    name=STAGE.name,
+    metrics=(),
+    share=lambda config: 0.0,
+    run=_keep_fresh,
+    model_tag=STAGE.model_tag,
+    kept_as=STAGE.kept_as,
+)
+"""What stands in its place in a trial that is not pre-trained."""

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmae.experiments.layout import RunDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from vmae.core.model.encoder import VideoModel
+    from vmae.core.train.task import Report, TrainResult
+    from vmae.experiments.data import Data
 
 SHARE, SPEED = "share", "clips/s"
 Config = Any
@@ -84,12 +95,62 @@ class Metric:
         return value if self.higher_is_better else -value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who listens to a stage, in the process that asked for it."""
+
+    report: Report = lambda event, values: None
+    """Hears of a training's events (`vmae.core.train.task`)."""
+    picture: Callable[[np.ndarray, int], None] | None = None
+    """Gets a reconstruction and the epoch it shows, where the configuration asks for pictures."""
+    should_stop: Callable[[], bool] | None = None
+    """Asked after every step; on True the training saves its state and ends."""
+    decides: bool = False
+    """Whether `should_stop` waits for what `report` hears of each epoch."""
+    part: Callable[[float], None] = lambda done: None
+    """Hears how much of a measurement is done, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a stage is to do, wherever it does it."""
+
+    config: Config
+    """What it works by; `init` is the model that it starts from or measures."""
+    home: RunDir
+    """Where it leaves its model, checkpoints and files."""
+    watch: Watch = field(default_factory=Watch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """`Work` in the process that does it."""
+
+    config: Config
+    home: RunDir
+    watch: Watch
+    device: torch.device
+    cache: Path
+    """Where decoded clips are kept."""
+    data: Callable[[], Data]
+    """The lists of `config`, opened once."""
+    model: Callable[[], VideoModel | None]
+    """The model at `config.init`, read once, on the CPU or where a stage before left it; None without one."""
+
+
+Numbers = dict[str, float]
+
+
 def _unchanged(config: Config) -> Config:
     return config
 
 
 def _nothing(config: Config) -> None:
     """Any configuration will do."""
+
+
+def _no_more(result: TrainResult) -> Numbers:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +165,21 @@ class Stage:
     """What it measures; the first ranks the trials whose last stage it is."""
     share: Callable[[Config], float]
     """Of a trial's time, as a guess, in epochs of pre-training; used for the time left only."""
-    trains: bool = False
-    """Whether it trains a model, which several processes can share."""
+    train: Callable[[Context], TrainResult] | None = None
+    """Trains a model in `home`, or goes on with the training there; several processes may share it, each of
+    which calls this."""
+    run: Callable[[Context], Numbers] | None = None
+    """Measures, in one process; of a stage that trains, what it trained."""
+    numbers: Callable[[TrainResult], Numbers] = _no_more
+    """Of one that trains: what its training says besides the loss."""
     section: str = ""
     """Of one that trains: which `TrainConfig` of the trial's configuration it trains by."""
     settings: Callable[[Config], Config] = _unchanged
     """What it works by in a trial, from the trial's configuration."""
     check: Callable[[Config], None] = _nothing
     """Of one that trains: raises InputError for a configuration that it cannot train by."""
+    ready: Callable[[Config], None] = _nothing
+    """Of one that trains: raises InputError for what shows when it begins (functions of a user's own)."""
     flops: Callable[[Config], float] | None = None
     """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
     labels: bool = False
@@ -122,8 +190,20 @@ class Stage:
     """Of one that trains: the tag of a trial that says where the stage's model lies."""
     best_counts: bool = False
     """Of one that trains: its best epoch's model stands for it where one is kept, else its last epoch's."""
+    kept_as: str = ""
+    """What its `record` is called; its own name where empty."""
     baseline: str = "same network, random weights"
     """What a trial without pre-training is to it."""
+
+    @property
+    def record(self) -> str:
+        """Name of the file with its numbers in a trial's folder, without `.json`."""
+        return self.kept_as or self.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a model."""
+        return self.train is not None
 
     @property
     def metric(self) -> Metric:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import read_json, write_json
-from vmae.core.train.pretrain import check_objective
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
@@ -238,7 +237,8 @@ def check_resources(plan: Plan) -> None:
 def check_trial(trial: Trial, base: ExperimentConfig) -> None:
     """Raise InputError where the trial's configuration is refused."""
     config = trial.config(base)
-    check_objective(config.mask, config.model)
+    for stage in stages.of_trial(config.pipeline.then):
+        stage.ready(stage.settings(config))
 
 
 def _seeds(base: ExperimentConfig, seeds: int) -> list[int]:

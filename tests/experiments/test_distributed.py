@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -19,9 +20,13 @@ from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
-from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.distributed import WorkersConfig, _cause, interface_of, train_on_workers
+from vmae.experiments.distributed import WorkersConfig, cause_of, interface_of, train_on_workers
+from vmae.experiments.executors import Here
+from vmae.experiments.layout import RunDir
+from vmae.experiments.stages import pretrain
+from vmae.experiments.stages.stage import Watch, Work
+from vmae.experiments.storage import LocalStorage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,8 +54,8 @@ def alone(settings: ExperimentConfig, home: Path) -> dict[int, float]:
         if event == "step":
             losses[data["step"]] = data["loss"]
 
-    data = run.open_data(settings, home.parent / "cache")
-    run.pretrain_stage(settings, data, home, device=run.default_device(), report=report)
+    here = Here(LocalStorage(home.parent))
+    here.train(pretrain.STAGE, Work(config=settings, home=RunDir(home), watch=Watch(report=report)))
     return losses
 
 
@@ -75,7 +80,7 @@ def test_two_ray_workers_give_the_losses_of_one_process_and_survive_a_kill(
     one = alone(settings, tmp_path / "one")
     losses: dict[int, float] = {}
     starts: list[dict[str, Any]] = []
-    pictures: list[Path] = []
+    pictures: list[np.ndarray] = []
     killed = False
 
     def report(event: str, data: dict[str, Any]) -> None:
@@ -92,13 +97,12 @@ def test_two_ray_workers_give_the_losses_of_one_process_and_survive_a_kill(
                     killed = True
                     break
 
+    watch = Watch(report=report, picture=lambda image, epoch: pictures.append(image))
     result = train_on_workers(
-        settings,
-        tmp_path / "two",
-        tmp_path / "cache",
+        pretrain.STAGE,
+        Work(config=settings, home=RunDir(tmp_path / "two"), watch=watch),
         WorkersConfig(count=2),
-        report=report,
-        picture=lambda path, epoch: pictures.append(path),
+        LocalStorage(tmp_path),
     )
     assert starts[0]["processes"] == 2 and not starts[0]["resumed"]
     # The kill races with the end of so short a run; where it hit in time, the run was resumed.
@@ -107,7 +111,8 @@ def test_two_ray_workers_give_the_losses_of_one_process_and_survive_a_kill(
     for step, loss in one.items():
         assert losses[step] == pytest.approx(loss, abs=1e-5), step
     assert result.epochs == 5 and result.model_path.exists() and not result.stopped
-    assert pictures and pictures[0].exists()
+    assert pictures and pictures[0].ndim == 3
+    assert (RunDir(tmp_path / "two").pictures / "worker_000005.png").exists()
 
 
 @pytest.mark.slow
@@ -115,11 +120,10 @@ def test_an_error_in_a_worker_is_one_line_here(tiny_videos: Path, tmp_path: Path
     settings = config(tiny_videos, batch_size=7)
     with pytest.raises(VmaeError, match=r"InputError: expected train.batch_size to be a multiple of .*got 7"):
         train_on_workers(
-            settings,
-            tmp_path / "run",
-            tmp_path / "cache",
+            pretrain.STAGE,
+            Work(config=settings, home=RunDir(tmp_path / "run")),
             WorkersConfig(count=2, max_failures=0),
-            report=lambda event, data: None,
+            LocalStorage(tmp_path),
         )
 
 
@@ -127,7 +131,7 @@ def test_training_alone_imports_neither_ray_nor_dynamo() -> None:
     import subprocess
 
     code = (
-        "import sys, torch\nfrom vmae.experiments import jobs, finetuning, distributed\n"
+        "import sys, torch\nfrom vmae.experiments import jobs, evaluation, distributed\n"
         "from vmae.core.train.optim import OptimConfig, build_optimizer\n"
         "model = torch.nn.Linear(2, 2)\n"
         "optimizer = build_optimizer(model, OptimConfig())\n"
@@ -147,7 +151,7 @@ def test_training_alone_imports_neither_ray_nor_dynamo() -> None:
 
 def test_the_cause_is_the_line_that_names_the_error() -> None:
     text = "Traceback\n  File x\nvmae.core.errors.InputError: expected 3; got 4\n\nDuring handling\n"
-    assert _cause(text) == "vmae.core.errors.InputError: expected 3; got 4"
+    assert cause_of(text) == "vmae.core.errors.InputError: expected 3; got 4"
     assert replace(WorkersConfig(), count=3).count == 3
     with pytest.raises(InputError, match="--workers: expected at least 1, got 0"):
         WorkersConfig(count=0)

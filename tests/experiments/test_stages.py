@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.spec import Trial
 from vmae.experiments.sweeps.status import DONE, TrialState, groups, winner
 
+ROOT = Path(__file__).resolve().parents[2]
 OWN = """
 from vmae.experiments.stages.stage import Metric, Stage
 
@@ -97,10 +100,10 @@ def test_a_stage_of_ones_own_is_found_by_module_and_object(own_module: str) -> N
         ("prob", "expected a stage of probe, knn, finetune or one of your own as module:object, got 'prob'"),
         ("prob", "did you mean 'probe'"),
         ("pretrain", "expected a stage of probe, knn, finetune"),
-        ("no.such.module:STAGE", "expected a module no.such.module that can be imported"),
-        ("OWN:OTHER", "expected an object OTHER in module own"),
-        ("OWN:NUMBER", "expected a vmae.experiments.stages.Stage, got int"),
-        ("OWN:TAKEN", "expected a name of its own, got 'probe'"),
+        ("no.such.module:STAGE", "expected a module that can be imported, got 'no.such.module'"),
+        ("OWN:OTHER", "expected an object of module own"),
+        ("OWN:NUMBER", "to be a Stage, got int"),
+        ("OWN:TAKEN", "to have a name of its own, got 'probe'"),
     ],
 )
 def test_a_bad_name_is_one_clear_line(name: str, message: str, own_module: str) -> None:
@@ -120,6 +123,45 @@ def test_who_reads_needs_no_module(tmp_path: Path) -> None:
     assert stages.ranked_by(stages.ranking_tags(metric)) == metric
     assert stages.ranked_by({"vmae.metric": "knn/top1"}).title == "kNN accuracy"
     assert stages.columns(["not.here:STAGE"], metric)[-2] == metric
+
+
+_NAMED_SO_ELSEWHERE = ("cli/main.py", "cli/zoo.py")
+"""Names of verbs, and tasks of published weights."""
+
+
+def _decides_by_name(tree: ast.Module) -> Iterator[int]:
+    """Lines that know one stage or metric by its name, where the stages are to be asked."""
+    exported = {
+        id(inner)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value == "finetune" and id(node) not in exported:
+            yield node.lineno
+        asks = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "endswith"
+        if asks and any("top1" in ast.unparse(a) for a in node.args):
+            yield node.lineno
+        if isinstance(node, ast.Compare):
+            left = getattr(node.left, "attr", getattr(node.left, "id", ""))
+            if left in ("stage", "job") and any(
+                isinstance(getattr(c, "value", None), str) for c in node.comparators
+            ):
+                yield node.lineno
+
+
+def test_only_the_stages_know_stages_by_name() -> None:
+    found = []
+    for path in (p for layer in ("experiments", "cli", "dashboard") for p in (ROOT / layer).rglob("*.py")):
+        place = path.relative_to(ROOT).as_posix()
+        if not place.startswith("experiments/stages/") and place not in _NAMED_SO_ELSEWHERE:
+            found += [f"{place}:{line}" for line in _decides_by_name(ast.parse(path.read_text()))]
+    assert not found
+    offences = (
+        'a = "finetune"\nb = m.endswith(("/loss", "top1"))\nif stage == "x" or config.job == "y": ...\n'
+    )
+    assert sorted(_decides_by_name(ast.parse(offences))) == [1, 2, 3, 3]
 
 
 def test_an_unknown_job_is_refused() -> None:

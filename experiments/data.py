@@ -1,0 +1,77 @@
+"""The lists of a run, ready to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmae.core.errors import InputError, VideoError
+from vmae.core.video.annotations import read_annotations
+from vmae.core.video.cache import build_cache
+from vmae.core.video.clips import ClipDataset
+from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample, num_classes, subset
+
+CacheProgress = Callable[[int, int], None]
+"""Called as decoded clips are put into the cache: (done, total)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two lists of a run, ready to be read: clips to train on and held-out clips."""
+
+    train: ClipDataset
+    train_plain: ClipDataset
+    """All training clips as validation reads them (centre crop, fixed frames), for probes."""
+    val: ClipDataset | None
+    num_classes: int
+
+
+def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CacheProgress | None = None) -> Data:
+    """Read the lists and, with `config.cache`, decode every video once into `cache_dir`.
+
+    `seed` is the run's (`train.seed`).
+
+    Raises:
+        InputError: a list that is missing, empty or has a bad line.
+        VideoError: a held-out video that cannot be decoded.
+    """
+    train = read_list(config, config.train_csv)
+    val = read_list(config, config.val_csv) if config.val_csv else []
+    test = read_list(config, config.test_csv) if config.test_csv else []
+    cache = build_cache(all_samples(config), config, cache_dir, progress=progress)
+    if cache is not None:
+        bad = [s.path for s in (*val, *test) if s.path in cache.errors]
+        if bad and config.bad_eval == "error":
+            # Known before anything is trained: a held-out video is never left out silently.
+            raise VideoError(bad[0], *cache.errors[bad[0]])
+    return Data(
+        train=ClipDataset(subset(train, config.train_share, seed), config, "train", seed, cache=cache),
+        train_plain=ClipDataset(train, config, "val", seed, cache=cache),
+        val=ClipDataset(val, config, "val", seed, cache=cache) if val else None,
+        num_classes=num_classes([*train, *val, *test]),
+    )
+
+
+def read_list(config: DataConfig, csv: str) -> list[Sample]:
+    """A list of the data section, its paths rooted."""
+    if not csv:
+        raise InputError("data.train_csv: expected a list of training videos (--data FILE), got none")
+    return read_annotations(csv, config.data_root or None, format=config.annotation_format)
+
+
+def all_samples(config: DataConfig) -> list[Sample]:
+    """The videos of all lists of the data section, as one cache holds them."""
+    lists = (config.train_csv, config.val_csv, config.test_csv)
+    return [s for csv in lists if csv for s in read_list(config, csv)]
+
+
+def open_test(config: DataConfig, seed: int, cache_dir: Path, *, alone: bool = False) -> ClipDataset:
+    """The test list (the held-out list where there is none), with segments x crops views a video.
+
+    A training has decoded its lists together; `alone`: decode this one by itself.
+    """
+    samples = read_list(config, config.test_csv or config.val_csv)
+    cache = build_cache(samples if alone else all_samples(config), config, cache_dir)
+    return ClipDataset(samples, config, "test", seed, cache=cache)
