@@ -71,9 +71,31 @@ def test_pre_training_with_the_mask_and_the_target(here: Path) -> None:
     assert done.load().module.config.target == "my_targets:mean_colour"
 
 
-def test_the_stage_is_found_and_ranks_by_its_metric(here: Path) -> None:
-    from vmae.experiments import stages
+def test_the_stage_measures_a_trial_and_ranks_by_its_metric(here: Path) -> None:
+    from vmae.core.config import override
+    from vmae.experiments import recipes, stages
+    from vmae.experiments.sweeps.space import parse_params
+    from vmae.experiments.sweeps.spec import make_plan
+    from vmae.experiments.sweeps.trial import run_trial
+    from vmae.experiments.tracking import Tracker, store_at
 
     stage = stages.get("my_stages:GAP")
     assert stage.metric.name == "gap/ratio"
     assert stage.metric.text(1.234) == "1.23"
+    lists = {"data.train_csv": "train.csv", "data.val_csv": "val.csv", "pipeline.then": ["my_stages:GAP"]}
+    base = override(recipes.get("demo_pretrain"), {**SMALL, **lists})
+    plan = make_plan(
+        name="own",
+        sweep="custom",
+        title="t",
+        params=parse_params(["mask.ratio=0.75"], base),
+        metric=base.pipeline.metric,
+        base=base,
+        baseline=False,
+    )
+    store = store_at()
+    sweep = store.layout.sweep(plan.name)
+    plan.save(sweep)
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep"):
+        result = run_trial(sweep, plan.trials[0].id, store)
+    assert result["metrics"]["gap/ratio"] > 0

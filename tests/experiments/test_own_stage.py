@@ -13,14 +13,15 @@ import pytest
 
 from vmae.core.config import override
 from vmae.core.errors import InputError
-from vmae.experiments import recipes, results
+from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunsDir
+from vmae.experiments.runs import list_sweeps
 from vmae.experiments.sweeps.space import parse_params
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import groups, trial_states, winner
 from vmae.experiments.sweeps.trial import run_trial
-from vmae.experiments.tracking import store_at
+from vmae.experiments.tracking import Tracker, store_at
 
 MODULE = '''
 import torch
@@ -109,7 +110,8 @@ def test_a_trial_runs_and_is_ranked_by_a_stage_of_ones_own(sweeps: Any, own: Pat
     plan = _plan(_base(sweeps))
     sweep, store = RunsDir(own).sweep(plan.name), store_at(own)
     plan.save(sweep)
-    found = {t.id: run_trial(sweep, t.id, store)["metrics"]["toy/spread"] for t in plan.trials}
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep"):
+        found = {t.id: run_trial(sweep, t.id, store)["metrics"]["toy/spread"] for t in plan.trials}
     assert len(set(found.values())) == 2
     assert sweep.trial(plan.trials[0].id).stage("toy").path.joinpath("note.txt").exists()
     # Whoever reads the sweep needs the module no more: the plan says how it is ranked and shown.
@@ -142,7 +144,7 @@ def test_a_sweep_with_parts_of_ones_own(sweeps: Any, own: Path) -> None:
     ratio = best.removeprefix("ratio").removesuffix("_s0")
     assert f"{values[best]:.4f}" in next(r for r in rows if r.startswith(f"{ratio} "))
     assert f"best: mask.ratio = {ratio}, {values[best]:.4f} on held-out videos" in done.stdout
-    (parent,) = results.list_sweeps(store_at(own / "runs"))
+    (parent,) = list_sweeps(store_at(own / "runs"))
     assert parent.tags["vmae.metric"] == "toy/spread"
     assert json.loads(parent.tags["vmae.metric_facts"])["higher_is_better"] is False
     assert parent.tags["vmae.best"] == ratio
