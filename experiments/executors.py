@@ -91,7 +91,8 @@ class Apart(Here):
         )
         home = work.home.path.relative_to(self.storage.local).as_posix()
         promise = task.remote(stage, to_dict(work.config), self.storage, home, max(1, int(own.cpus)))
-        return dict(ray.get(promise))
+        measured: Numbers = ray.get(promise)
+        return measured
 
 
 def _measured(stage: Stage, config: dict[str, Any], theirs: Storage, home: str, threads: int) -> Numbers:

@@ -23,7 +23,9 @@ def run(context: Context) -> Numbers:
     from vmae.core.weights.models import expect_model
 
     config, data = context.config, context.data()
-    model = expect_model(context.model(), VideoMAE, config.init)
+    given = context.model()
+    assert given is not None
+    model = expect_model(given, VideoMAE, config.init)
     assert data.val is not None
     mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
     loss = evaluation_loss(model, data.val, mask, device=context.device, precision=config.train.precision)

@@ -143,10 +143,10 @@ def knn_inside(model: VideoMAE, context: Context) -> float:
 
     The held-out list is not looked at, so this may decide which trials go on.
     """
-    from vmae.core.measure.probe import extract_features, knn_probe
+    from vmae.core.measure.probe import Pooling, extract_features, knn_probe
 
     config, data = context.config, context.data()
-    pooling = "time" if config.probe.pooling == "tokens" else config.probe.pooling
+    pooling: Pooling = "time" if config.probe.pooling == "tokens" else config.probe.pooling
     found = extract_features(
         model, data.train_plain, pooling=pooling, device=context.device, precision=config.train.precision
     )

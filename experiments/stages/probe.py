@@ -19,7 +19,9 @@ def read_out(context: Context) -> ProbeResult:
     from vmae.core.weights.models import expect_model
 
     config, data = context.config, context.data()
-    model = expect_model(context.model(), VideoMAE, config.init)
+    given = context.model()
+    assert given is not None
+    model = expect_model(given, VideoMAE, config.init)
     model.to(context.device)
     assert data.val is not None
     pooling = "tokens" if config.probe.kind == "attentive" else config.probe.pooling
