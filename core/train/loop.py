@@ -129,6 +129,9 @@ class Trainer:
         weights of an earlier run there are deleted.
         """
         self.begin(resume)
+        if self.at.step and len(self.at.history) < self.at.step // self.steps_per_epoch:
+            # Saved at an epoch's last step by a version that did so before the epoch had ended.
+            self._end_epoch(self.at.step // self.steps_per_epoch)
         while not self.stopped and self.at.step < len(self.schedule):
             self.epoch(should_stop)
         return self.finish()
@@ -205,8 +208,8 @@ class Trainer:
         self.window = _Window()
         while not self.stopped and at.step < (epoch + 1) * self.steps_per_epoch:
             self.step(batches, should_stop)
-            due = train.checkpoint_every_steps is not None and at.step % train.checkpoint_every_steps == 0
-            if due and not self.stopped:
+            # The epoch's last step is saved when the epoch has ended, validation and all, or not at all.
+            if self._due(at.step) and at.step % self.steps_per_epoch and not self.stopped:
                 self.checkpoint()
         self._settle()
         if at.step % self.steps_per_epoch == 0:
@@ -248,7 +251,13 @@ class Trainer:
         paths: list[str] = []
         for micro in range(self.train.accumulate):
             waited = time.perf_counter()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except Exception:
+                # The weights are those of the last step: what ends the run here costs no step of it.
+                if self.world.size == 1 and self.at.step != self.saved_step:
+                    self.checkpoint()
+                raise
             self.window.wait_s += time.perf_counter() - waited
             self.window.clips += len(batch["path"]) * self.world.size
             paths += batch["path"]
@@ -356,12 +365,16 @@ class Trainer:
                 score = -value if self.best_by.endswith("loss") else value
                 better = self.world.any(self.lead and score > at.best, self.device)
                 facts = {"epochs": epoch, "metrics": metrics}
-                if better and self._save_weights(self.best_dir, facts):
+                if better and not self._save_weights(self.best_dir, facts):
                     at.best, at.best_step = score, at.step
         at.history.append(metrics)
         self.report("epoch", {"step": at.step, **metrics})
-        if due and not self.stopped:
+        if (due or self._due(at.step)) and not self.stopped:
             self.checkpoint()
+
+    def _due(self, step: int) -> bool:
+        every = self.train.checkpoint_every_steps
+        return every is not None and step % every == 0
 
     def checkpoint(self) -> None:
         """Write the run's whole state; where that fails, training goes on with a warning."""
@@ -422,10 +435,10 @@ class Trainer:
         if self.saved_step != at.step:
             self.checkpoint()
         duration = time.perf_counter() - self.started
-        model_path = self.run_dir / "model"
+        model_path, unsaved = self.run_dir / "model", ""
         if at.step != self.first_step or not model_path.exists():
             with self._averaged():
-                self._save_weights(model_path, {"epochs": at.step / self.steps_per_epoch})
+                unsaved = self._save_weights(model_path, {"epochs": at.step / self.steps_per_epoch})
         return TrainResult(
             metrics=dict(at.history[-1]) if at.history else {},
             model_path=model_path,
@@ -438,20 +451,21 @@ class Trainer:
             duration_s=duration,
             stopped=at.step < len(self.schedule),
             history=at.history,
+            unsaved=unsaved,
         )
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         return self.ema.swapped_in(self.model) if self.ema is not None else contextlib.nullcontext()
 
-    def _save_weights(self, path: Path, facts: dict[str, Any]) -> bool:
-        """False where it could not be written (as far as this process knows)."""
+    def _save_weights(self, path: Path, facts: dict[str, Any]) -> str:
+        """Why they could not be written, as far as this process knows; empty where they were."""
         plain = self.model
         if self.train.shard == "fsdp" and self.world.size > 1:
             state = whole(self.model.state_dict())
             plain = build_model(describe_model(self.model, {}))
             plain.load_state_dict(state)
         if not self.lead:
-            return True
+            return ""
         from safetensors import SafetensorError
 
         sampling = {k: getattr(self.dataset.config, k) for k in ("sampling", "sampling_rate")}
@@ -461,8 +475,8 @@ class Trainer:
             text = f"step {self.at.step}: {path.name} NOT saved ({e}); training goes on"
             warnings.warn(text, stacklevel=2)
             self._warn(text, self.at.step)
-            return False
-        return True
+            return str(e)
+        return ""
 
     def _warn(self, text: str, step: int) -> None:
         self.report("warning", {"step": step, "text": text})

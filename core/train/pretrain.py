@@ -126,10 +126,11 @@ class Pretraining(Task):
         return loss
 
     def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
-        assert self._seen is not None
-        config = self._model.config
-        variance = prediction_variance(self._model, *self._seen)
-        texts = {"collapse": collapse_warning(variance, epoch)}
+        config, found = self._model.config, {}
+        texts: dict[str, str | None] = {}
+        if self._seen is not None:  # an epoch whose steps were all done before this process
+            found["pred_variance"] = prediction_variance(self._model, *self._seen)
+            texts["collapse"] = collapse_warning(found["pred_variance"], epoch)
         if (config.target, config.loss) == ("normalized", "mse"):
             texts["flat"] = flat_loss_warning(losses, self._epochs)
         for kind, text in texts.items():
@@ -137,4 +138,4 @@ class Pretraining(Task):
                 self._warned.add(kind)
                 self._report("warning", {"epoch": epoch, "text": text})
         extra = {} if self._more is None else self._more(epoch, self._model)
-        return {"pred_variance": variance, **extra}
+        return {**found, **extra}

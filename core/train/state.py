@@ -25,6 +25,7 @@ from vmae.core.errors import CheckpointError
 STATE_FILE, MANIFEST_FILE = "state.pt", "manifest.json"
 _NAME = re.compile(r"^step-(\d{10})$")
 _CHUNK = 1 << 22
+_REPLACED = ".replaced-"
 
 
 class _ChecksummedFile:
@@ -74,6 +75,7 @@ def save_state(
     vanished disk); then nothing was deleted and nothing half-written is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _put_back(folder)
     for leftover in folder.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     final = folder / f"step-{step:010d}"
@@ -93,19 +95,33 @@ def save_state(
             text.flush()
             os.fsync(text.fileno())
         _fsync_folder(temporary)
+        replaced = folder / f"{_REPLACED}{final.name}"
         if final.exists():
-            # Only a checkpoint that failed its check, or the same step saved again, is in the way.
-            shutil.rmtree(final)
+            # The same step again, or one that failed its check. Killed between the two renames, the old one
+            # is put back by who looks next.
+            os.rename(final, replaced)
         os.rename(temporary, final)
         _fsync_folder(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
+        _put_back(folder)
         raise
     kept = {f"step-{s:010d}" for s in keep}
     for old in list_states(folder)[: -max(1, keep_last)]:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _put_back(folder: Path) -> None:
+    """A checkpoint that was moved out of the way of one that never came takes its name again."""
+    for replaced in folder.glob(f"{_REPLACED}step-*"):
+        final = folder / replaced.name.removeprefix(_REPLACED)
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.rename(replaced, final)
 
 
 def list_states(folder: Path) -> list[Path]:
@@ -144,6 +160,8 @@ def load_newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Every damaged one met on the way is named in a UserWarning and left in place.
     """
+    if folder.is_dir():
+        _put_back(folder)
     for path in reversed(list_states(folder)):
         try:
             return path, load_state(path)

@@ -44,6 +44,8 @@ class TrainResult:
     """True when `should_stop` ended the run before its last epoch."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per epoch of the whole run, resumed parts included."""
+    unsaved: str = ""
+    """Why the last weights could not be written to `model_path`, which then has older ones or none."""
 
 
 @dataclass(frozen=True, kw_only=True)

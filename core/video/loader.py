@@ -7,22 +7,31 @@ that stops and resumes, or uses other workers, sees the same clips. Bad files: n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from vmae.core.errors import InputError, VideoError
+from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.video.clips import ClipDataset
 
 T = TypeVar("T")
+MOST_DEATHS = 3
+"""Deaths of loader processes in an epoch that are made good."""
+LIVING_S = 5
+"""Seconds between looks at whether the loader's processes live, while none of them gives a batch."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where batches pass from the loader's processes to the training's."""
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 """What is done to a batch on the host, in the loader's thread: it gives another dictionary."""
 
@@ -215,7 +224,9 @@ class ClipLoader:
 
         if self.device is not None and self.device.type == "cuda":
             source = upload_ahead(source, self.device, prepare=prepare, quiet=self.quiet)
-        elif self.prepare is not None:
+        elif self.prepare is not None or self.dataset.config.workers:
+            # Workers are begun in a thread of ours: begun in the main one, torch would raise the death of one
+            # of them there, wherever it is, in the middle of a step or of writing a file.
             source = read_ahead(source, prepare)
         bad_now = 0
         while True:
@@ -242,18 +253,51 @@ class ClipLoader:
         return self._from_workers(keys)
 
     def _from_workers(self, keys: list[list[tuple[int, int]]]) -> Iterator[dict[str, Any]]:
-        done = 0
+        done, deaths = 0, 0
         while done < len(keys):
             batches = iter(self._workers_for(keys[done:]))
             stuck: set[str] = set()
             while done < len(keys) and not stuck:
-                batch = next(batches)
+                try:
+                    batch = self._next(batches)
+                except RuntimeError as e:
+                    if "DataLoader worker" not in str(e):
+                        raise
+                    deaths += 1
+                    self._replace_dead(deaths, e)
+                    break
                 done += 1
                 stuck = {f["path"] for f in batch["failed"] if f["stuck"]}
                 yield batch
             if stuck:
                 self.dataset.given_up |= stuck
                 self._stop_workers()
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The workers' next batch; RuntimeError that names one that died, VmaeError where none comes."""
+        # Above what a batch of files at their own limit takes: only a stuck worker gets here.
+        patience = 60 + (2 * self.dataset.config.timeout_s + 1) * self.batch_size
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as e:
+                if "timed out" not in str(e):
+                    raise
+                if time.monotonic() > until:
+                    raise VmaeError(f"expected a batch of clips within {patience:.0f} s, got none") from e
+
+    def _replace_dead(self, deaths: int, error: RuntimeError) -> None:
+        """New worker processes for ones that were killed, which read the same clips again; VmaeError where
+        it goes on and on."""
+        said = (str(error).splitlines() or [""])[0]
+        if deaths > MOST_DEATHS:
+            raise VmaeError(
+                f"expected loader processes that live, got {deaths} deaths in one epoch, the last: {said}; "
+                "out of memory? use fewer with data.workers, or data.workers=0"
+            ) from error
+        logging.getLogger("vmae").warning("a loader process died and is replaced: %s", said)
+        self._stop_workers()
 
     def _stop_workers(self) -> None:
         """End the worker processes; the next batches come from new ones, which know what was given up."""
@@ -267,6 +311,7 @@ class ClipLoader:
 
         self._keys[:] = keys
         if self._torch_loader is None:
+            self._check_shared_memory()
             self._torch_loader = DataLoader(
                 _Batches(self.dataset),  # type: ignore[arg-type]
                 batch_sampler=self._keys,
@@ -275,10 +320,25 @@ class ClipLoader:
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=self.dataset.config.prefetch,
                 persistent_workers=True,
-                # Above what a batch of files at their own limit takes: only a stuck worker gets here.
-                timeout=60 + (2 * self.dataset.config.timeout_s + 1) * self.batch_size,
+                timeout=LIVING_S,
             )
         return self._torch_loader
+
+    def _check_shared_memory(self) -> None:
+        """Raise InputError where the batches under way between processes do not fit: workers would die one
+        after the other, without a word."""
+        data, views = self.dataset.config, self.dataset.clips_per_video
+        batch = self.batch_size * views * data.frames * data.size[0] * data.size[1] * 3
+        needed = batch * (data.workers * data.prefetch + 1)
+        with contextlib.suppress(OSError):
+            found = os.statvfs(SHARED_MEMORY)
+            free = found.f_bavail * found.f_frsize
+            if needed > free:
+                raise InputError(
+                    f"expected {needed / 2**20:.1f} MiB of shared memory for {data.workers} loader processes "
+                    f"(batches of {batch / 2**20:.1f} MiB), got {free / 2**20:.1f} free in {SHARED_MEMORY}; "
+                    "give the container more (--shm-size), or use data.workers=0"
+                )
 
     def _handle(self, batch: dict[str, Any], bad_now: int) -> None:
         config = self.dataset.config

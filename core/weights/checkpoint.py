@@ -105,7 +105,10 @@ def match_dtype(model: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 
 def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
-    """Load `state` into `model`; every key and shape must match, else a CheckpointError lists both sides."""
+    """Load `state` into `model`; every key and shape must match, else a CheckpointError lists both sides.
+
+    Weights that are NaN or infinite are refused too: every number that they give would be wrong.
+    """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
@@ -123,6 +126,12 @@ def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
         if shapes:
             parts.append(f"other shapes: {'; '.join(shapes)}")
         raise CheckpointError(f"{source}: keys do not match; " + "; ".join(parts))
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: expected finite weights, got NaN or infinite ones in {len(broken)} of {len(state)} "
+            f"tensors ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''})"
+        )
     model.load_state_dict(state)
 
 

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, VideoError
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import derive_seed, make_generator
 from vmae.core.train.config import TrainConfig, check_capturable
+from vmae.core.train.loop import Trainer
 from vmae.core.train.optim import OptimConfig
-from vmae.core.train.pretrain import pretrain
-from vmae.core.train.state import list_states
+from vmae.core.train.pretrain import Pretraining, pretrain
+from vmae.core.train.state import list_states, load_newest_state
+from vmae.core.train.task import silent
 from vmae.core.train.watch import TrainingDiverged
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.clips import ClipDataset
@@ -560,3 +562,84 @@ def test_training_goes_on_when_the_disk_is_full(tiny_videos: Path, tmp_path: Pat
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000004"]
     resumed = Run(tiny_videos, tmp_path / "run")
     assert resumed.of("start")[0]["step"] == 4 and resumed.result.steps == 12
+
+
+def test_an_epoch_that_was_not_measured_is_not_saved_as_ended(tiny_videos: Path, tmp_path: Path) -> None:
+    train = replace(TRAIN, checkpoint_every_steps=2, checkpoint_every=3)
+
+    def failing(epoch: int, module: Any) -> dict[str, float]:
+        if epoch == 2:
+            raise RuntimeError("killed in validation")
+        return {"score": float(epoch)}
+
+    def measure(epoch: int, module: Any) -> dict[str, float]:
+        return {"score": float(epoch)}
+
+    whole = Run(tiny_videos, tmp_path / "whole", train=train, after_epoch=measure, measured=("score",))
+    with pytest.raises(RuntimeError, match="killed in validation"):
+        Run(tiny_videos, tmp_path / "parts", train=train, after_epoch=failing, measured=("score",))
+    assert steps_kept(tmp_path / "parts") == [4, 6]
+    rest = Run(tiny_videos, tmp_path / "parts", train=train, after_epoch=measure, measured=("score",))
+    assert rest.of("start")[0]["step"] == 6
+    assert rest.result.history == whole.result.history
+    assert [h["score"] for h in rest.result.history] == [1, 2, 3]
+    # Its end is saved with the epoch's number in it, where a step checkpoint was due.
+    assert 8 in (int(Path(e["path"]).name.removeprefix("step-")) for e in rest.of("checkpoint"))
+
+
+def test_a_checkpoint_from_before_an_epochs_end_is_measured_first(tiny_videos: Path, tmp_path: Path) -> None:
+    """As older versions left them: saved at the last step, before validation."""
+    whole = Run(tiny_videos, tmp_path / "whole", after_epoch=by_epoch([0.1, 0.2, 0.3]), measured=("score",))
+    first = Run(tiny_videos, tmp_path / "parts", should_stop=stop_after(3))
+    assert first.result.stopped
+    state = load_newest_state(tmp_path / "parts" / "checkpoints")
+    assert state is not None
+    pretend = trainer(tiny_videos, tmp_path / "parts")
+    pretend.begin(resume=True)
+    pretend.step(iter_from(pretend, 3))
+    pretend.checkpoint()
+    rest = Run(tiny_videos, tmp_path / "parts", after_epoch=by_epoch([0.1, 0.2, 0.3]), measured=("score",))
+    assert rest.of("start")[0]["step"] == 4
+    assert [h["loss"] for h in rest.result.history] == [h["loss"] for h in whole.result.history]
+    assert [h["score"] for h in rest.result.history] == [0.1, 0.2, 0.3]
+    assert torch.equal(rest.weights, whole.weights)
+
+
+def trainer(folder: Path, run_dir: Path) -> Trainer:
+    made = model()
+    task = Pretraining(model=made, mask=MASK, optim=OPTIM, train=TRAIN, report=silent, more=None, measured=())
+    return Trainer(task, made, dataset(folder), optim=OPTIM, train=TRAIN, run_dir=run_dir)
+
+
+def iter_from(made: Trainer, step: int) -> Any:
+    made.loader.set_epoch(0, skip_batches=step)
+    return iter(made.loader)
+
+
+def test_weights_that_could_not_be_written_are_told(tiny_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("in the way")
+    with pytest.warns(UserWarning, match="model NOT saved"):
+        run = Run(tiny_videos, tmp_path)
+    assert "File exists" in run.result.unsaved
+    (tmp_path / "model").unlink()
+    assert Run(tiny_videos, tmp_path).result.unsaved == "" and (tmp_path / "model").is_dir()
+
+
+def test_what_ends_the_reading_of_clips_costs_no_step(tiny_videos: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(tiny_videos, videos)
+    train = replace(TRAIN, checkpoint_every=10)
+
+    def report(event: str, data: dict[str, Any]) -> None:
+        if event == "step" and data["step"] == 5:
+            for path in sorted(videos.glob("*.mp4"))[:20]:
+                path.unlink()
+
+    with pytest.raises(VideoError, match="too_many_bad_files"):
+        Run(videos, tmp_path / "run", train=train, report=report, dataset=dataset(videos))
+    saved = steps_kept(tmp_path / "run")
+    assert saved and saved[-1] >= 5
+    rest = Run(tiny_videos, tmp_path / "run", train=train)
+    assert rest.of("start")[0]["step"] == saved[-1]
+    whole = Run(tiny_videos, tmp_path / "whole", train=train)
+    assert rest.result.history == whole.result.history

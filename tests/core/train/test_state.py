@@ -126,3 +126,33 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk: Path) -> None:
     save_state(small_disk, 3, state(3))
     loaded = load_newest_state(small_disk)
     assert loaded is not None and loaded[1]["step"] == 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_state import save_state, state
+real, seen = os.rename, []
+def rename(source, target):
+    if len(seen) == {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(target)
+    real(source, target)
+os.rename = rename
+save_state(Path({folder!r}), 3, state(30))
+"""
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_kill_while_a_step_is_saved_again_loses_nothing(tmp_path: Path, before: int) -> None:
+    save_state(tmp_path, 3, state(3), keep_last=1)
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), before=before)
+    root = str(Path(__file__).resolve().parents[3])
+    out = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert out.returncode == -9
+    loaded = load_newest_state(tmp_path)
+    assert loaded is not None and loaded[1]["step"] == 3
+    save_state(tmp_path, 3, state(31), keep_last=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000003"]
+    assert load_state(tmp_path / "step-0000000003")["step"] == 31

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmae.core.errors import InputError, VideoError
+from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.loader import build_loader, read_ahead
@@ -259,3 +261,36 @@ def test_refused_values(samples: list[Sample]) -> None:
         build_loader(ClipDataset(samples, CONFIG), 12)
     with pytest.raises(InputError, match="rank: expected 0 <= rank < world_size, got 2 of 2"):
         build_loader(ClipDataset(samples, CONFIG), 1, rank=2, world_size=2)
+
+
+def killed_after_one_batch(samples: list[Sample], **changes: Any) -> list[tuple[list[int], int]]:
+    loader = build_loader(ClipDataset(samples, replace(CONFIG, workers=2, **changes)), 2)
+    batches = iter(loader)
+    found = contents([next(batches)])
+    os.kill(loader._torch_loader._iterator._workers[0].pid, signal.SIGKILL)
+    return found + contents(batches)
+
+
+def test_a_killed_worker_is_replaced_and_no_clip_changes(
+    samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = contents(build_loader(ClipDataset(samples, CONFIG), 2))
+    with caplog.at_level(logging.WARNING, "vmae"):
+        assert killed_after_one_batch(samples, prefetch=1) == expected
+    assert "a loader process died and is replaced: DataLoader worker" in caplog.text
+
+
+def test_workers_that_die_again_and_again_end_the_epoch(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmae.core.video.loader.MOST_DEATHS", 0)
+    with pytest.raises(
+        VmaeError, match=r"got 1 deaths in one epoch, .* out of memory. use fewer with data.workers"
+    ):
+        killed_after_one_batch(samples, prefetch=1)
+
+
+def test_shared_memory_that_is_too_small_is_told_at_once(samples: list[Sample]) -> None:
+    config = replace(CONFIG, size=(20_000, 20_000), frames=64, workers=2)
+    with pytest.raises(InputError, match=r"MiB of shared memory for 2 loader processes .* free in /dev/shm"):
+        next(iter(build_loader(ClipDataset(samples, config), 4)))

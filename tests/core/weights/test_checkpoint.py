@@ -16,6 +16,7 @@ from vmae.core.model.encoder import config_pos_embed
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import adapt_model, load_model, save_model
+from vmae.core.weights.convert import read_model, write_model
 
 SIZE: dict[str, Any] = {"frames": 8, "height": 32, "width": 32, "embed_dim": 32, "depth": 2}
 
@@ -135,3 +136,20 @@ def test_what_is_not_ours_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected a VideoMAE or .* to save, got Linear"):
         save_model(tmp_path / "y", torch.nn.Linear(1, 1))
     assert not (tmp_path / "y" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    model = build()
+    with torch.no_grad():
+        model.encoder.blocks[0].mlp.fc1.weight[3, 1] = value
+    save_model(tmp_path / "m", model)
+    message = (
+        r"expected finite weights, got NaN or infinite ones in 1 of \d+ tensors .encoder.blocks.0.mlp.fc1"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "m")
+    for form in ("official", "hf"):
+        write_model(tmp_path / form, model, form)
+        with pytest.raises(CheckpointError, match=message):
+            read_model(tmp_path / form)
