@@ -146,7 +146,7 @@ def test_heads_are_never_guessed(tmp_path: Path) -> None:
 def test_published_widths_need_no_heads(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = VideoMAE(VideoMAEConfig.from_size("small"))
-    state = {k: torch.empty(v.shape) for k, v in to_official(model.to_empty(device="cpu"))[0].items()}
+    state = {k: torch.zeros(v.shape) for k, v in to_official(model.to_empty(device="cpu"))[0].items()}
     torch.save({"model": state}, tmp_path / "small.pth")
     config = read_model(tmp_path / "small.pth").model.config
     assert config == VideoMAEConfig.from_size("small")
@@ -308,7 +308,11 @@ def test_a_key_bias_has_no_effect_on_attention() -> None:
 def test_hf_heads_are_taken_as_stated_and_doubted_aloud(tmp_path: Path) -> None:
     with torch.device("meta"):
         small = VideoClassifier(VideoClassifierConfig.from_size("small", num_heads=16), 3)
-    write_model(tmp_path / "hf", small.to_empty(device="cpu"), "hf")
+    small.to_empty(device="cpu")
+    with torch.no_grad():
+        for weights in small.state_dict().values():
+            weights.zero_()
+    write_model(tmp_path / "hf", small, "hf")
     loaded = read_model(tmp_path / "hf")
     assert loaded.model.config.num_heads == 16
     assert "16 heads where the published model of width 384 has 6" in loaded.notes[0]
