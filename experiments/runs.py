@@ -94,7 +94,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """One condition on a run: `column op value`, for example `probe/val_top1 >= 0.3` or `kind = trial`."""
+    """One condition on a run: `column op value`, for example `probe/top1 >= 0.3` or `kind = trial`."""
 
     column: str
     op: str
