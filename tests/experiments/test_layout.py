@@ -9,6 +9,7 @@ import pytest
 
 from vmae.core.files import read_json, replacing, write_json
 from vmae.experiments.layout import RunsDir, is_of_spool, is_of_sweeps_spool, is_small
+from vmae.experiments.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,8 @@ def test_run_directories_made_before_open_as_before(tmp_path: Path) -> None:
     runs = RunsDir(tmp_path)
     trial = runs.sweep("ratio-1").trial("ratio0.5_s0")
     assert trial.path == tmp_path / "sweeps" / "ratio-1" / "trials" / "ratio0.5_s0"
-    assert trial.numbers("pretrain").name == "pretrained.json" and trial.numbers("knn").name == "knn.json"
+    kept = [trial.numbers(STAGES[name].record).name for name in ("pretrain", "knn")]
+    assert kept == ["pretrained.json", "knn.json"]
     assert trial.stage("finetune").checkpoints == trial.path / "finetune" / "checkpoints"
     assert runs.sweep("ratio-1").runs == runs
     for path in (runs.run("b").config, runs.run("a").config, runs.sweep("s").plan, trial.spool):
