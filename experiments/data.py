@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.cache import build_cache
-from vmae.core.video.clips import ClipDataset
+from vmae.core.video.classes import by_name, class_names, names_of
+from vmae.core.video.clips import ClipDataset, Mode
 from vmae.core.video.config import DataConfig
-from vmae.core.video.samples import Sample, num_classes, subset
+from vmae.core.video.samples import Sample, num_classes, require_labels, subset
 
 CacheProgress = Callable[[int, int], None]
 """Called as decoded clips are put into the cache: (done, total)."""
@@ -34,8 +36,9 @@ def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CachePro
     `seed` is the run's (`train.seed`).
 
     Raises:
-        InputError: a list that is missing, empty or has a bad line.
-        VideoError: a held-out video that cannot be decoded.
+        InputError: a list that is missing, empty or has a bad line, and a class of a held-out list that the
+            training list does not have.
+        VideoError: a held-out video that cannot be decoded into the cache.
     """
     train = read_list(config, config.train_csv)
     val = read_list(config, config.val_csv) if config.val_csv else []
@@ -54,11 +57,37 @@ def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CachePro
     )
 
 
+def require_held_out(config: DataConfig, seed: int, progress: CacheProgress | None = None) -> None:
+    """Read the clips of every held-out video once, where no cache has decoded them.
+
+    A held-out video is never left out silently, and that it cannot be read is known before anything is
+    trained: VideoError, unless `config.bad_eval` is `count`.
+    """
+    if config.cache or config.bad_eval != "error":
+        return
+    modes: tuple[tuple[str, Mode], ...] = ((config.val_csv, "val"), (config.test_csv, "test"))
+    for csv, mode in modes:
+        if csv:
+            held_out = ClipDataset(read_list(config, csv), config, mode, seed)
+            held_out.require_readable(os.cpu_count() or 1, progress)
+
+
 def read_list(config: DataConfig, csv: str) -> list[Sample]:
-    """A list of the data section, its paths rooted."""
+    """A list of the data section, its paths rooted, its labels those of the training list's classes.
+
+    A list with class names of its own (`classes.txt` beside it) is mapped by name onto the training list's;
+    InputError for a class that it does not have.
+    """
     if not csv:
         raise InputError("data.train_csv: expected a list of training videos (--data FILE), got none")
-    return read_annotations(csv, config.data_root or None, format=config.annotation_format)
+    samples = read_annotations(csv, config.data_root or None, format=config.annotation_format)
+    if not config.train_csv or csv == config.train_csv:
+        return samples
+    names, onto = names_of(csv, samples), class_names(config.train_csv)
+    if not names or not onto or names == onto:
+        return samples
+    trained = read_annotations(config.train_csv, config.data_root or None, format=config.annotation_format)
+    return by_name(samples, names, onto, csv) if len(onto) >= num_classes(trained) else samples
 
 
 def all_samples(config: DataConfig) -> list[Sample]:
@@ -67,11 +96,19 @@ def all_samples(config: DataConfig) -> list[Sample]:
     return [s for csv in lists if csv for s in read_list(config, csv)]
 
 
-def open_test(config: DataConfig, seed: int, cache_dir: Path, *, alone: bool = False) -> ClipDataset:
+def open_test(
+    config: DataConfig, seed: int, cache_dir: Path, *, alone: bool = False, names: Sequence[str] | None = None
+) -> ClipDataset:
     """The test list (the held-out list where there is none), with segments x crops views a video.
 
-    A training has decoded its lists together; `alone`: decode this one by itself.
+    A training has decoded its lists together; `alone`: decode this one by itself. Labels are those that the
+    list's classes have in `names` (the model's), else in the training list; InputError for other classes and
+    lines without a label.
     """
-    samples = read_list(config, config.test_csv or config.val_csv)
+    csv = config.test_csv or config.val_csv
+    samples = read_list(replace(config, train_csv="") if names else config, csv)
+    if names:
+        samples = by_name(samples, names_of(csv, samples), names, csv)
+    require_labels(samples, csv)
     cache = build_cache(samples if alone else all_samples(config), config, cache_dir)
     return ClipDataset(samples, config, "test", seed, cache=cache)

@@ -46,7 +46,7 @@ def evaluate_run(
     model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)
-    dataset = open_test(data, config.train.seed, store.layout.cache, alone=True)
+    dataset = open_test(data, config.train.seed, store.layout.cache, alone=True, names=meta.get("labels"))
     views = dataset.clips_per_video
     checkpoint = video_map.shared_checkpoint(model_source(store, source), model, meta, store.layout)
     work = video_map.Work(

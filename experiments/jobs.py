@@ -20,11 +20,12 @@ from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.train.config import check_capturable
 from vmae.core.train.task import Report, TrainResult
+from vmae.core.video.samples import require_labels
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
 from vmae.experiments import run
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.data import CacheProgress
+from vmae.experiments.data import CacheProgress, require_held_out
 from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.executors import Here, OnWorkers
 from vmae.experiments.layout import RESERVED, RunDir, found_config
@@ -163,7 +164,11 @@ def training(
         ahead(config)
     storage = store.storage()
     executor = Here(storage) if workers is None else OnWorkers(storage, workers)
-    executor.process.data(config, cache_progress)
+    data = executor.process.data(config, cache_progress)
+    require_held_out(config.data, config.train.seed, cache_progress)
+    if stage.labels:
+        require_labels(data.train_plain.samples, config.data.train_csv)
+        require_labels(data.val.samples if data.val is not None else [], config.data.val_csv)
     if init is not None:
         executor.process.keep_model(config, init)
     home = store.layout.run(config.name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmae.core.errors import InputError
 from vmae.core.progress import format_duration
+from vmae.core.video import identity
 from vmae.core.video.facts import ListFacts, coverage
 from vmae.core.video.samples import Sample
 from vmae.experiments import stages
@@ -58,7 +58,7 @@ def outlook(
         )
     if shared:
         warnings.append(
-            f"{shared} videos of the held-out list are in the training list: its numbers measure memory"
+            f"{shared} videos of the held-out list are also in the training list: its numbers measure memory"
         )
     if budget_s is not None and seconds is not None and seconds > budget_s:
         fit = max(1, int(config.train.epochs * budget_s / seconds))
@@ -78,6 +78,5 @@ def require_classes(job: str, class_counts: Sequence[int], classes: int) -> None
 
 
 def shared_videos(train: Sequence[Sample], val: Sequence[Sample]) -> int:
-    """How many videos of `val` are in `train` too, by their real paths."""
-    mine = {os.path.realpath(s.path) for s in train}
-    return sum(os.path.realpath(s.path) in mine for s in val)
+    """How many videos of `val` are in `train` too: the same files, or copies of them."""
+    return len(identity.shared_videos(train, val))

@@ -25,7 +25,8 @@ from typing import Literal, get_args
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import replacing
 from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
-from vmae.core.video.samples import VIDEO_SUFFIXES, Sample, read_lines
+from vmae.core.video.identity import canonical
+from vmae.core.video.samples import MAX_LABEL, VIDEO_SUFFIXES, Sample, read_lines
 
 AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava"]
 FORMATS: tuple[str, ...] = get_args(AnnotationFormat)
@@ -49,7 +50,7 @@ def read_annotations(
         rooted: False leaves paths as the list has them (AVA's are always those of the films found).
 
     Returns:
-        One `Sample` per non-empty line, in the order of the file, paths made absolute or joined to the root.
+        One `Sample` per non-empty line, in the order of the file, paths in their `canonical` form.
         `ava`: one per key frame (see `vmae.core.video.ava.read_ava`).
 
     Raises:
@@ -63,7 +64,7 @@ def read_annotations(
     lines = read_lines(csv)
     root = Path(data_root) if data_root else csv.parent
     if format == "ava" or (format == "auto" and lines and looks_like_ava(lines[0][1])):
-        return read_ava(csv, root)
+        return read_ava(csv, canonical(str(root)))
     samples: list[Sample] = []
     for where, line in lines:
         if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):
@@ -121,6 +122,7 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
     one, two = _ONE.match(line), _TWO.match(line)
     if one is None:
         raise InputError(f"{where}: expected 'path label' with an integer label, got '{line}'")
+    _require_digits(one["a"], where)
     if format == "auto":
         if two is None or _unquoted(one["path"]).lower().endswith(VIDEO_SUFFIXES):
             format = "label"
@@ -135,10 +137,13 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
         label = int(one["a"])
         if label < -1:
             raise InputError(f"{where}: expected a label of 0 or more (-1: none), got {label}")
+        if label > MAX_LABEL:
+            raise InputError(f"{where}: expected a label of at most {MAX_LABEL:,}, got {label}")
         return Sample(path=_unquoted(one["path"]), label=label)
     if two is None:
         names = "path start total" if format == "start_total" else "frame_dir total label"
         raise InputError(f"{where}: expected '{names}', got '{line}'")
+    _require_digits(two["a"], where)
     a, b = int(two["a"]), int(two["b"])
     if format == "start_total":
         if a < 0 or b < -1 or b == 0:
@@ -148,7 +153,14 @@ def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
         return Sample(path=_unquoted(two["path"]), label=-1, start=a, num_frames=None if b == -1 else b)
     if a < 1 or b < 0:
         raise InputError(f"{where}: expected a total of 1 or more and a label of 0 or more, got {a} {b}")
+    if b > MAX_LABEL:
+        raise InputError(f"{where}: expected a label of at most {MAX_LABEL:,}, got {b}")
     return Sample(path=_unquoted(two["path"]), label=b, num_frames=a)
+
+
+def _require_digits(number: str, where: str) -> None:
+    if len(number) > 18:
+        raise InputError(f"{where}: expected a label of at most {MAX_LABEL:,}, got {number[:40]}")
 
 
 def _unquoted(path: str) -> str:
@@ -164,6 +176,4 @@ def _quoted(path: str) -> str:
 
 
 def _rooted(sample: Sample, root: Path) -> Sample:
-    if os.path.isabs(sample.path):
-        return sample
-    return replace(sample, path=str(root / sample.path))
+    return replace(sample, path=canonical(os.path.join(root, sample.path)))

@@ -1,18 +1,23 @@
 """Decode a list of videos once, at a small size, into one memory-mapped file that every process shares.
 
 For small data sets that are read hundreds of times (sweeps): reading a clip becomes a copy of a few pages.
-The file is found by a digest of the list (paths, sizes, times of change) and the short side, so an edited
-video is decoded again and an unchanged list never is.
+The file is found by a digest of the list (paths and contents) and the short side, so a video that is edited
+or replaced is decoded again and an unchanged list never is. It is made room for before anything is decoded,
+and every video in it has a sum: a file that was changed since it was written is decoded anew where a sum does
+not hold. It may be deleted at any time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,8 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
+from vmae.core.files import TEMPORARY, fsync, write_json
 from vmae.core.video.config import DataConfig
 from vmae.core.video.container import DEFAULT_TIMEOUT_S
+from vmae.core.video.identity import canonical, fingerprints
 from vmae.core.video.isolate import run_limited
 from vmae.core.video.probe import VideoInfo, probe_video
 from vmae.core.video.reader import read_clip
@@ -30,8 +37,11 @@ from vmae.core.video.samples import Sample
 
 R = TypeVar("R")
 ProgressCallback = Callable[[int, int], None]
-_VERSION = 1
+Entry = tuple[int, int, int, int, int]
+"""Of a video: byte offset, frames, height, width, CRC-32."""
+_VERSION = 2
 _CHUNK_FRAMES = 256
+_FRAMES, _INDEX = "frames.bin", "index.json"
 
 
 class DecodedCache:
@@ -43,19 +53,22 @@ class DecodedCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        meta = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        meta = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
         self.short_side: int = meta["short_side"]
-        # path -> (byte offset, frames, height, width)
-        self._entries: dict[str, tuple[int, int, int, int]] = {k: tuple(v) for k, v in meta["videos"].items()}
+        self._entries: dict[str, Entry] = {k: tuple(v) for k, v in meta["videos"].items()}
         self.errors: dict[str, tuple[str, str]] = {k: tuple(v) for k, v in meta["errors"].items()}
-        data = self.folder / "frames.bin"
-        self.nbytes = data.stat().st_size
+        self.nbytes: int = meta["bytes"]
+        self._written: list[int] = meta["written"]
+        data = self.folder / _FRAMES
+        if data.stat().st_size != self.nbytes:
+            raise ValueError(f"{data}: expected {self.nbytes} bytes, got {data.stat().st_size}")
         self._data = np.memmap(data, np.uint8, mode="r") if self.nbytes else np.empty(0, np.uint8)
 
     def __reduce__(self) -> tuple[type[DecodedCache], tuple[str]]:
         return type(self), (str(self.folder),)
 
     def __contains__(self, path: str) -> bool:
+        path = canonical(path)
         return path in self._entries or path in self.errors
 
     def __len__(self) -> int:
@@ -67,11 +80,28 @@ class DecodedCache:
         Raises:
             VideoError: the file could not be decoded when the cache was built, or is not in it.
         """
-        entry = self._entries.get(path)
+        place = canonical(path)
+        entry = self._entries.get(place)
         if entry is None:
-            raise VideoError(path, *self.errors.get(path, ("missing", f"not in the cache {self.folder}")))
-        offset, frames, height, width = entry
+            raise VideoError(path, *self.errors.get(place, ("missing", f"not in the cache {self.folder}")))
+        offset, frames, height, width, _ = entry
         return self._data[offset : offset + frames * height * width * 3].reshape(frames, height, width, 3)
+
+    def require_whole(self) -> None:
+        """Raise ValueError where the frames are not those that were written.
+
+        A file that nothing has touched since is not read; else every video's sum is made.
+        """
+        path = self.folder / _FRAMES
+        if _stamp(path) == self._written:
+            return
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            sums = pool.map(lambda p: zlib.crc32(self.frames(p)), self._entries)
+            for entry, found in zip(self._entries.values(), sums, strict=True):
+                if entry[-1] != found:
+                    raise ValueError(f"{path}: changed since it was written")
+        meta = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
+        write_json(self.folder / _INDEX, meta | {"written": _stamp(path)})
 
     @classmethod
     def build(
@@ -95,22 +125,23 @@ class DecodedCache:
             timeout_s: limit for each video.
 
         Several processes may call this at once: one builds, the others wait. An interrupted build leaves
-        nothing behind that a later one would take for whole.
+        nothing behind that a later one would take for whole; what a killed one leaves the next one removes.
 
         Raises:
-            InputError: no sample, or a short side below 8.
+            InputError: no sample, a short side below 8, or no room on the disk.
         """
         if not samples:
             raise InputError("cache: expected at least one video, got none")
         if short_side < 8:
             raise InputError(f"cache: expected a short side of at least 8 pixels, got {short_side}")
-        paths = sorted({s.path for s in samples})
+        paths = sorted({canonical(s.path) for s in samples})
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
         folder = root / _digest(paths, short_side)
-        with open(root / f"{folder.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "index.json").is_file():
+        sweep_unfinished(root)
+        with _locked(root / f"{folder.name}.lock"):
+            cache = cls._whole(folder)
+            if cache is None:
                 _decode_all(
                     paths,
                     folder,
@@ -119,9 +150,19 @@ class DecodedCache:
                     progress=progress,
                     timeout_s=timeout_s,
                 )
-        cache = cls(folder)
+                cache = cls(folder)
         if progress is not None:
             progress(len(paths), len(paths))
+        return cache
+
+    @classmethod
+    def _whole(cls, folder: Path) -> DecodedCache | None:
+        """The cache in `folder` where it is there and undamaged."""
+        try:
+            cache = cls(folder)
+            cache.require_whole()
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
         return cache
 
 
@@ -149,15 +190,56 @@ def build_cache(
     )
 
 
+def sweep_unfinished(root: Path) -> list[Path]:
+    """Remove what killed builds left under `root`; builds that go on keep theirs. Returns what is gone."""
+    gone = []
+    for left in sorted(root.glob(f".*{TEMPORARY}")):
+        digest = left.name.split(".")[1]
+        with contextlib.suppress(BlockingIOError), _locked(root / f"{digest}.lock", wait=False):
+            shutil.rmtree(left, ignore_errors=True)
+            gone.append(left)
+    return gone
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def _digest(paths: list[str], short_side: int) -> str:
     digest = hashlib.sha256(f"{_VERSION} {short_side}\n".encode())
-    for path in paths:
-        try:
-            st = os.stat(path)
-            digest.update(f"{path}\0{st.st_size}\0{st.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        except (OSError, ValueError):
-            digest.update(f"{path}\0missing\n".encode("utf-8", "surrogateescape"))
+    for path, found in fingerprints(paths).items():
+        digest.update(f"{path}\0{found}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:20]
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when anything writes to a file or takes its place; a copy has another one."""
+    st = path.stat()
+    return [st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino]
+
+
+def _allocate(path: Path, size: int) -> None:
+    """A file of that size, its room taken: writing to it mapped then never meets a full disk.
+
+    Raises:
+        InputError: no room.
+    """
+    try:
+        with open(path, "wb") as f:
+            if size:
+                os.posix_fallocate(f.fileno(), 0, size)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(
+            f"{path.parent.parent}: expected {size / 1e6:,.0f} MB of room for the decoded clips "
+            f"(data.cache), found {free / 1e6:,.0f} MB: make room, or set data.cache=false or a smaller "
+            "data.cache_short_side"
+        ) from None
 
 
 def _decode_all(
@@ -169,7 +251,7 @@ def _decode_all(
     progress: ProgressCallback | None,
     timeout_s: float | None,
 ) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     errors: dict[str, tuple[str, str]] = {}
@@ -188,19 +270,18 @@ def _decode_all(
     try:
         with ThreadPoolExecutor(workers) as pool:
             infos = list(pool.map(probe, paths))
-        entries: dict[str, tuple[int, int, int, int]] = {}
+        entries: dict[str, Entry] = {}
         total = 0
         for info in infos:
             if info is not None:
                 height, width = info.resized(min(short_side, info.height, info.width))
-                entries[info.path] = (total, info.num_frames, height, width)
+                entries[info.path] = (total, info.num_frames, height, width, 0)
                 total += info.num_frames * height * width * 3
-        with open(temporary / "frames.bin", "wb") as f:
-            f.truncate(total)
-        data = np.memmap(temporary / "frames.bin", np.uint8, mode="r+") if total else np.empty(0, np.uint8)
+        _allocate(temporary / _FRAMES, total)
+        data = np.memmap(temporary / _FRAMES, np.uint8, mode="r+") if total else np.empty(0, np.uint8)
 
         def decode(info: VideoInfo) -> None:
-            offset, frames, height, width = entries[info.path]
+            offset, frames, height, width, checksum = entries[info.path]
             try:
                 # In pieces, so that a long video at full size never stands in memory whole.
                 for first in range(0, frames, _CHUNK_FRAMES):
@@ -211,6 +292,8 @@ def _decode_all(
                     clip = limited(info.path, read)
                     start = offset + first * height * width * 3
                     data[start : start + clip.size] = clip.reshape(-1)
+                    checksum = zlib.crc32(clip, checksum)
+                entries[info.path] = (offset, frames, height, width, checksum)
             except VideoError as e:
                 errors[info.path] = (e.reason, e.detail)
                 del entries[info.path]
@@ -222,13 +305,16 @@ def _decode_all(
                     progress(done, len(paths))
         if isinstance(data, np.memmap):
             data.flush()
+        fsync(temporary / _FRAMES)
         meta: dict[str, Any] = {
             "version": _VERSION,
             "short_side": short_side,
+            "bytes": total,
+            "written": _stamp(temporary / _FRAMES),
             "videos": entries,
             "errors": errors,
         }
-        (temporary / "index.json").write_text(json.dumps(meta), encoding="utf-8")
+        write_json(temporary / _INDEX, meta)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
     finally:

@@ -6,7 +6,8 @@ A clip's draws come from `(seed, epoch, index)`; there is no global state.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -91,6 +92,21 @@ class ClipDataset:
         if self.mode == "train":
             return self.config.repeats
         return self.config.segments * self.config.crops if self.mode == "test" else 1
+
+    def require_readable(self, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read the frames of every video as evaluation will, in threads; `progress(done, total)`.
+
+        Raises:
+            VideoError: the first of the list's bad files.
+        """
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            try:
+                for done, _ in enumerate(pool.map(self.frames_of, range(len(self))), start=1):
+                    if progress is not None:
+                        progress(done, len(self))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that draws are made from."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from vmae.core.files import replacing
 from vmae.core.video.container import DEFAULT_TIMEOUT_S
+from vmae.core.video.identity import canonical
 from vmae.core.video.probe import VideoInfo, probe_video, stat_file
 
 _ARRAYS = ("pts", "key_pts", "key_dts")
@@ -67,7 +68,7 @@ def save_probes(path: str | Path, infos: Iterable[VideoInfo]) -> None:
         with contextlib.closing(sqlite3.connect(temporary)) as db, db:
             db.execute("CREATE TABLE probes (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, info BLOB)")
             db.execute(f"PRAGMA user_version = {_VERSION}")
-            rows = ((os.path.abspath(i.path), i.size_bytes, i.mtime_ns, pack(i)) for i in infos)
+            rows = ((canonical(i.path), i.size_bytes, i.mtime_ns, pack(i)) for i in infos)
             db.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?)", rows)
 
 
@@ -87,7 +88,8 @@ class Probes:
         if self._db is None or self._pid != os.getpid():
             try:
                 # Any thread of this process may ask; nothing is ever written.
-                self._db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, check_same_thread=False)
+                place = f"{self.path.absolute().as_uri()}?mode=ro"
+                self._db = sqlite3.connect(place, uri=True, check_same_thread=False)
                 if self._db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                     return None
             except sqlite3.Error:
@@ -95,7 +97,7 @@ class Probes:
             self._pid = os.getpid()
         try:
             row = self._db.execute(
-                "SELECT size, mtime, info FROM probes WHERE path = ?", (os.path.abspath(path),)
+                "SELECT size, mtime, info FROM probes WHERE path = ?", (canonical(path),)
             ).fetchone()
             st = os.stat(path)
         except (sqlite3.Error, OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,20 @@ def subset(samples: list[Sample], share: float, seed: int) -> list[Sample]:
     return [samples[i] for i in sorted(kept)]
 
 
-def num_classes(samples: list[Sample]) -> int:
+MAX_LABEL = 999_999
+"""A label is a class's number: a head has a row for each up to the largest."""
+
+
+def require_labels(samples: Sequence[Sample], where: str) -> None:
+    """Raise InputError where a sample has no label, for what learns from labels or is measured by them."""
+    absent = [s.path for s in samples if s.label < 0]
+    if absent:
+        raise InputError(
+            f"{where}: expected a label of 0 or more on every line, got -1 on {len(absent)} of "
+            f"{len(samples)}, first {absent[0]}"
+        )
+
+
+def num_classes(samples: Sequence[Sample]) -> int:
     """One more than the largest label; 0 where no sample has a label."""
     return max((s.label for s in samples), default=-1) + 1

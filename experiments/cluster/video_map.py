@@ -33,6 +33,7 @@ from vmae.core.progress import Progress
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
+from vmae.core.video.identity import fingerprints
 from vmae.core.video.isolate import Outcome, Runner
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_model, save_model
@@ -178,12 +179,13 @@ def forget(work: Work, samples: Sequence[Sample], folder: Path) -> None:
 
 
 def digest(work: Work, samples: Sequence[Sample]) -> str:
-    """A name for the work: it changes with the weights, the list and the way clips are cut."""
+    """A name for the work: it changes with the weights, the list, its files and the way clips are cut."""
     with open(weights_file(work.checkpoint), "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     # What decides where and when files are read does not change what is in them.
     data = to_dict(replace(work.data, workers=0, cache=False, bad_eval="error"))
-    facts = [to_dict(work) | {"data": data, "checkpoint": weights}, [to_dict(s) for s in samples]]
+    files = fingerprints(s.path for s in samples)
+    facts = [to_dict(work) | {"data": data, "checkpoint": weights}, [to_dict(s) for s in samples], files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -82,11 +82,10 @@ def build_classifier(config: Config, num_classes: int, init: VideoModel | None =
 
 def class_names(config: Config, num_classes: int) -> list[str] | None:
     """Names from `classes.txt` (one a line) beside the training list, where there are enough of them."""
-    path = Path(config.data.train_csv).with_name("classes.txt")
-    if not config.data.train_csv or not path.is_file():
-        return None
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    return names if len(names) == num_classes else None
+    from vmae.core.video import classes
+
+    names = classes.class_names(config.data.train_csv) if config.data.train_csv else []
+    return names[:num_classes] if len(names) >= num_classes else None
 
 
 def train(context: Context) -> TrainResult:

@@ -39,9 +39,10 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
             are refused here, before anything is started.
     """
     from vmae.core.video.samples import subset
-    from vmae.experiments.data import open_data
+    from vmae.experiments.data import open_data, require_held_out
 
     data = open_data(plan.base.data, plan.base.train.seed, store.layout.cache, progress)
+    require_held_out(plan.base.data, plan.base.train.seed, progress)
     if data.val is None:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
     listed = data.train_plain.samples

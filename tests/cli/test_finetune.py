@@ -378,7 +378,7 @@ def test_labels_of_one_class_are_refused_and_a_shared_video_is_told(
     assert not (tmp_path / "runs").exists()
     shared = ["--data", tiny_videos / "train.csv", *held_out, "--recipe", "demo_finetune", "--epochs", 1]
     assert vmae("finetune", *shared, *SHAPE) == 0
-    assert "warning: 24 videos of the held-out list are in the training list" in capsys.readouterr().err
+    assert "warning: 24 videos of the held-out list are also in the training list" in capsys.readouterr().err
 
 
 def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(

@@ -64,6 +64,6 @@ def test_a_held_out_video_that_is_trained_on_is_told(lists: Path) -> None:
     result = CliRunner().invoke(
         main, ["recommend", str(lists / "train.csv"), "--budget", "15s", "--out", str(lists / "x.yaml")]
     )
-    assert "warning: 1 videos of the held-out list are in the training list" in result.output
+    assert "warning: 1 videos of the held-out list are also in the training list" in result.output
     result = CliRunner().invoke(main, ["recommend", str(lists / "train.csv"), "--budget", "soon"])
     assert "--budget: expected a time such as 4h, 90m or 1h30m, got 'soon'" in str(result.exception)

@@ -67,7 +67,7 @@ def test_val_inside_train(tmp_path):
     assert shared_videos(train, val) == 1
     found = outlook(config(**{"data.sampling": "uniform"}), FACTS, shared=1)
     assert found.warnings == (
-        "1 videos of the held-out list are in the training list: its numbers measure memory",
+        "1 videos of the held-out list are also in the training list: its numbers measure memory",
     )
 
 

@@ -166,3 +166,14 @@ def test_refused_values(samples: list[Sample]) -> None:
         DataConfig(rand_augment="rnd-m7")
     with pytest.raises(InputError, match=r"data\.random_erasing: expected a probability, got 2"):
         DataConfig(random_erasing=2)
+
+
+def test_every_clip_can_be_read_before_anything_is_trained(
+    samples: list[Sample], some_bad: list[Sample]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    ClipDataset(samples, CONFIG, "val").require_readable(2, lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 11) for i in range(1, 12)]
+    for mode in ("val", "test"):
+        with pytest.raises(VideoError, match=r"bad\.mp4: truncated"):
+            ClipDataset(some_bad, CONFIG, mode).require_readable(2)  # type: ignore[arg-type]
