@@ -96,7 +96,7 @@ class DecodedCache:
         if _stamp(path) == self._written:
             return
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            sums = pool.map(lambda p: zlib.crc32(self.frames(p)), self._entries)
+            sums = pool.map(lambda p: zlib.crc32(self.frames(p).data), self._entries)
             for entry, found in zip(self._entries.values(), sums, strict=True):
                 if entry[-1] != found:
                     raise ValueError(f"{path}: changed since it was written")
@@ -292,7 +292,7 @@ def _decode_all(
                     clip = limited(info.path, read)
                     start = offset + first * height * width * 3
                     data[start : start + clip.size] = clip.reshape(-1)
-                    checksum = zlib.crc32(clip, checksum)
+                    checksum = zlib.crc32(clip.data, checksum)
                 entries[info.path] = (offset, frames, height, width, checksum)
             except VideoError as e:
                 errors[info.path] = (e.reason, e.detail)
