@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from vmae.core.weights.models import FORMAT, build_model, describe_model
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+_WIDE = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def save_model(path: str | os.PathLike[str], model: VideoModel, meta: dict[str, Any] | None = None) -> Path:
@@ -95,13 +97,21 @@ def open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def match_dtype(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Give `model` the dtype of `state`'s tensors, so that loading changes no bit."""
+    """Give `model` the dtype of `state`'s tensors, so that loading changes no value.
+
+    Where they have several (mixed precision keeps norms wider), the narrowest that holds all of them exactly.
+    Raises CheckpointError for tensors that are no floating-point ones.
+    """
     dtypes = {v.dtype for v in state.values()}
-    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+    others = [f"{k} of {v.dtype}" for k, v in state.items() if not v.is_floating_point()]
+    if not dtypes or others:
         raise CheckpointError(
-            f"{source}: expected tensors of one floating dtype, got {sorted(map(str, dtypes))}"
+            f"{source}: expected floating-point tensors, got {', '.join(others[:3]) or 'none'}"
         )
-    model.to(dtypes.pop())
+    if not dtypes <= _WIDE:
+        # Eight-bit ones are for storage: nothing is computed in them.
+        dtypes = dtypes & _WIDE | {torch.float32}
+    model.to(functools.reduce(torch.promote_types, dtypes))
 
 
 def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
@@ -126,7 +136,9 @@ def load_matching(model: nn.Module, state: dict[str, Any], source: str) -> None:
         if shapes:
             parts.append(f"other shapes: {'; '.join(shapes)}")
         raise CheckpointError(f"{source}: keys do not match; " + "; ".join(parts))
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    broken = [
+        k for k, v in state.items() if v.is_floating_point() and not v.to(own[k].dtype).isfinite().all()
+    ]
     if broken:
         raise CheckpointError(
             f"{source}: expected finite weights, got NaN or infinite ones in {len(broken)} of {len(state)} "

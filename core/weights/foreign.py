@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import pathlib
 import re
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,35 +28,57 @@ Names = Callable[[str, VideoModel], tuple[str, ...]]
 def load_pickle(path: Path) -> Any:
     """`torch.load` that runs nothing: tensors, plain containers and a few harmless types only.
 
-    Raises CheckpointError where the file is cut short or asks for anything else, naming it.
+    Those types are known under every name that they had in some version of Python and numpy. Raises
+    CheckpointError where the file is cut short or asks for anything else, naming it.
     """
     import pickle
     import warnings
 
-    allowed = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, collections.defaultdict, dict]
     try:
-        with torch.serialization.safe_globals([*allowed, *_numpy_scalars()]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the outcome is checked here
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(e))
+        wanted = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>|unrecognized function (.+)", str(e))
         if wanted is None:
-            raise CheckpointError(f"{path}: not a readable checkpoint (cut short?): {first_line(e)}") from e
+            raise CheckpointError(f"{path}: not a readable checkpoint (cut short?): {_met(e)}") from e
         raise CheckpointError(
-            f"{path}: refused: its pickle asks for {wanted[1]}, and unpickling that can run code;"
-            " expected tensors, plain values and argparse.Namespace only. If you trust the file, re-save its"
-            " 'model' (or 'module') entry alone with torch.save"
+            f"{path}: refused: its pickle asks for {wanted[wanted.lastindex or 0]}, and unpickling that can"
+            " run code; expected tensors, plain values and argparse.Namespace only. If you trust the file,"
+            " re-save its 'model' (or 'module', 'state_dict') entry alone with torch.save"
         ) from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as e:
+    except Exception as e:
+        # A damaged pickle can make its reader raise anything.
         raise CheckpointError(f"{path}: not a readable checkpoint (cut short?): {first_line(e)}") from e
 
 
-def _numpy_scalars() -> list[Any]:
-    # Losses and learning rates that training scripts put beside the weights.
+def _met(error: Exception) -> str:
+    """What torch's reader stumbled over: it stands after a page of advice."""
+    text = str(error).partition("WeightsUnpickler error:")[2].strip()
+    return text.splitlines()[0][:200] if text else first_line(error)
+
+
+@functools.cache
+def _harmless() -> list[Any]:
+    """Types that hold values and run nothing, each with the name a pickle has for it.
+
+    What training scripts put beside the weights: arguments, paths, losses, learning rates, states of random
+    generators.
+    """
     import numpy as np
 
-    scalar = getattr(np, "_core", None) or np.core
-    return [scalar.multiarray.scalar, np.dtype, *{type(np.dtype(t)) for t in "fdlqi?"}]
+    core = getattr(np, "_core", None) or np.core
+    found: list[Any] = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, dict, bytes]
+    for python in ("pathlib", "pathlib._local"):  # Python 3.13 has them in the latter
+        for name in ("PurePath", "PosixPath", "PurePosixPath", "Path"):
+            found.append((pathlib.PurePosixPath, f"{python}.{name}"))
+        for name in ("WindowsPath", "PureWindowsPath"):
+            found.append((pathlib.PureWindowsPath, f"{python}.{name}"))
+    for numpy in ("numpy.core", "numpy._core"):  # numpy 1, numpy 2
+        found.append((core.multiarray.scalar, f"{numpy}.multiarray.scalar"))
+        found.append((core.multiarray._reconstruct, f"{numpy}.multiarray._reconstruct"))
+    plain = "?bhilqpBHILQPefdgFDGSU"  # numbers, bytes and text: no objects
+    return [*found, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in plain}]
 
 
 def export_state(model: VideoModel, names: Names) -> dict[str, Tensor]:
@@ -99,17 +123,6 @@ def refuse_own_target(model: VideoModel, code: str) -> None:
         raise CheckpointError(
             f"{code} predicts pixels; this model was trained to predict {model.config.target}"
         )
-
-
-def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without what DDP, DeepSpeed and torch.compile put before or between names."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = re.sub(r"(^|\.)_orig_mod\.", r"\1", key)
-        while name.startswith("module."):
-            name = name.removeprefix("module.").removeprefix("_orig_mod.")
-        out[name] = value
-    return out
 
 
 def published_heads(dim: int, depth: int) -> int | None:

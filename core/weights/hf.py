@@ -22,9 +22,9 @@ from vmae.core.weights.foreign import (
     read_json,
     refuse_own_target,
     some_keys,
-    strip_prefixes,
 )
 from vmae.core.weights.models import Loaded
+from vmae.core.weights.wrappings import strip_prefixes
 
 LAYOUTS = ("v4", "v5")
 _HF_BLOCK = {
@@ -209,6 +209,8 @@ def _hf_state(source: Path) -> tuple[dict[str, Tensor], list[str]]:
     state: dict[str, Tensor] = {}
     for file in _hf_files(source):
         part = open_safetensors(file)[0] if file.suffix == ".safetensors" else load_pickle(file)
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{file}: expected a dict of tensors, got {type(part).__name__}")
         state |= {k: v for k, v in part.items() if isinstance(v, Tensor)}
     notes = []
     out: dict[str, Tensor] = {}

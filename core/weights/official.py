@@ -20,9 +20,9 @@ from vmae.core.weights.foreign import (
     published_heads,
     refuse_own_target,
     some_keys,
-    strip_prefixes,
 )
 from vmae.core.weights.models import FORMAT, Loaded, build_model
+from vmae.core.weights.wrappings import find_state
 
 
 def official_keys(key: str, model: VideoModel) -> tuple[str, ...]:
@@ -75,8 +75,7 @@ def read_official(
         raise CheckpointError(
             f"{source}: expected a dict with 'model' or 'module', got {type(content).__name__}"
         )
-    state = next((content[k] for k in ("model", "module") if isinstance(content.get(k), dict)), content)
-    state = strip_prefixes({k: v for k, v in state.items() if isinstance(v, Tensor)})
+    state = find_state(content, source)
     header = content.get("vmae")
     if isinstance(header, dict) and header.get("format") == FORMAT:
         model = build_model(header)
