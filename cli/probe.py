@@ -70,5 +70,7 @@ def probe(
         f"top-1 {result.top1:.1%}  top-5 {result.top5:.1%}  mean class {result.mean_class:.1%}  "
         f"(chance {result.chance:.1%}) on held-out videos"
     )
+    if result.unreadable:
+        click.echo(f"{result.unreadable} videos could not be read and count as wrong")
     chosen = ", ".join(f"{k} {v:g}" for k, v in result.chosen.items())
     click.echo(f"chosen by cross-validation on the training list: {chosen} ({result.selection_top1:.1%})")

@@ -25,7 +25,8 @@ class Data:
 
     train: ClipDataset
     train_plain: ClipDataset
-    """All training clips as validation reads them (centre crop, fixed frames), for probes."""
+    """All training clips as validation reads them (centre crop, fixed frames), for probes; a bad file is left
+    out as in training."""
     val: ClipDataset | None
     num_classes: int
 
@@ -51,7 +52,7 @@ def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CachePro
             raise VideoError(bad[0], *cache.errors[bad[0]])
     return Data(
         train=ClipDataset(subset(train, config.train_share, seed), config, "train", seed, cache=cache),
-        train_plain=ClipDataset(train, config, "val", seed, cache=cache),
+        train_plain=ClipDataset(train, config, "val", seed, cache=cache, leave_out=True),
         val=ClipDataset(val, config, "val", seed, cache=cache) if val else None,
         num_classes=num_classes([*train, *val, *test]),
     )

@@ -355,4 +355,5 @@ def probe_json(result: ProbeResult) -> dict[str, Any]:
         "chance": result.chance,
         "selection_top1": result.selection_top1,
         "chosen": result.chosen,
+        "unreadable": result.unreadable,
     }

@@ -8,7 +8,7 @@ cross-validation; the test list is looked at once, with the choice made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -65,14 +65,15 @@ class Features:
     x: Tensor
     labels: Tensor
     paths: list[str]
+    unread: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """int64 `[K]`: labels of the clips that could not be read, of which there is no feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Accuracies in [0, 1]."""
+    """Accuracies in [0, 1] over all clips of the test list; one that could not be read counts as wrong."""
 
     top1: float
-    """On the test list."""
     top5: float
     mean_class: float
     """Mean over classes of the share recognised."""
@@ -83,8 +84,10 @@ class ProbeResult:
     chosen: dict[str, float]
     """The chosen setting, for example `{"lr": 0.1, "weight_decay": 0.0}`."""
     predictions: Tensor
-    """int64 [M_test]"""
+    """int64 [M_test], of the clips that could be read"""
     kind: str
+    unreadable: int = 0
+    """Clips of the test list that could not be read."""
 
 
 @torch.no_grad()
@@ -101,8 +104,8 @@ def extract_features(
 ) -> Features:
     """Run the frozen encoder over every clip of `dataset`, in its order.
 
-    With `data.bad_eval` `count` clips that cannot be read are left out and put into `failed` (`index`,
-    `path`, `label`, `reason`, `detail`).
+    With `data.bad_eval` `count`, and of a training list, clips that cannot be read have no features: their
+    labels are in `unread`, and they are put into `failed` (`index`, `path`, `label`, `reason`, `detail`).
 
     `model` has `encode(video) -> [B, N, D]` (VideoMAE). `mean` gives `[M, D]`, `time` `[M, t*D]` (mean over
     space, time slots side by side), `tokens` `[M, N, D]` in float16.
@@ -115,9 +118,10 @@ def extract_features(
     parts: list[Tensor] = []
     labels: list[Tensor] = []
     paths: list[str] = []
+    failed = [] if failed is None else failed
+    known = len(failed)
     for batch in build_loader(dataset, batch_size, shuffle=False, drop_last=False):
-        if failed is not None:
-            failed += batch["failed"]
+        failed += batch["failed"]
         if not batch["path"]:
             continue
         with autocast(precision, device):
@@ -130,7 +134,8 @@ def extract_features(
     model.train(was_training)
     if not parts:
         raise InputError("expected at least one clip to extract features from; got none")
-    return Features(torch.cat(parts), torch.cat(labels), paths)
+    unread = torch.tensor([f["label"] for f in failed[known:]], dtype=torch.int64)
+    return Features(torch.cat(parts), torch.cat(labels), paths, unread)
 
 
 def _pool(tokens: Tensor, pooling: Pooling, model: Any) -> Tensor:
@@ -159,8 +164,9 @@ def _check(train: Features, test: Features, config: ProbeConfig, num_classes: in
     classes = num_classes or int(train.labels.max()) + 1
     if len(train.labels) < config.folds:
         raise InputError(f"expected at least {config.folds} training clips (folds); got {len(train.labels)}")
-    worst = int(max(train.labels.max(), test.labels.max()))
-    if worst >= classes or int(min(train.labels.min(), test.labels.min())) < 0:
+    every = torch.cat([train.labels, test.labels, test.unread])
+    worst = int(every.max())
+    if worst >= classes or int(every.min()) < 0:
         raise InputError(f"expected labels 0 to {classes - 1}; got {worst}")
     return classes
 
@@ -178,13 +184,17 @@ def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
     return fold
 
 
-def accuracies(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:
+def accuracies(logits: Tensor, labels: Tensor, unread: Tensor | None = None) -> tuple[float, float, float]:
     """top-1, top-5 and mean class accuracy, in [0, 1], of logits [M, C] against labels int64 [M].
 
-    The mean class accuracy is over the classes that occur in `labels`.
+    `unread` int64 [K] are labels of clips without logits, which count as wrong. The mean class accuracy is
+    over the classes that occur in `labels` and `unread`.
     """
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hit = top == labels[:, None]
+    if unread is not None and len(unread):
+        labels = torch.cat([labels, unread.to(labels)])
+        hit = torch.cat([hit, hit.new_zeros(len(unread), hit.shape[1])])
     first = hit[:, 0].float()
     present = labels.unique()
     per_class = torch.stack([first[labels == c].mean() for c in present])
@@ -195,7 +205,7 @@ def _result(
     kind: str, logits: Tensor, test: Features, *, selection: float, chosen: dict[str, float]
 ) -> ProbeResult:
     classes = logits.shape[1]
-    top1, top5, mean_class = accuracies(logits, test.labels)
+    top1, top5, mean_class = accuracies(logits, test.labels, test.unread)
     return ProbeResult(
         top1=top1,
         top5=top5,
@@ -205,6 +215,7 @@ def _result(
         chosen=chosen,
         predictions=logits.argmax(1),
         kind=kind,
+        unreadable=len(test.unread),
     )
 
 

@@ -48,6 +48,7 @@ class ClipDataset:
             clip and the central crop; `test` takes `segments x crops` views.
         seed: of all draws.
         cache: decoded frames to read instead of the files.
+        leave_out: bad files are left out as in training, up to `config.max_bad_share`; default: in training.
 
     `dataset[i]` is `{"clip": uint8 [T, H, W, 3], "label": int, "index": int, "path": str}`; the clip is
     `[R, T, H, W, 3]` with repeats or views (segment-major).
@@ -61,6 +62,7 @@ class ClipDataset:
         seed: int = 0,
         *,
         cache: DecodedCache | None = None,
+        leave_out: bool | None = None,
     ) -> None:
         if mode not in ("train", "val", "test"):
             raise InputError(f"mode: expected train, val or test, got '{mode}'")
@@ -72,6 +74,7 @@ class ClipDataset:
         self.samples = known
         self.config = config = DataConfig() if config is None else config
         self.mode = mode
+        self.leave_out = mode == "train" if leave_out is None else leave_out
         self.seed = seed
         self.cache = cache
         self.epoch = 0

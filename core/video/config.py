@@ -78,7 +78,8 @@ class DataConfig:
     max_bad_share: float = 0.01
     """Training stops when more than this share of an epoch's videos is bad."""
     bad_eval: Literal["error", "count"] = "error"
-    """A bad file in validation or test: stop, or count it as wrong. It is never left out."""
+    """A bad file in validation or test: stop, or count it as wrong. It is never left out of an accuracy; the
+    mean of a reconstruction error is that of the files that could be read."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "sampling_rate", "repeats", "segments", "crops", "prefetch"):

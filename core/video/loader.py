@@ -132,7 +132,8 @@ class ClipLoader:
 
     Bad files. Training: the video is left out (the batch is smaller by its clips, empty where all are bad),
     counted in `skipped` (path -> reason, of all epochs), and reported once; over `config.max_bad_share` of
-    the rank's epoch it stops with a VideoError that lists them. Validation and test: a VideoError
+    the rank's epoch it stops with a VideoError that lists them. So it is with a training list that is read
+    as validation reads one (`dataset.leave_out`). Validation and test: a VideoError
     at once, or with `config.bad_eval == "count"` the batch's `failed` names it and the caller counts it as
     wrong.
 
@@ -343,17 +344,17 @@ class ClipLoader:
     def _handle(self, batch: dict[str, Any], bad_now: int) -> None:
         config = self.dataset.config
         for f in batch["failed"]:
-            if self.dataset.mode != "train" and config.bad_eval == "error":
+            if not self.dataset.leave_out and config.bad_eval == "error":
                 raise VideoError(f["path"], f["reason"], f["detail"])
             if f["path"] not in self.skipped:
                 self.skipped[f["path"]] = f["reason"]
                 logging.getLogger("vmae").warning(
                     "bad video %s: %s (%s)",
-                    "skipped" if self.dataset.mode == "train" else "not read",
+                    "skipped" if self.dataset.leave_out else "not read",
                     f["path"],
                     f["reason"],
                 )
-        if self.dataset.mode != "train":
+        if not self.dataset.leave_out:
             return
         share = bad_now / max(1, self._per_rank())
         if share > config.max_bad_share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from vmae.experiments.stages.stage import SHARE, SPEED, Config, Context, Metric, Numbers, Stage
@@ -90,6 +91,7 @@ def train(context: Context) -> TrainResult:
     Every `train.picture_every` epochs the watch gets a reconstruction, every `pipeline.measure_every` the
     epoch's metrics get `knn_top1`.
     """
+    from vmae.core.errors import VideoError
     from vmae.core.train.pretrain import pretrain
 
     config, data, watch = context.config, context.data(), context.watch
@@ -99,7 +101,9 @@ def train(context: Context) -> TrainResult:
 
     def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
         if watch.picture is not None and data.val is not None and draw and epoch % draw == 0:
-            watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
+            # A video that cannot be read costs a picture, not the training.
+            with contextlib.suppress(VideoError):
+                watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
         if measure and (epoch % measure == 0 or epoch == config.train.epochs):
             return {"knn_top1": knn_inside(model, context)}
         return {}

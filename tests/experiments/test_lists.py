@@ -14,6 +14,7 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.video.config import DataConfig
 from vmae.core.video.identity import canonical
+from vmae.core.video.loader import build_loader
 from vmae.core.video.samples import Sample
 from vmae.core.weights.checkpoint import save_model
 from vmae.experiments import data as lists_of
@@ -157,3 +158,13 @@ def test_lists_given_in_any_way_are_one_cache(
         assert len(dataset[0]["clip"]) == dataset.clips_per_video
         assert {s.path for s in dataset.samples} == {canonical(s.path) for s in dataset.samples}
     assert len(folders) == 1
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_broken_training_video_is_left_out_of_probes_too(cache: bool, lists: Path, tmp_path: Path) -> None:
+    bad = lists / "train/grey1.npy"
+    bad.write_bytes(bad.read_bytes()[:200])
+    config = experiment(data(lists, max_bad_share=0.2, cache=cache))
+    found = open_both(config, tmp_path / "cache")
+    (batch,) = list(build_loader(found.train_plain, 16))
+    assert len(batch["path"]) == 8 and [f["path"] for f in batch["failed"]] == [str(bad)]

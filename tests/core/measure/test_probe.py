@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vmae.core.errors import InputError
+from vmae.core.errors import InputError, VideoError
 from vmae.core.measure.probe import (
     Features,
     ProbeConfig,
@@ -25,6 +25,7 @@ from vmae.core.numerics import make_generator
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
+from vmae.core.video.samples import Sample
 
 CONFIG = ProbeConfig(epochs=30, lrs=(0.03, 0.3), weight_decays=(0.0, 1e-3))
 
@@ -164,3 +165,43 @@ def test_too_few_clips_and_strange_labels_are_refused() -> None:
 def test_bad_values_are_refused(field: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"probe\.{field}"):
         ProbeConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn", "attentive"])
+def test_clips_that_could_not_be_read_count_as_wrong(kind: str) -> None:
+    config = replace(CONFIG, kind=kind, lrs=(0.1,), weight_decays=(0.0,))
+    tokens = 2 if kind == "attentive" else 0
+    train, test = features(2.0, tokens=tokens), features(2.0, n=40, seed=1, tokens=tokens)
+    whole = probe(train, test, config)
+    # Ten more of class 1, which has ten that were read.
+    partly = probe(train, replace(test, unread=torch.ones(10, dtype=torch.int64)), config)
+    assert torch.equal(whole.predictions, partly.predictions)
+    right = whole.predictions == test.labels
+    assert right.any() and partly.top1 == pytest.approx(float(right.sum()) / 50)
+    assert partly.top5 == pytest.approx(40 / 50)
+    own = float(right[test.labels == 1].sum())
+    assert partly.mean_class == pytest.approx(whole.mean_class + (own / 20 - own / 10) / 4, abs=1e-6)
+    assert (whole.unreadable, partly.unreadable) == (0, 10)
+    with pytest.raises(InputError, match="expected labels 0 to 3; got 7"):
+        probe(train, replace(test, unread=torch.tensor([7])), config, num_classes=4)
+
+
+def test_what_an_unreadable_file_does_to_features(
+    clips: ClipDataset, videomae: VideoMAE, tmp_path: Path
+) -> None:
+    """Held out it stops or is counted; of a training list it is left out, up to the share that training has."""
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    samples = [*clips.samples[:5], Sample(path=str(bad), label=3), *clips.samples[5:]]
+    with pytest.raises(VideoError, match=r"bad\.mp4"):
+        extract_features(videomae, ClipDataset(samples, clips.config, "val"))
+    counted = ClipDataset(samples, replace(clips.config, bad_eval="count"), "val")
+    left_out = ClipDataset(samples, replace(clips.config, max_bad_share=0.1), "val", leave_out=True)
+    for dataset in (counted, left_out):
+        failed: list[dict[str, object]] = []
+        found = extract_features(videomae, dataset, failed=failed)
+        assert found.labels.tolist() == [s.label for s in clips.samples] and found.unread.tolist() == [3]
+        assert [(f["index"], f["path"]) for f in failed] == [(5, str(bad))]
+    few = ClipDataset(samples, replace(clips.config, max_bad_share=0.01), "val", leave_out=True)
+    with pytest.raises(VideoError, match="too_many_bad_files: 1 of 25"):
+        extract_features(videomae, few)
