@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmae.core.config import from_dict, to_dict
+from vmae.core.errors import VmaeError
 from vmae.core.train.task import TrainResult
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, fetched_init, train_on_workers
@@ -22,6 +23,17 @@ class Done:
 
     numbers: Numbers
     result: TrainResult | None = None
+
+
+def saved(result: TrainResult, work: Work) -> TrainResult:
+    """The result of a training; VmaeError where its last weights, or its state when stopped, are lost."""
+    if not result.unsaved:
+        return result
+    what = "the interrupted run's state" if result.stopped else "the run's last weights"
+    raise VmaeError(
+        f"{work.home.path}: expected {what} to be saved, got: {result.unsaved}; --resume goes on from its "
+        "last good checkpoint"
+    )
 
 
 class Here:
@@ -43,9 +55,9 @@ class Here:
         return Done(numbers=numbers, result=result)
 
     def train(self, stage: Stage, work: Work) -> TrainResult:
-        """The stage's training alone."""
+        """The stage's training alone. Raises VmaeError where what it ended with could not be saved."""
         assert stage.train is not None
-        return stage.train(self.process.context(work))
+        return saved(stage.train(self.process.context(work)), work)
 
     def measure(self, stage: Stage, work: Work) -> Numbers:
         """What the stage measures."""
@@ -61,7 +73,7 @@ class OnWorkers(Here):
         self._workers = workers
 
     def train(self, stage: Stage, work: Work) -> TrainResult:
-        return train_on_workers(stage, work, self._workers, self.storage)
+        return saved(train_on_workers(stage, work, self._workers, self.storage), work)
 
 
 class Apart(Here):
@@ -75,7 +87,7 @@ class Apart(Here):
     def train(self, stage: Stage, work: Work) -> TrainResult:
         own = self._resources.of(stage)
         workers = WorkersConfig(count=own.workers, cpus_per_worker=own.cpus, gpus_per_worker=own.gpus)
-        return train_on_workers(stage, work, workers, self.storage)
+        return saved(train_on_workers(stage, work, workers, self.storage), work)
 
     def measure(self, stage: Stage, work: Work) -> Numbers:
         import ray

@@ -19,6 +19,7 @@ from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.train.config import check_capturable
+from vmae.core.train.state import has_whole_state
 from vmae.core.train.task import Report, TrainResult
 from vmae.core.video.samples import require_labels
 from vmae.core.weights.checkpoint import load_model
@@ -156,7 +157,11 @@ def training(
     lists are read and every held-out video is known to decode. A stopped run is not to be measured.
     """
     check_config(config, run.default_device(), processes=workers.count if workers else 1)
-    config, init, remarks = with_init(config, store)
+    home = store.layout.run(config.name)
+    init, remarks = None, ()
+    if not has_whole_state(home.checkpoints):
+        # A run that goes on has all weights, and its configuration their shape.
+        config, init, remarks = with_init(config, store)
     for remark in remarks:
         if notes is not None:
             notes(remark)
@@ -171,7 +176,6 @@ def training(
         require_labels(data.val.samples if data.val is not None else [], config.data.val_csv)
     if init is not None:
         executor.process.keep_model(config, init)
-    home = store.layout.run(config.name)
     _make_store(store, notes)
     config.save(home.config)
     with (

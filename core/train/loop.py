@@ -35,7 +35,8 @@ from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.train.watch import BadSteps
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.loader import blank_batch, build_loader
-from vmae.core.weights.checkpoint import save_model
+from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
+from vmae.core.weights.files import read_header
 from vmae.core.weights.models import build_model, describe_model
 
 
@@ -192,7 +193,7 @@ class Trainer:
         self.gradients.set_mode(mode_of(train))
         self.model.train()
         self.window = _Window()
-        self.first_step = self.saved_step = self.at.step
+        self.saved_step, self.unkept = self.at.step, ""
         self.bad_steps = BadSteps(self.run_dir, train.max_bad_steps, self.report)
         self.known_skipped, self.skipped_files = 0.0, 0
         self.pending: _Pending | None = None
@@ -395,10 +396,11 @@ class Trainer:
         self.saved_step = self.at.step
         if not self.lead:
             return
-        step, kept = self.at.step, (self.at.best_step,)
+        step, kept, self.unkept = self.at.step, (self.at.best_step,), ""
         try:
             path = save_state(self.states_dir, step, state, keep_last=self.train.keep_last, keep=kept)
         except OSError as e:
+            self.unkept = str(e)
             text = f"step {step}: checkpoint NOT saved ({e}); training goes on, the last good one stays"
             warnings.warn(text, stacklevel=2)
             self._warn(text, step)
@@ -432,13 +434,19 @@ class Trainer:
     def finish(self) -> TrainResult:
         """Save what is not saved yet, and the weights to share."""
         at = self.at
-        if self.saved_step != at.step:
+        if self.saved_step != at.step or (self.unkept and self.world.size == 1):
             self.checkpoint()
         duration = time.perf_counter() - self.started
-        model_path, unsaved = self.run_dir / "model", ""
-        if at.step != self.first_step or not model_path.exists():
+        model_path, unsaved, epochs = self.run_dir / "model", "", at.step / self.steps_per_epoch
+        known = (read_header(model_path / WEIGHTS_NAME) or {}).get("meta", {})
+        if self.world.any(self.lead and known.get("epochs") != epochs, self.device):
             with self._averaged():
-                unsaved = self._save_weights(model_path, {"epochs": at.step / self.steps_per_epoch})
+                unsaved = self._save_weights(model_path, {"epochs": epochs})
+        if unsaved and model_path.is_dir():
+            # Those of an interruption before: nobody shall take them for what the run ended with.
+            older = self.run_dir / "model-older"
+            shutil.rmtree(older, ignore_errors=True)
+            model_path.rename(older)
         return TrainResult(
             metrics=dict(at.history[-1]) if at.history else {},
             model_path=model_path,
@@ -451,7 +459,7 @@ class Trainer:
             duration_s=duration,
             stopped=at.step < len(self.schedule),
             history=at.history,
-            unsaved=unsaved,
+            unsaved=self.unkept if at.step < len(self.schedule) else unsaved,
         )
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ written. Reading verifies size and checksum and falls back to the checkpoint bef
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -132,7 +133,13 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Verify and load one checkpoint folder; tensors on the CPU.
+    """Verify and load one checkpoint folder; tensors on the CPU. Raises CheckpointError as `verified`."""
+    state: dict[str, Any] = torch.load(verified(path), map_location="cpu", weights_only=True)
+    return state
+
+
+def verified(path: Path) -> Path:
+    """The file of a checkpoint's folder that holds its state, found whole.
 
     Raises CheckpointError when the manifest is missing or unreadable, or size or checksum differ.
     """
@@ -151,8 +158,15 @@ def load_state(path: Path) -> dict[str, Any]:
             got = zlib.crc32(chunk, got)
     if got != crc:
         raise CheckpointError(f"{path}: expected checksum {crc:08x} of {state_file.name}, got {got:08x}")
-    state: dict[str, Any] = torch.load(state_file, map_location="cpu", weights_only=True)
-    return state
+    return state_file
+
+
+def has_whole_state(folder: Path) -> bool:
+    """Whether a run goes on from a checkpoint here, and so needs no weights from elsewhere."""
+    for path in reversed(list_states(folder)):
+        with contextlib.suppress(CheckpointError):
+            return verified(path).exists()
+    return False
 
 
 def load_newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -45,7 +45,8 @@ class TrainResult:
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per epoch of the whole run, resumed parts included."""
     unsaved: str = ""
-    """Why the last weights could not be written to `model_path`, which then has older ones or none."""
+    """Why the last weights could not be written to `model_path`, which is not there then; of a stopped run
+    why its state could not be. Empty: all is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def train(context: Context) -> TrainResult:
 
     config, data, watch = context.config, context.data(), context.watch
     return finetune(
-        model=build_classifier(config, data.num_classes, context.model()),
+        model=build_classifier(config, data.num_classes, context.initial()),
         config=config.finetune,
         dataset=data.train,
         val=data.val,

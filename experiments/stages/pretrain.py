@@ -78,7 +78,7 @@ def fresh_model(context: Context) -> VideoMAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
         model = VideoMAE(config.model)
-    init = context.model()
+    init = context.initial()
     if init is not None:
         init = expect_model(init, VideoMAE, config.init, wanted="a pre-trained model with a decoder")
         load_matching(model, init.state_dict(), config.init)

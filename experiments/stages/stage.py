@@ -137,6 +137,12 @@ class Context:
     model: Callable[[], VideoModel | None]
     """The model at `config.init`, read once, on the CPU or where a stage before left it; None without one."""
 
+    def initial(self) -> VideoModel | None:
+        """What a training starts from, as `model`; None too where it goes on from a checkpoint in `home`."""
+        from vmae.core.train.state import has_whole_state
+
+        return None if has_whole_state(self.home.checkpoints) else self.model()
+
 
 Numbers = dict[str, float]
 

@@ -189,7 +189,7 @@ def test_clips_that_could_not_be_read_count_as_wrong(kind: str) -> None:
 def test_what_an_unreadable_file_does_to_features(
     clips: ClipDataset, videomae: VideoMAE, tmp_path: Path
 ) -> None:
-    """Held out it stops or is counted; of a training list it is left out, up to the share that training has."""
+    """Held out it stops or is counted; of a training list it is left out, up to the share training has."""
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     samples = [*clips.samples[:5], Sample(path=str(bad), label=3), *clips.samples[5:]]

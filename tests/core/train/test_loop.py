@@ -625,6 +625,35 @@ def test_weights_that_could_not_be_written_are_told(tiny_videos: Path, tmp_path:
     assert Run(tiny_videos, tmp_path).result.unsaved == "" and (tmp_path / "model").is_dir()
 
 
+def test_older_weights_are_never_taken_for_the_last(tiny_videos: Path, tmp_path: Path) -> None:
+    """An interruption leaves a model; the end of the run replaces it, or it goes out of the way."""
+    home = tmp_path / "run"
+    Run(tiny_videos, home, should_stop=stop_after(5))
+    shutil.copytree(home / "model", tmp_path / "interrupted")
+    last = Run(tiny_videos, home).weights
+    # Killed after the last checkpoint and before the weights were written.
+    shutil.rmtree(home / "model")
+    shutil.copytree(tmp_path / "interrupted", home / "model")
+    again = Run(tiny_videos, home)
+    assert torch.equal(again.weights, last) and load_model(home / "model")[1]["epochs"] == 3
+    # A file cannot take a folder's name: the weights cannot be written.
+    (home / "model" / "model.safetensors").unlink()
+    (home / "model" / "model.safetensors" / "full").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="model NOT saved"):
+        assert Run(tiny_videos, home).result.unsaved
+    assert not (home / "model").exists() and (home / "model-older").is_dir()
+
+
+def test_a_state_that_could_not_be_saved_is_no_saved_state(tiny_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.warns(UserWarning, match="checkpoint NOT saved"):
+        run = Run(tiny_videos, tmp_path, should_stop=stop_after(5))
+    assert run.result.stopped and "checkpoints" in run.result.unsaved
+    with pytest.warns(UserWarning, match="checkpoint NOT saved"):
+        done = Run(tiny_videos, tmp_path)
+    assert not done.result.stopped and done.result.unsaved == ""  # its weights are there
+
+
 def test_what_ends_the_reading_of_clips_costs_no_step(tiny_videos: Path, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     shutil.copytree(tiny_videos, videos)
