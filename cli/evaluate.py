@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from vmae.cli.options import address_options, fitness_shown, runs_dir_option, set_option
-from vmae.cli.training import show_evaluation
+from vmae.cli.training import show_evaluation, show_tested
+from vmae.experiments import stages
+from vmae.experiments.stages.finetune import STAGE
 
 
 @click.command()
@@ -24,6 +26,11 @@ from vmae.cli.training import show_evaluation
 @click.option("--segments", type=int, help="Temporal views of each video.  [default: the run's]")
 @click.option("--crops", type=int, help="Spatial crops of each temporal view.  [default: the run's]")
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
+@click.option(
+    "--task",
+    type=click.Choice(list(stages.TASKS)),
+    help="What the model was trained for.  [default: as its run]",
+)
 @address_options
 @set_option
 @runs_dir_option
@@ -34,18 +41,20 @@ def evaluate(
     segments: int | None,
     crops: int | None,
     as_json: bool,
+    task: str | None,
     address: str | None,
     gpus: float,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
 ) -> None:
-    """Evaluate a classifier: softmax averaged over segments x crops views of each video.
+    """Evaluate a classifier: softmax averaged over segments x crops views of each video; or a detector.
 
     Writes predictions.csv (one line a video, keyed by its full path), confusion.png and metrics.json. A video
     that cannot be read stops it (--set data.bad_eval=count: counts it as wrong). Run the same command again
     to go on where it was killed. With --address the videos are shared by a cluster's nodes.
     """
     from vmae.core.config import override, parse_assignments
+    from vmae.core.errors import InputError
     from vmae.core.progress import progress
     from vmae.experiments import evaluation
     from vmae.experiments.tracking import store_at
@@ -60,7 +69,24 @@ def evaluate(
     for key, value in (("segments", segments), ("crops", crops)):
         if value is not None:
             changes[f"data.{key}"] = value
+    if task is not None:
+        changes["job"] = stages.TASKS[task].name
     config = override(config, {**changes, **parse_assignments(assignments)})
+    if stages.STAGES[config.job].test is not None:
+        if address is not None:
+            got = stages.STAGES[config.job].task
+            raise InputError(f"--address: expected a model of task {STAGE.task}, got one of {got}")
+        tested, folder = evaluation.test_run(
+            config,
+            store,
+            checkpoint,
+            progress=lambda videos: progress("evaluate", videos, unit="video"),
+        )
+        if as_json:
+            click.echo(json.dumps({**tested.numbers, "folder": str(folder)}))
+            return
+        show_tested(tested)
+        return
     with fitness_shown():
         result, folder = evaluation.evaluate_run(
             config,

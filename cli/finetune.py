@@ -1,4 +1,4 @@
-"""`vmae finetune`: train a classifier, from pre-trained or fresh weights."""
+"""`vmae finetune`: train a classifier or another head, from pre-trained or fresh weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,28 @@ from vmae.cli.training import (
     make_demo_data_if_used,
     show_evaluation,
     show_outlook,
+    show_tested,
     show_training,
     training_progress,
 )
 from vmae.cli.training_options import TrainingOptions, training_options
+from vmae.experiments import stages
 from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.distributed import WorkersConfig
+    from vmae.experiments.stages.stage import Stage
     from vmae.experiments.tracking import Store
 
 
 @click.command()
+@click.option(
+    "--task",
+    type=click.Choice(list(stages.TASKS)),
+    help="What is learnt: the class of each video, or (detection) what each person of a key frame does, from "
+    f"AVA's lists.  [default: {STAGE.task}]",
+)
 @click.option(
     "--folds",
     metavar="FILE|K",
@@ -41,7 +51,8 @@ def finetune(options: TrainingOptions) -> None:
 
     With --data and no recipe it trains as `vmae recommend` says. With --init the clip's shape, patch and
     tubelet are those of the weights; with --init RUN and no recipe clips are cut as that run cut them and,
-    without --data, its lists are used. --resume RUN_NAME goes on with an interrupted run.
+    without --data, its lists are used. --resume RUN_NAME goes on with an interrupted run. With --task another
+    head is trained and tested, by its recipe's settings.
     """
     from vmae.core.errors import InputError
     from vmae.core.progress import progress
@@ -51,11 +62,15 @@ def finetune(options: TrainingOptions) -> None:
 
     workers = options.workers()
     store = store_at(options.runs_dir)
+    stage = _stage(options, store)
+    if stage is not STAGE:
+        train_head(stage, options, store, workers)
+        return
     config, ahead, speed = options.resumed(store, STAGE.name), None, None
     if options.seeds is not None and options.folds is None:
         raise InputError("--seeds: expected --folds to go with it, got none")
     if config is None:
-        config, speed = options.config(STAGE.name, "demo_finetune", store, shape_of=_run_of(options, store))
+        config, speed = options.config(STAGE.name, STAGE.recipe, store, shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
         ahead = partial(show_outlook, speed=speed)
     make_demo_data_if_used(config)
@@ -81,6 +96,58 @@ def finetune(options: TrainingOptions) -> None:
         show_evaluation(outcome.evaluation, outcome.folder / "evaluation")
     click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
     click.echo(f"\nnext:\n  vmae predict VIDEO --checkpoint {config.name}{where}")
+
+
+def train_head(stage: Stage, options: TrainingOptions, store: Store, workers: WorkersConfig | None) -> None:
+    """Train and test the head of a task other than classification."""
+    from vmae.core.errors import InputError
+    from vmae.core.progress import progress
+    from vmae.experiments import jobs
+
+    if options.folds is not None or options.seeds is not None:
+        raise InputError(f"--folds: expected --task {STAGE.task}, got {stage.task}")
+    config = options.resumed(store, stage.name)
+    if config is None:
+        # With lists of its own only the clip's shape is the initial run's: its lists are of another kind.
+        shape = _run_of(options, store) if options.train_csv is None else None
+        config, _ = options.config(stage.name, stage.recipe, store, shape_of=shape)
+        config = jobs.named(store, config, options.run_name)
+    make_demo_data_if_used(config)
+    with cache_progress("decode") as cached, training_progress(config) as report:
+        outcome = jobs.task_run(
+            config,
+            store,
+            report=report,
+            cache_progress=cached,
+            test_progress=lambda videos: progress("test", videos, unit="video"),
+            workers=workers,
+            notes=echo_note,
+        )
+    where = in_runs_dir(store)
+    show_training(finetune.name or "", config, outcome.result, where)
+    if outcome.tested is not None:
+        show_tested(outcome.tested)
+    click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
+    click.echo(f"\nnext:\n  vmae evaluate --checkpoint {config.name} --data LIST{where}")
+
+
+def _stage(options: TrainingOptions, store: Store) -> Stage:
+    """The stage that --task names, else that of the run to go on with or of the recipe."""
+    from vmae.experiments import jobs, recipes
+    from vmae.experiments.config import ExperimentConfig
+
+    if options.task is not None:
+        return stages.TASKS[options.task]
+    if options.resume is not None:
+        job = jobs.saved_config(store, options.resume).job
+    elif options.config_file is not None:
+        job = ExperimentConfig.load(options.config_file).job
+    elif options.recipe is not None:
+        job = recipes.get(options.recipe).job
+    else:
+        return STAGE
+    found = stages.STAGES[job]
+    return found if found.task else STAGE
 
 
 def _run_of(options: TrainingOptions, store: Store) -> ExperimentConfig | None:

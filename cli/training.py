@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.recommend import Speed
+    from vmae.experiments.stages.stage import Tested
 
 
 def make_demo_data_if_used(config: ExperimentConfig) -> None:
     """Write the built-in data set where the configuration reads it and it is not there."""
-    from vmae.experiments.recipes.demo import DEMO_DATA
+    from vmae.experiments.recipes.demo import DEMO_BOXES, DEMO_DATA, make_demo_films
 
+    if config.data.train_csv == f"{DEMO_BOXES}/train.csv":
+        if made := make_demo_films():
+            click.echo(f"built-in films: {made} written to {DEMO_BOXES}", err=True)
+        return
     if config.data.train_csv != f"{DEMO_DATA}/train.csv":
         return
     from vmae.core.video.demo_data import make_demo_data
@@ -97,6 +102,13 @@ def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
     if evaluation.unreadable:
         click.echo(f"{evaluation.unreadable} videos could not be read and count as wrong")
     click.echo(f"details: {folder}/predictions.csv, confusion.png")
+
+
+def show_tested(tested: Tested) -> None:
+    """What a test says, and where its files are."""
+    for line in tested.lines:
+        click.echo(line)
+    click.echo(f"details: {tested.files[0].parent}/{', '.join(f.name for f in tested.files)}")
 
 
 @contextmanager

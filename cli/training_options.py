@@ -45,6 +45,7 @@ class TrainingOptions:
     runs_dir: Path | None
     folds: str | None = None
     seeds: int | None = None
+    task: str | None = None
 
     def resumed(self, store: Store, verb: str) -> ExperimentConfig | None:
         """The configuration of the run that --resume names, None without it.
@@ -52,18 +53,20 @@ class TrainingOptions:
         InputError where an option would change it, or where it is no run of this verb.
         """
         from vmae.core.errors import InputError
-        from vmae.experiments import jobs
+        from vmae.experiments import jobs, stages
 
         if self.resume is None:
             return None
-        free = ("resume", "runs_dir", "num_workers", "gpus_per_worker", "cpus_per_worker", "address")
+        free = ("task", "resume", "runs_dir", "num_workers", "gpus_per_worker", "cpus_per_worker", "address")
         for f in fields(self):
             if f.name not in free and getattr(self, f.name) not in (None, False, ()):
                 raise InputError("expected --resume alone: a resumed run keeps its own configuration")
         config = jobs.saved_config(store, self.resume)
         if config.job != verb:
+            other = stages.STAGES[config.job]
+            goes_on = f"finetune --task {other.task}" if other.task else other.name
             raise InputError(
-                f"--resume: expected a {verb} run, got '{self.resume}'; vmae {config.job} --resume goes on"
+                f"--resume: expected a {verb} run, got '{self.resume}'; vmae {goes_on} --resume goes on"
             )
         return config
 
@@ -94,7 +97,7 @@ class TrainingOptions:
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
         given["assignments"] = self.assignments
         start, speed = None, None
-        if self.train_csv is not None and not named:
+        if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:
                 start, speed = self._recommended(verb, shape_of, taken)
             except VmaeError:
@@ -117,7 +120,7 @@ class TrainingOptions:
         )
         if config.job != verb:
             raise InputError(
-                f"expected a recipe for vmae {verb}, got '{config.recipe}', which is for vmae {config.job}"
+                f"expected a recipe for {verb}, got '{config.recipe}', which is for {config.job}"
             )
         return config, speed
 

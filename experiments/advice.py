@@ -100,7 +100,7 @@ def look_ahead(
     )
     lists = list_facts(train, names_beside(Path(data.train_csv)))
     require_classes(config.job, lists.class_counts, lists.classes)
-    mask = None if stages.STAGES[config.job].labels else config.mask
+    mask = config.mask if stages.STAGES[config.job].masked else None
     seconds = None
     if known is None and (device.type == "cuda" or training_flops(config.model, mask) < _TRIED_FLOPS):
         known = _speed(config, train, lists.classes, device, (0,), limit_s=0.4)

@@ -13,6 +13,7 @@ from vmae.core.measure.probe import ProbeConfig
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.train.config import TrainConfig
+from vmae.core.train.detect import DetectConfig
 from vmae.core.train.finetune import FinetuneConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
@@ -27,8 +28,9 @@ class PipelineConfig:
     then: tuple[str, ...] = ("probe",)
     """In this order. probe: as the probe section says; knn: nearest neighbours on the same features;
     finetune: a classifier trained end to end (finetune section, with the optimiser and loop below), then
-    measured over `data.segments x data.crops` views of each held-out video; `module:object`: a stage of your
-    own (`vmae.experiments.stages`)."""
+    measured over `data.segments x data.crops` views of each held-out video; detection: a detector trained end
+    to end on key frames (detect section, the same optimiser and loop); `module:object`: a stage of your own
+    (`vmae.experiments.stages`)."""
     measure_every: int = 0
     """Epochs between measurements of `pretrain/knn_top1` during pre-training; 0: none."""
     finetune_optim: OptimConfig = field(
@@ -76,6 +78,7 @@ class ExperimentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     evaluation_ratio: float = 0.75
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs

@@ -54,7 +54,7 @@ def run_cost(
     With `samples` a few of them are decoded and cut too, where the CPU is timed. Raises InputError for an
     unknown GPU and for a step that this machine's memory cannot hold.
     """
-    mask = None if stages.STAGES[config.job].labels else config.mask
+    mask = config.mask if stages.STAGES[config.job].masked else None
     flops = training_flops(config.model, mask)
     micro = max(1, config.train.batch_size // (config.train.accumulate * gpus)) * config.data.repeats
     memory = training_bytes(config.model, mask, micro, half=gpu is not None)

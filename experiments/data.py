@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.annotations import read_annotations
+from vmae.core.video.ava import read_excluded
 from vmae.core.video.cache import build_cache
 from vmae.core.video.classes import by_name, class_names, names_of
 from vmae.core.video.clips import ClipDataset, Mode
@@ -44,6 +45,8 @@ def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CachePro
     train = read_list(config, config.train_csv)
     val = read_list(config, config.val_csv) if config.val_csv else []
     test = read_list(config, config.test_csv) if config.test_csv else []
+    if config.cache and any(s.time_s is not None for s in (*train, *val, *test)):
+        raise InputError("data.cache: expected false for key frames of films (AVA), got true")
     cache = build_cache(all_samples(config), config, cache_dir, progress=progress)
     if cache is not None:
         bad = [s.path for s in (*val, *test) if s.path in cache.errors]
@@ -81,14 +84,19 @@ def read_list(config: DataConfig, csv: str) -> list[Sample]:
     """
     if not csv:
         raise InputError("data.train_csv: expected a list of training videos (--data FILE), got none")
-    samples = read_annotations(csv, config.data_root or None, format=config.annotation_format)
+    samples = _read(config, csv)
     if not config.train_csv or csv == config.train_csv:
         return samples
     names, onto = names_of(csv, samples), class_names(config.train_csv)
     if not names or not onto or names == onto:
         return samples
-    trained = read_annotations(config.train_csv, config.data_root or None, format=config.annotation_format)
+    trained = _read(config, config.train_csv)
     return by_name(samples, names, onto, csv) if len(onto) >= num_classes(trained) else samples
+
+
+def _read(config: DataConfig, csv: str) -> list[Sample]:
+    excluded = [key for listed in config.excluded for key in read_excluded(listed)]
+    return read_annotations(csv, config.data_root or None, format=config.annotation_format, excluded=excluded)
 
 
 def all_samples(config: DataConfig) -> list[Sample]:

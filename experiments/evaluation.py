@@ -8,17 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmae.core.config import flatten
+from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import Evaluation, VideoPrediction, summarise
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.progress import Progress
 from vmae.core.weights.models import expect_model
-from vmae.experiments import jobs
+from vmae.experiments import jobs, stages
 from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import open_test
+from vmae.experiments.executors import Here
 from vmae.experiments.layout import found_config
+from vmae.experiments.locks import given_up
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.stages.finetune import class_names, measured_on, write_evaluation
+from vmae.experiments.stages.stage import Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import config_of_model, load_model_at, model_source, place_of
 
@@ -99,6 +103,42 @@ def evaluate_run(
         jobs.log_evaluation(tracker, evaluation, files, on)
     video_map.forget(work, dataset.samples, parts)
     return evaluation, home.evaluation
+
+
+def test_run(
+    config: ExperimentConfig,
+    store: Store,
+    source: str,
+    *,
+    progress: Callable[[int], Progress] | None = None,
+) -> tuple[Tested, Path]:
+    """Test the model at `source`, of the task that `config.job` trains, recorded as a run of its own.
+
+    Returns the result and the folder with its files. Raises InputError for a model of another kind.
+    """
+    stage, place = stages.STAGES[config.job], Path(model_source(store, source))
+    assert stage.test is not None
+    if not place.exists():
+        load_model_at(store, source)  # says what is not there
+        raise InputError(f"expected a folder with a model of task {stage.task}, got {source}")
+    stage.ready(config)
+    create_store(store)
+    name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
+    home = store.layout.run(name)
+    context = Here(store.storage()).process.context(Work(config=config, home=home))
+    with given_up(home.path):
+        tested = stage.test(context, place, progress)
+    with Tracker(
+        store,
+        home.path,
+        name=name,
+        key=f"run:{name}",
+        kind="evaluate",
+        params=flatten(config),
+        tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
+    ) as tracker:
+        jobs.log_tested(tracker, tested)
+    return tested, home.evaluation
 
 
 def evaluation_config(store: Store, source: str) -> ExperimentConfig:

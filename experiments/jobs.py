@@ -21,7 +21,6 @@ from vmae.core.progress import Progress
 from vmae.core.train.config import check_capturable
 from vmae.core.train.state import has_whole_state
 from vmae.core.train.task import Report, TrainResult
-from vmae.core.video.samples import require_labels
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
 from vmae.experiments import run
@@ -34,7 +33,7 @@ from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
-from vmae.experiments.stages.stage import Context, Stage, Work
+from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import model_source, with_init
 
@@ -56,6 +55,15 @@ class FinetuneOutcome:
 
     result: TrainResult
     evaluation: Evaluation | None
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOutcome:
+    """A finished (or stopped) training of a head; `tested` is None when stopped or without a list."""
+
+    result: TrainResult
+    tested: Tested | None
     folder: Path
 
 
@@ -170,10 +178,10 @@ def training(
     storage = store.storage()
     executor = Here(storage) if workers is None else OnWorkers(storage, workers)
     data = executor.process.data(config, cache_progress)
+    stage.check_list(config, data.train_plain.samples, config.data.train_csv)
+    if data.val is not None:
+        stage.check_list(config, data.val.samples, config.data.val_csv)
     require_held_out(config.data, config.train.seed, cache_progress)
-    if stage.labels:
-        require_labels(data.train_plain.samples, config.data.train_csv)
-        require_labels(data.val.samples if data.val is not None else [], config.data.val_csv)
     if init is not None:
         executor.process.keep_model(config, init)
     _make_store(store, notes)
@@ -263,13 +271,40 @@ def finetune_run(
     return FinetuneOutcome(result=done.result, evaluation=evaluation, folder=done.home.path)
 
 
+@at_work
+def task_run(
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    report: Report | None = None,
+    cache_progress: CacheProgress | None = None,
+    test_progress: Callable[[int], Progress] | None = None,
+    notes: Callable[[str], None] | None = None,
+    workers: WorkersConfig | None = None,
+) -> TaskOutcome:
+    """Train the head of the configuration's job as `training` does; test the best epoch's model."""
+    given: Any = {"report": report, "cache_progress": cache_progress, "workers": workers, "notes": notes}
+    stage, tested = STAGES[config.job], None
+    with training(stage, config, store, more_tags=_initial, ahead=None, **given) as done:
+        data = done.config.data
+        if stage.test is not None and (data.test_csv or data.val_csv) and not done.result.stopped:
+            tested = stage.test(done.context(), done.model, test_progress)
+            log_tested(done.tracker, tested)
+    return TaskOutcome(result=done.result, tested=tested, folder=done.home.path)
+
+
+def log_tested(tracker: Tracker, tested: Tested) -> None:
+    """Track a test's numbers and files."""
+    tracker.log_metrics({f"{tested.on.prefix}{k}": v for k, v in tested.numbers.items()}, 0)
+    for file in tested.files:
+        tracker.log_artifact(file, "evaluation")
+
+
 def _initial(config: ExperimentConfig) -> dict[str, str]:
     return {tags.INIT: config.init or "fresh weights"}
 
 
-def log_evaluation(
-    tracker: Tracker, evaluation: Evaluation, files: Sequence[Path], on: finetune.Measured
-) -> None:
+def log_evaluation(tracker: Tracker, evaluation: Evaluation, files: Sequence[Path], on: Measured) -> None:
     """Track an evaluation's numbers and files."""
     metrics = finetune.evaluation_metrics(evaluation)
     tracker.log_metrics({f"{on.prefix}{k}": v for k, v in metrics.items()}, 0)

@@ -113,7 +113,7 @@ def recommend(
     config, choice = _length(config, lists, budget_s, measured, held_out)
     choices += [choice, _threads(config, measured)]
     seconds = predicted_s(config, lists.videos, held_out, measured)
-    mask = None if stages.STAGES[job].labels else config.mask
+    mask = config.mask if stages.STAGES[job].masked else None
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
     memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
     return Recommendation(

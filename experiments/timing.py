@@ -94,7 +94,7 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
     with _own_generator():
         shape = config.model
         model: torch.nn.Module
-        if stages.STAGES[config.job].labels:
+        if not stages.STAGES[config.job].masked:
             model = VideoClassifier(VideoClassifierConfig.from_encoder(shape), max(1, num_classes))
             model.encoder.requires_grad_(not config.finetune.freeze_encoder)
         else:
@@ -145,11 +145,13 @@ def time_loading(samples: Sequence[Sample], data: DataConfig, *, videos: int = 3
             start = time.perf_counter()
             info = cached_info(sample.path)
             side = min(data.decoded_short_side, info.height, info.width)
-            frames[sample.path] = read_clip(sample.path, range(info.num_frames), side, info=info)
+            # Of a film (a list of key frames) as much as one clip spans.
+            span = info.num_frames if sample.time_s is None else data.frames * data.sampling_rate
+            frames[sample.path] = read_clip(sample.path, range(min(span, info.num_frames)), side, info=info)
             decode.append(time.perf_counter() - start)
     if not frames:
         raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")
-    known = [replace(s, start=0, num_frames=None) for s in chosen if s.path in frames]
+    known = [replace(s, start=0, num_frames=None, time_s=None) for s in chosen if s.path in frames]
     dataset = ClipDataset(known, data, "train", cache=_Decoded(frames))  # type: ignore[arg-type]
     out = np.empty((dataset.clips_per_video, data.frames, *data.size, 3), np.uint8)
     cut = []

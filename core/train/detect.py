@@ -26,6 +26,7 @@ from vmae.core.video.samples import Sample
 from vmae.core.video.whole import WholeFrames
 
 VALIDATED = ("val/frame_map",)
+"""What an epoch's validation measures that can say which epoch is best (`train.best_by`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,6 @@ class DetectConfig:
     """AVA's `.pbtxt`: the actions' names, and which ids are evaluated; empty: all that the list has."""
     num_classes: int = 80
     """Action ids go from 1 to this."""
-    train_excluded: str = ""
-    """List of time stamps to leave out of the training list (`video_id,timestamp`)."""
-    val_excluded: str = ""
-    """The same for the validation list."""
     proposals: str = ""
     """People that a detector found in the validation list (see `vmae.core.video.coco`); empty: the
     annotated boxes, which makes the mAP an upper bound."""
@@ -104,9 +101,9 @@ def train_detector(
     Raises InputError for lists without boxes, ids that the model has no class for, or augmentation that
     moves pixels out of boxes, and as `pretrain` does.
     """
-    for name, part in (("training", dataset), ("validation", val)):
+    for name, part in (("the training list", dataset), ("the validation list", val)):
         if part is not None:
-            _check_samples(part.samples, model.num_classes, name)
+            check_key_frames(part.samples, model.num_classes, name)
     if dataset.config.rand_augment:
         raise InputError("expected no data.rand_augment in detection: it moves pixels out of their boxes")
     task = Detecting(
@@ -130,7 +127,7 @@ def train_detector(
 class Detecting(Task):
     """The task: what each person of the key frame does."""
 
-    name = "detect"
+    name = "detection"
 
     def __init__(
         self,
@@ -203,15 +200,14 @@ class Detecting(Task):
         return {"val/frame_map": score_detections(found, self._classes).mean_ap}
 
 
-def _check_samples(samples: Sequence[Sample], num_classes: int, name: str) -> None:
+def check_key_frames(samples: Sequence[Sample], num_classes: int, where: str) -> None:
+    """Raise InputError for samples that are no key frames, or have action ids beyond the classes."""
     for sample in samples:
         if sample.time_s is None:
-            raise InputError(
-                f"expected key frames with boxes (AVA) in the {name} list; got {sample.path} without"
-            )
+            raise InputError(f"{where}: expected key frames with boxes (AVA), got {sample.path} without")
         worst = max((a for b in sample.boxes for a in b.actions), default=1)
         if worst > num_classes:
             raise InputError(
-                f"expected action ids 1 to {num_classes} in the {name} list; got {worst} in {sample.path} at "
-                f"{sample.time_s:g} s"
+                f"{where}: expected action ids 1 to {num_classes} (detect.num_classes), got {worst} in "
+                f"{sample.path} at {sample.time_s:g} s"
             )

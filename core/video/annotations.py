@@ -6,6 +6,7 @@
 | `start_total` | `path start total` (`path 0 -1`: the whole video) | V2 pre-training; unlabelled |
 | `total_label` | `frame_dir total label` | V2 fine-tuning on raw frames |
 | `ava` | `video_id,timestamp,x1,y1,x2,y2,action_id,person_id` | AVA 2.x (see `vmae.core.video.ava`) |
+| `coco` | a `.json` file of images and annotations | AVA of the official detection repository (`coco`) |
 
 No header is needed. Separators are spaces, tabs or one comma; the path is everything before the numbers, so
 it may hold spaces and any letters; quotation marks around a path (pandas writes them) are taken off. `start`
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,10 +27,11 @@ from typing import Literal, get_args
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import replacing
 from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
+from vmae.core.video.coco import read_coco
 from vmae.core.video.identity import canonical
 from vmae.core.video.samples import MAX_LABEL, VIDEO_SUFFIXES, Sample, read_lines
 
-AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava"]
+AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava", "coco"]
 FORMATS: tuple[str, ...] = get_args(AnnotationFormat)
 
 
@@ -38,6 +41,7 @@ def read_annotations(
     *,
     format: AnnotationFormat = "auto",
     rooted: bool = True,
+    excluded: Iterable[tuple[str, float]] = (),
 ) -> list[Sample]:
     """Read a list of videos.
 
@@ -46,12 +50,13 @@ def read_annotations(
         data_root: folder that relative paths start from (default: the folder of the list).
         format: `auto` takes two columns as `path label`, and three as `path start total` where the path ends
             like a video or the last number is -1; three columns after a folder could mean two things and
-            must be named. A list whose first line has AVA's eight columns is `ava`.
+            must be named. A list whose first line has AVA's eight columns is `ava`, a `.json` file `coco`.
         rooted: False leaves paths as the list has them (AVA's are always those of the films found).
+        excluded: `(video_id, timestamp)` of key frames to leave out (`vmae.core.video.ava.read_excluded`).
 
     Returns:
         One `Sample` per non-empty line, in the order of the file, paths in their `canonical` form.
-        `ava`: one per key frame (see `vmae.core.video.ava.read_ava`).
+        `ava`, `coco`: one per key frame (see `vmae.core.video.ava.read_ava`).
 
     Raises:
         InputError: no such file, an empty file, or a line that does not fit (with its number).
@@ -61,10 +66,12 @@ def read_annotations(
         raise InputError(
             f"format: expected one of {', '.join(FORMATS)}, got '{format}'{nearest(format, FORMATS)}"
         )
-    lines = read_lines(csv)
     root = Path(data_root) if data_root else csv.parent
+    if format == "coco" or (format == "auto" and csv.suffix.lower() == ".json"):
+        return read_coco(csv, canonical(str(root)), excluded=excluded)
+    lines = read_lines(csv)
     if format == "ava" or (format == "auto" and lines and looks_like_ava(lines[0][1])):
-        return read_ava(csv, canonical(str(root)))
+        return read_ava(csv, canonical(str(root)), excluded=excluded)
     samples: list[Sample] = []
     for where, line in lines:
         if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):

@@ -67,11 +67,11 @@ class Proposals:
         return self.people.get((Path(sample.path).stem, sample.time_s))
 
 
-def read_coco(file: str | Path, root: str | Path) -> list[Sample]:
+def read_coco(file: str | Path, root: str | Path, *, excluded: Iterable[KeyFrame] = ()) -> list[Sample]:
     """One `Sample` per key frame of the annotations that has a person, with its time, boxes and actions.
 
-    `root` is the folder of the films (`MOVIE.mp4`, or a folder `MOVIE` of clips of a second each). Boxes that
-    reach up to a pixel over the edge of the frame are cut there.
+    `root` is the folder of the films (`MOVIE.mp4`, or a folder `MOVIE` of clips of a second each), `excluded`
+    are key frames to leave out. Boxes that reach up to a pixel over the edge of the frame are cut there.
 
     Raises:
         InputError: no such file, no COCO-style JSON, or an annotation that does not fit (with its number).
@@ -91,13 +91,14 @@ def read_coco(file: str | Path, root: str | Path) -> list[Sample]:
         if actions:
             own = people.setdefault(row["image_id"], [])
             own.append(PersonBox(box=box, actions=tuple(dict.fromkeys(actions)), person=len(own)))
-    if not people:
-        raise InputError(f"{file}: expected at least one person with an action, got none")
+    left_out = set(excluded)
+    images = {i: image for i, image in images.items() if i in people and image[:2] not in left_out}
+    if not images:
+        raise InputError(f"{file}: expected at least one person with an action, got none (or excluded)")
     films = find_films(root, {image.movie for image in images.values()})
     return [
         Sample(path=films[image.movie], label=-1, time_s=image.time_s, boxes=tuple(people[i]))
         for i, image in images.items()
-        if i in people
     ]
 
 

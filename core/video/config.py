@@ -26,6 +26,8 @@ class DataConfig:
     data_root: str = ""
     """Folder that relative paths in the lists start from; empty: the list's own folder."""
     annotation_format: AnnotationFormat = "auto"
+    excluded: tuple[str, ...] = ()
+    """Lists of key frames (`video_id,timestamp`) that are left out of all lists (AVA has one for each)."""
     time_origin_s: float = 0.0
     """Second of an AVA list's clock at which the files begin: 0 for whole films, 900 for the usual cuts."""
     reader: Literal["pyav", "decord"] = "pyav"

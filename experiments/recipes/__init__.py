@@ -10,7 +10,7 @@ from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.recipes import demo, small_clips, small_data, videomae_v1, videomae_v2
+from vmae.experiments.recipes import ava, demo, small_clips, small_data, videomae_v1, videomae_v2
 
 ALL: dict[str, Callable[[], ExperimentConfig]] = {
     f.__name__: f
@@ -20,6 +20,7 @@ ALL: dict[str, Callable[[], ExperimentConfig]] = {
         *small_data.RECIPES,
         *videomae_v1.RECIPES,
         *videomae_v2.RECIPES,
+        *ava.RECIPES,
     )
 }
 
@@ -76,7 +77,7 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-_DECIDES_THE_LOSS = ("model.", "mask.", "optim.", "finetune.", "init")
+_DECIDES_THE_LOSS = ("model.", "mask.", "optim.", "finetune.", "detect.", "init")
 _DECIDES_THE_LOSS_TOO = {
     "data": (
         "train_csv", "frames", "sampling", "sampling_rate", "size", "short_side", "augment", "flip",
@@ -84,7 +85,7 @@ _DECIDES_THE_LOSS_TOO = {
     ),
     "train": ("epochs", "batch_size"),
 }  # fmt: skip
-_DOES_NOT = ("model.checkpoint_activations", "finetune.eval_every")
+_DOES_NOT = ("model.checkpoint_activations", "finetune.eval_every", "detect.eval_every")
 
 
 def differences(config: ExperimentConfig) -> list[str]:

@@ -12,12 +12,20 @@ from dataclasses import asdict
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.named import is_object_name, load_object
-from vmae.experiments.stages import finetune, measure, pretrain, probe
+from vmae.experiments.stages import detection, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import SPEED, Metric, Stage, plain
 from vmae.experiments.tracking import tags
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (pretrain.STAGE, measure.STAGE, probe.PROBE, probe.KNN, finetune.STAGE)
+    stage.name: stage
+    for stage in (
+        pretrain.STAGE,
+        measure.STAGE,
+        probe.PROBE,
+        probe.KNN,
+        finetune.STAGE,
+        detection.STAGE,
+    )
 }
 """In the order in which they can come in a trial."""
 FIRST: tuple[Stage, ...] = (pretrain.STAGE, measure.STAGE)
@@ -26,6 +34,8 @@ THEN: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage no
 """What can follow them, as `pipeline.then` names it; or a stage of a user's own, `module:object`."""
 JOBS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.trains)
 """The stages that are runs of their own, with a configuration made for them (`job`)."""
+TASKS: dict[str, Stage] = {stage.task: stage for stage in STAGES.values() if stage.task}
+"""The stages that train a head on a list of its own kind, as `vmae finetune --task` calls them."""
 METRICS: dict[str, Metric] = {m.name: m for stage in STAGES.values() for m in stage.metrics}
 SCORES: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.score)
 """By what runs are ranked, the first that one has."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, accuracies
+from vmae.experiments.stages.stage import (
+    SHARE,
+    Config,
+    Context,
+    Measured,
+    Metric,
+    Numbers,
+    Stage,
+    accuracies,
+)
 from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
     from vmae.core.model.encoder import VideoModel
     from vmae.core.progress import Progress
     from vmae.core.train.task import TrainResult
+    from vmae.core.video.samples import Sample
 
 HELD_OUT = "on held-out videos"
 TEST = Metric(name="test/top1", title="test accuracy", unit=SHARE, score=True, where=HELD_OUT)
@@ -49,6 +59,13 @@ def check(config: Config) -> None:
     from vmae.core.train.finetune import VALIDATED
 
     metric_of_best(config.train.best_by, VALIDATED)
+
+
+def check_list(config: Config, samples: Sequence[Sample], listed: str) -> None:
+    """Raise InputError where a video has no label."""
+    from vmae.core.video.samples import require_labels
+
+    require_labels(samples, listed)
 
 
 def flops(config: Config) -> float:
@@ -119,27 +136,17 @@ def run(context: Context) -> Numbers:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What an evaluation's numbers are of: the list, and whether an epoch was chosen on it."""
+def measured_on(config: Config, *, best: bool, validated: tuple[str, ...] | None = None) -> Measured:
+    """The list that a run with this configuration is measured on; `best`: its best epoch's weights are.
 
-    listed: str
-    chose: bool
-
-    @property
-    def prefix(self) -> str:
-        """How its metrics are called: `test/` is for lists that chose nothing."""
-        return "val/final_" if self.chose else "test/"
-
-
-def measured_on(config: Config, *, best: bool) -> Measured:
-    """The list that a run with this configuration is measured on; `best`: its best epoch's weights are."""
+    `validated`: by which metrics an epoch can be chosen (default: a classifier's).
+    """
     from vmae.core.train.config import metric_of_best
     from vmae.core.train.finetune import VALIDATED
 
-    data = config.data
+    data, known = config.data, VALIDATED if validated is None else validated
     listed = data.test_csv or data.val_csv
-    chosen = best and metric_of_best(config.train.best_by, VALIDATED) in VALIDATED
+    chosen = best and metric_of_best(config.train.best_by, known) in known
     same = bool(data.val_csv) and os.path.realpath(listed) == os.path.realpath(data.val_csv)
     return Measured(listed=listed, chose=chosen and same)
 
@@ -228,8 +235,12 @@ STAGE = Stage(
     settings=settings,
     check=check,
     flops=flops,
+    task="classification",
+    recipe="demo_finetune",
+    advised=True,
     labels=True,
-    unused=("mask.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
+    check_list=check_list,
+    unused=("mask.", "detect.", "pipeline.", "probe.", "model.decoder_", "model.drop_path"),
     model_tag=tags.CLASSIFIER,
     best_counts=True,
     baseline="fine-tuned from scratch",

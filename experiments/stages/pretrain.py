@@ -174,7 +174,10 @@ STAGE = Stage(
     check=check,
     ready=ready,
     flops=flops,
-    unused=("finetune.", "pipeline.then", "pipeline.finetune_"),
+    recipe="demo_pretrain",
+    advised=True,
+    masked=True,
+    unused=("finetune.", "detect.", "pipeline.then", "pipeline.finetune_"),
     model_tag=tags.CHECKPOINT,
     kept_as="pretrained",
 )

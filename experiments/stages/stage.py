@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from vmae.core.model.encoder import VideoModel
+    from vmae.core.progress import Progress
     from vmae.core.train.task import Report, TrainResult
+    from vmae.core.video.samples import Sample
     from vmae.experiments.data import Data
 
 SHARE, SPEED = "share", "clips/s"
@@ -155,8 +157,41 @@ def _nothing(config: Config) -> None:
     """Any configuration will do."""
 
 
+def _any_list(config: Config, samples: Sequence[Sample], listed: str) -> None:
+    """Any list will do."""
+
+
 def _no_more(result: TrainResult) -> Numbers:
     return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a test's numbers are of: the list, and whether an epoch was chosen on it."""
+
+    listed: str
+    chose: bool
+
+    @property
+    def prefix(self) -> str:
+        """How its metrics are called: `test/` is for lists that chose nothing."""
+        return "val/final_" if self.chose else "test/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What a trained model reaches on the test list."""
+
+    numbers: Numbers
+    """Without a prefix."""
+    files: list[Path]
+    """About it, in the run's folder of the evaluation."""
+    lines: list[str]
+    """To be shown."""
+    on: Measured
+
+
+Testing = Callable[["Context", Path, "Callable[[int], Progress] | None"], Tested]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +223,22 @@ class Stage:
     """Of one that trains: raises InputError for what shows when it begins (functions of a user's own)."""
     flops: Callable[[Config], float] | None = None
     """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
+    task: str = ""
+    """Of one that trains a head: what `vmae finetune --task` calls it."""
+    recipe: str = ""
+    """Of one that trains: the recipe where none is named."""
+    advised: bool = False
+    """Of one that trains: whether `vmae recommend` chooses its settings from the list."""
+    masked: bool = False
+    """Of one that trains: whether its clips are masked."""
     labels: bool = False
     """Of one that trains: whether it learns from the list's labels."""
+    check_list: Callable[[Config, Sequence[Sample], str], None] = _any_list
+    """Of one that trains: raises InputError for samples (of the list with this name) that it cannot learn
+    from or be measured on."""
+    test: Testing | None = None
+    """Of one that trains: what the model in a folder reaches on the test list (the held-out one where there
+    is none). The function is told of how many videos it is to show the progress."""
     unused: tuple[str, ...] = ()
     """Of one that trains: how the fields begin that make no difference to it."""
     model_tag: str = ""

@@ -10,6 +10,7 @@ from vmae.core.config import from_dict, override, to_dict
 from vmae.core.errors import InputError
 from vmae.core.plan import classifier_flops
 from vmae.core.train.optim import lr_schedule
+from vmae.core.weights.zoo import find as find_in_zoo
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 
@@ -160,3 +161,37 @@ def test_another_run_than_the_recorded_one_is_not_compared() -> None:
 def test_recorded_curves_are_of_recipes_and_in_order(name: str) -> None:
     shares = [s for s, _ in recipes.REFERENCE_LOSS[name]]
     assert name in recipes.ALL and shares == sorted(set(shares)) and shares[-1] == 1.0
+
+
+# name -> dim, base lr, layer decay, epochs, whether the weights are the zoo's, published mAP
+AVA = {
+    "ava_small": (384, 1e-3, 0.6, 30, False, "22.5"),
+    "ava_small_labels": (384, 5e-4, 0.6, 30, True, "28.4"),
+    "ava_base": (768, 2.5e-4, 0.75, 30, True, "26.7"),
+    "ava_base_labels": (768, 5e-4, 0.75, 30, True, "31.8"),
+    "ava_large": (1024, 2.5e-4, 0.75, 30, True, "34.3"),
+    "ava_large_labels": (1024, 5e-4, 0.8, 20, True, "37.0"),
+    "ava_huge": (1280, 5e-4, 0.8, 20, False, "36.5"),
+    "ava_huge_labels": (1280, 5e-4, 0.8, 20, True, "39.5"),
+    "ava_k700_large": (1024, 2.5e-4, 0.75, 30, False, "36.1"),
+    "ava_k700_large_labels": (1024, 5e-4, 0.8, 20, False, "39.3"),
+}
+
+
+@pytest.mark.parametrize("name", AVA)
+def test_detection_rows(name: str) -> None:
+    dim, base_lr, decay, epochs, zoo, published = AVA[name]
+    c = recipes.get(name)
+    assert c.job == "detection" and c.model.embed_dim == dim and published in recipes.doc(name)
+    assert (c.optim.base_lr, c.optim.layer_decay, c.train.epochs) == (base_lr, decay, epochs)
+    assert (c.train.batch_size, c.optim.warmup_epochs, c.detect.drop_path) == (128, 5, 0.2)
+    assert (c.data.size, c.data.short_side, c.data.augment, c.data.flip) == (
+        (224, 224),
+        256,
+        "random_crop",
+        True,
+    )
+    assert (c.detect.num_classes, c.detect.min_score, c.detect.roi_aligned) == (80, 0.8, False)
+    assert bool(c.init) == zoo
+    if zoo:
+        assert find_in_zoo(c.init).size == c.init.split("-")[1]

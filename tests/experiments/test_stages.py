@@ -65,10 +65,13 @@ def test_every_metric_has_one_home_and_every_stage_ranks_by_a_score() -> None:
     names = [m.name for stage in stages.STAGES.values() for m in stage.metrics]
     assert len(names) == len(set(names))
     for name in stages.THEN:
-        assert stages.get(name).metric.name == f"{name}/top1"
+        assert stages.get(name).metric.name.startswith(f"{name}/")
         assert stages.get(name).metric.score
         assert stages.get(name).metric.chance in stages.METRICS
-    assert stages.JOBS == ("pretrain", "finetune")
+    assert stages.get("finetune").metric.name == "finetune/top1"
+    assert stages.get("detection").metric.name == "detection/frame_map"
+    assert stages.JOBS == ("pretrain", "finetune", "detection")
+    assert all(stages.TASKS[t].train for t in stages.TASKS)
 
 
 def test_the_best_is_the_lowest_where_lower_is_better_and_nan_never_wins() -> None:
@@ -97,7 +100,8 @@ def test_a_stage_of_ones_own_is_found_by_module_and_object(own_module: str) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("prob", "expected a stage of probe, knn, finetune or one of your own as module:object, got 'prob'"),
+        ("prob", "expected a stage of probe, knn, finetune, detection or one of your own"),
+        ("prob", "as module:object, got 'prob'"),
         ("prob", "did you mean 'probe'"),
         ("pretrain", "expected a stage of probe, knn, finetune"),
         ("no.such.module:STAGE", "expected a module that can be imported, got 'no.such.module'"),
@@ -165,5 +169,5 @@ def test_only_the_stages_know_stages_by_name() -> None:
 
 
 def test_an_unknown_job_is_refused() -> None:
-    with pytest.raises(InputError, match="job: expected one of pretrain, finetune, got 'finetun'"):
+    with pytest.raises(InputError, match="job: expected one of pretrain, finetune, detection, got 'finetun'"):
         ExperimentConfig(job="finetun")
