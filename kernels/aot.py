@@ -60,9 +60,6 @@ class Resources:
         return found
 
 
-_INTEGERS = ("H", "N", "first", "K", "nh", "nw", "V", "M", "R", "total")
-
-
 def compile_case(case: Case) -> Resources:
     """Compile one case to machine code and read the compiler's report."""
     import triton
@@ -76,14 +73,10 @@ def compile_case(case: Case) -> Resources:
     for i, name in enumerate(kernel.arg_names):
         if name in case.constants:
             signature[name], constants[name] = "constexpr", case.constants[name]
-        elif name in case.types:
-            signature[name], attributes[(i,)] = case.types[name], [["tt.divisibility", 16]]
-        elif name.startswith("stride_") or name in _INTEGERS:
-            signature[name] = "i32"
-            if name in case.aligned:
-                attributes[(i,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32"
+            signature[name] = case.types.get(name, "i32")
+            if signature[name].startswith("*") or name in case.aligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": 4} | case.options
     compiled = triton.compile(source, target=GPUTarget("cuda", case.family, 32), options=options)

@@ -76,8 +76,9 @@ class Sweep:
 class Case:
     """One kernel in one configuration for one GPU family, to be compiled ahead of time.
 
-    types: pointer types by argument name (`*bf16`). constants: compile-time arguments and arguments equal to
-    1, which the launcher bakes in. aligned: integer arguments that are multiples of 16 at the named shape.
+    types: by argument name, of pointers (`*bf16`) and floats (`fp32`); any other is an int32. constants:
+    compile-time arguments and arguments equal to 1, which the launcher bakes in. aligned: integer arguments
+    that are multiples of 16 at the named shape.
     """
 
     name: str

@@ -72,6 +72,7 @@ def _case(kernel: str, tile: Tile, n: int, d: int, dtype: torch.dtype, family: i
     t = "*" + _DTYPE[dtype]
     types = dict.fromkeys(("qkv_ptr", "out_ptr", "dout_ptr", "dqkv_ptr"), t)
     types |= {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "len_ptr": "*i64"}
+    types |= {"scale": "fp32", "scale_log2": "fp32"}
     label = f"N={n} D={d} {_DTYPE[dtype]}" + (" lengths" if lengths else "")
     constants: dict[str, Any] = {"D": d, "BLOCK_D": head_block(d), "HAS_LENGTHS": lengths}
     constants["BLOCK_M"] = tile.block_m

@@ -66,7 +66,8 @@ def _case(
         kernel="_patch_loss_kernel",
         types=dict.fromkeys(("pred_ptr", "dpred_ptr"), "*bf16")
         | dict.fromkeys(("weight_ptr", "norm_ptr", "dloss_ptr", "part_ptr"), "*fp32")
-        | {"video_ptr": "*u8", "index_ptr": "*i64"},
+        | {"video_ptr": "*u8", "index_ptr": "*i64"}
+        | dict.fromkeys(("unit", "eps", "norm"), "fp32"),
         constants=constants,
         aligned=aligned,
         options={"num_warps": warps},
