@@ -6,6 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vmae.core.config import flatten
@@ -69,11 +70,16 @@ def find_sweep(store: Store, name: str) -> SweepDir:
 
 
 def run_sweep(
-    plan: Plan, store: Store, observe: Observe | None = None, ahead: Ahead | None = None
+    plan: Plan,
+    store: Store,
+    observe: Observe | None = None,
+    ahead: Ahead | None = None,
+    trials: Callable[..., None] = tune,
 ) -> list[TrialState]:
     """Run every trial that has no result yet; return all trials' states.
 
-    `ahead` is a Ray that is being started already (`ray_ahead`); else it is started here.
+    `ahead` is a Ray that is being started already (`ray_ahead`); else it is started here. `trials` runs the
+    unfinished ones to their results, as `tune` does.
 
     The plan is written to its folder first, so that an interrupted sweep can be resumed by name. The
     parent run in the store is one run however often the sweep is resumed.
@@ -85,7 +91,7 @@ def run_sweep(
     sweep, storage = store.layout.sweep(plan.name), store.storage()
     try:
         with held(sweep.working, f"sweep '{plan.name}'"), _sign_of_life(sweep, storage):
-            return _run_sweep(plan, sweep, store, storage, observe, ahead)
+            return _run_sweep(plan, sweep, store, storage, observe, partial(trials, ahead=ahead))
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -118,7 +124,7 @@ def _run_sweep(
     store: Store,
     storage: Storage,
     observe: Observe | None,
-    ahead: Ahead | None,
+    trials: Callable[..., None],
 ) -> list[TrialState]:
     plan.save(sweep)
     # What an attempt on another machine could not send.
@@ -143,7 +149,7 @@ def _run_sweep(
         unfinished = [s.trial.id for s in trial_states(plan, sweep) if s.status != DONE]
         if unfinished or len(plan.trials) < plan.expected_trials:
             with _watching(sweep, storage, observe):
-                tune(plan, sweep, store, unfinished, storage=storage, ahead=ahead)
+                trials(plan, sweep, store, unfinished, storage=storage)
             plan = Plan.load(sweep)
         states = trial_states(plan, sweep)
         _conclude(plan, sweep, states, storage, tracker)

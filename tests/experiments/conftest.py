@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ONE_BY_ONE = Path(__file__).parent / "one_by_one.py"
 TINY = {
     "model.height": "32",
     "model.width": "32",
@@ -125,29 +126,8 @@ def undisturbed_numbers(
 ) -> dict[str, dict[str, float]]:
     """What the trials of `sweeps.command` give when nothing happens: run one after the other, without Ray."""
     runs = tmp_path_factory.mktemp("quiet") / "runs"
-    code = (
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from vmae.cli.sweep import sweep\n"
-        "from vmae.cli.sweep_options import SweepOptions\n"
-        "from vmae.experiments.sweeps.driver import open_store\n"
-        "from vmae.experiments.sweeps.ready import prepare\n"
-        "from vmae.experiments.sweeps.trial import run_trial\n"
-        "from vmae.experiments.tracking import Tracker\n"
-        "given = sweep.make_context('sweep', sys.argv[2:]).params\n"
-        "name = given.pop('name')\n"
-        "options = SweepOptions(**given)\n"
-        "store = open_store(options.runs_dir)\n"
-        "plan = options.plan(store, name)\n"
-        "folder = store.layout.sweep(plan.name)\n"
-        "prepare(plan, store)\n"
-        "plan.save(folder)\n"
-        "with Tracker(store, folder.path, name=plan.name, key=plan.key, kind='sweep'): pass\n"
-        "for trial in plan.trials: run_trial(folder, trial.id, store)\n"
-    )
-    command = sweeps.command(runs)
     done = subprocess.run(
-        [command[0], "-c", code, *command[3:]],
+        [sys.executable, str(ONE_BY_ONE), *sweeps.command(runs)[3:]],
         env=sweeps.environment(),
         cwd=runs.parent,
         capture_output=True,

@@ -2,104 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from vmae.experiments.layout import SweepDir
 from vmae.experiments.runs import Filter, children, history, list_runs, list_sweeps, pictures
-from vmae.experiments.sweeps.spec import Plan
-from vmae.experiments.sweeps.status import DONE, groups, trial_states, winner
 from vmae.experiments.tracking import store_at
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "model.height=32",
-    "model.width=32",
-    "model.embed_dim=32",
-    "model.depth=2",
-    "model.num_heads=2",
-    "model.decoder_embed_dim=32",
-    "model.decoder_depth=1",
-    "data.size=32,32",
-    "data.short_side=32",
-    "data.sampling_rate=2",
-    "train.batch_size=8",
-    "train.picture_every=2",
-    "probe.epochs=10",
-    "probe.folds=2",
-]
+
+def _command(sweeps: Any, runs: Path, epochs: int) -> list[str]:
+    """Two settings and the baseline, with a picture every other epoch."""
+    line: list[str] = sweeps.command(
+        runs, "--values", "0.5,0.75", "--set", "train.picture_every=2", epochs=epochs
+    )
+    return line
 
 
-def _command(data: Path, runs: Path, *, epochs: int, extra: tuple[str, ...] = ()) -> list[str]:
-    command = [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--values", "0.5,0.75"]
-    command += ["--data", str(data / "train.csv"), "--runs-dir", str(runs), "--epochs", str(epochs)]
-    for assignment in TINY:
-        command += ["--set", assignment]
-    return [*command, *extra]
-
-
-def _environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("VMAE_RUNS", "MLFLOW_TRACKING_URI")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def _run(sweeps: Any, command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=cwd, env=sweeps.environment(), capture_output=True, text=True, timeout=240, check=False
     )
 
 
-def _numbers(runs: Path) -> dict[str, dict[str, float]]:
-    """Each trial's metrics that must not depend on how often it was interrupted."""
-    found = {}
-    for path in sorted(runs.glob("sweeps/*/trials/*/result.json")):
-        metrics = json.loads(path.read_text())["metrics"]
-        found[path.parent.name] = {
-            k: v for k, v in metrics.items() if not k.startswith("perf/") and "clips_per_s" not in k
-        }
-    return found
-
-
 @pytest.fixture(scope="module")
-def undisturbed(mini_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(sweeps: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A two-trial sweep (and its baseline) that nobody disturbed: its run directory and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = _run(_command(mini_data, folder / "runs", epochs=6), folder)
+    done = _run(sweeps, _command(sweeps, folder / "runs", epochs=6), folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs", done.stdout + done.stderr
 
 
-def test_a_sweep_ends_with_table_winner_figure_and_next_commands(undisturbed: tuple[Path, str]) -> None:
+def test_a_sweep_ends_with_table_winner_figure_and_next_commands(
+    sweeps: Any, undisturbed: tuple[Path, str]
+) -> None:
     runs, output = undisturbed
+    home = runs / "sweeps" / "masking_ratio-1"
     for text in ("pre-training loss", "error at 0.75", "probe accuracy", "clips/s", "minutes"):
         assert text in output
+    top1 = {name: metrics["probe/top1"] for name, metrics in sweeps.numbers(runs).items()}
+    assert sorted(top1) == ["random-weights_s0", "ratio0.5_s0", "ratio0.75_s0"]
+    labels = {"random-weights_s0": "random weights", "ratio0.5_s0": "0.5", "ratio0.75_s0": "0.75"}
+    for name, value in top1.items():
+        (row,) = [line for line in output.splitlines() if line.strip().startswith(labels[name] + " ")]
+        assert f"{value:.1%}" in row, name
+    best = max((n for n in top1 if n.startswith("ratio")), key=lambda n: top1[n])  # the first of equals
+    said = output[output.index("best: ") :]
     for text in (
-        "best: mask.ratio = ",
-        "x chance (8.3%)",
+        f"best: mask.ratio = {labels[best]}",
+        f"{top1[best] * 12:.1f}x chance (8.3%)",
         "random weights",
         "vmae runs list",
         "vmae dashboard",
     ):
-        assert text in output
-    figure = runs / "sweeps" / "masking_ratio-1" / "masking_ratio.png"
-    assert figure.read_bytes().startswith(b"\x89PNG")
-    plan = Plan.load(SweepDir(figure.parent))
-    states = trial_states(plan, SweepDir(figure.parent))
-    assert [s.status for s in states] == [DONE] * 3
-    best = winner(groups(states), plan.metric)
-    assert best is not None
-    assert not best.baseline
+        assert text in said
+    assert "masking_ratio.png" in said
+    assert (home / "masking_ratio.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -> None:
+def test_every_trial_is_one_run_under_the_sweep(sweeps: Any, undisturbed: tuple[Path, str]) -> None:
     store = store_at(undisturbed[0])
     (sweep,) = list_sweeps(store)
     trials = children(store, sweep)
@@ -107,9 +75,14 @@ def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -
     assert all(t.status == "FINISHED" for t in [sweep, *trials])
     trial = next(t for t in trials if t.name == "ratio0.75_s0")
     assert trial.params["mask.ratio"] == "0.75"
+    assert {k: trial.metrics[k] for k in sweeps.numbers(undisturbed[0])[trial.name]} == pytest.approx(
+        sweeps.numbers(undisturbed[0])[trial.name]
+    )
     steps = [s for s, _ in history(store, trial.run_id, "pretrain/step_loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == 36  # 6 epochs of 48 clips in batches of 8
+    losses = [v for _, v in history(store, trial.run_id, "pretrain/loss")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
     assert [s for s, _ in pictures(trial)] == [2, 4, 6]
     assert trial.checkpoint is not None
     assert trial.checkpoint.exists()
@@ -117,45 +90,23 @@ def test_every_trial_is_one_run_under_the_sweep(undisturbed: tuple[Path, str]) -
     assert 0 < trial.metrics["perf/tracking_share"] < 0.5
 
 
-def _wait_for(condition: object, seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def _start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _midway(runs: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until a pre-training trial has a checkpoint but no trial of that kind has its result."""
-    _wait_for(
-        lambda: (
-            list(runs.glob("sweeps/*/trials/ratio*/pretrain/checkpoints/*")) or process.poll() is not None
-        ),
-        120,
+def _midway(sweeps: Any, runs: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a pre-training trial has a checkpoint."""
+    sweeps.wait(
+        lambda: list(runs.glob("sweeps/*/trials/ratio*/pretrain/checkpoints/*")),
+        process,
         "a trial's first checkpoint",
     )
-    assert process.poll() is None, process.stdout.read() if process.stdout else ""
 
 
 def test_killed_and_resumed_gives_the_undisturbed_table(
-    undisturbed: tuple[Path, str], mini_data: Path, tmp_path: Path
+    sweeps: Any, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    process = _start(_command(mini_data, runs, epochs=6), tmp_path)
+    process = sweeps.start(_command(sweeps, runs, epochs=6), tmp_path)
     family = []
     try:
-        _midway(runs, process)
+        _midway(sweeps, runs, process)
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
@@ -164,13 +115,14 @@ def test_killed_and_resumed_gives_the_undisturbed_table(
         for child in family:
             if child.is_running():
                 child.kill()
-    assert len(_numbers(runs)) < 3
+    assert len(sweeps.numbers(runs)) < 3
     resumed = _run(
+        sweeps,
         [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--resume", "--runs-dir", str(runs)],
         tmp_path,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert _numbers(runs) == _numbers(undisturbed[0])
+    assert sweeps.numbers(runs) == sweeps.numbers(undisturbed[0])
     store = store_at(runs)
     assert len(list_runs(store)) == 4
     for run in list_runs(store, where=[Filter(column="kind", op="=", value="trial")]):
@@ -178,11 +130,11 @@ def test_killed_and_resumed_gives_the_undisturbed_table(
         assert steps == sorted(set(steps)), f"{run.name} counted a step twice"
 
 
-def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(mini_data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(sweeps: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    process = _start(_command(mini_data, runs, epochs=500), tmp_path)
+    process = sweeps.start(_command(sweeps, runs, epochs=500), tmp_path)
     try:
-        _midway(runs, process)
+        _midway(sweeps, runs, process)
         family = psutil.Process(process.pid).children(recursive=True)
         asked = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
