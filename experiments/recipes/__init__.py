@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Callable
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, nearest
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recipes import ava, demo, small_clips, small_data, videomae_v1, videomae_v2
+from vmae.experiments.recipes.recipe import recipe
 
-ALL: dict[str, Callable[[], ExperimentConfig]] = {
-    f.__name__: f
-    for f in (
-        *demo.RECIPES,
-        *small_clips.RECIPES,
-        *small_data.RECIPES,
-        *videomae_v1.RECIPES,
-        *videomae_v2.RECIPES,
-        *ava.RECIPES,
-    )
+ALL: dict[str, recipe] = {
+    found.name: found
+    for module in (demo, small_clips, small_data, videomae_v1, videomae_v2, ava)
+    for found in vars(module).values()
+    if isinstance(found, recipe) and found.__module__ == module.__name__
 }
 
 REFERENCE_LOSS: dict[str, tuple[tuple[float, float], ...]] = {

@@ -17,11 +17,12 @@ from vmae.core.train.detect import DetectConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.recipes.recipe import recipe
 from vmae.experiments.stages import detection
 
 
 def detecting(
-    name: str, size: str, *, base_lr: float, layer_decay: float = 0.75, epochs: int = 30, init: str = ""
+    size: str, *, base_lr: float, layer_decay: float = 0.75, epochs: int = 30, init: str = ""
 ) -> ExperimentConfig:
     """What all scripts share.
 
@@ -30,8 +31,6 @@ def detecting(
     """
     model = VideoMAEConfig.from_size(size, checkpoint_activations=size in ("large", "huge"))
     return ExperimentConfig(
-        name=name,
-        recipe=name,
         job=detection.STAGE.name,
         init=init,
         model=model,
@@ -60,106 +59,91 @@ def detecting(
     )
 
 
+@recipe
 def ava_small() -> ExperimentConfig:
     """ViT-S pre-trained on Kinetics-400 alone: 22.5. Name the weights with --init.
 
     Cost: 339 GFLOP a clip, 10.2 TFLOP a video over the run.
     """
-    return detecting("ava_small", "small", base_lr=1e-3, layer_decay=0.6)
+    return detecting("small", base_lr=1e-3, layer_decay=0.6)
 
 
+@recipe
 def ava_small_labels() -> ExperimentConfig:
     """ViT-S fine-tuned on Kinetics-400's labels: 28.4. `init` is the zoo's.
 
     Cost: 339 GFLOP a clip, 10.2 TFLOP a video over the run.
     """
-    return detecting(
-        "ava_small_labels", "small", base_lr=5e-4, layer_decay=0.6, init="hf-small-finetuned-kinetics"
-    )
+    return detecting("small", base_lr=5e-4, layer_decay=0.6, init="hf-small-finetuned-kinetics")
 
 
+@recipe
 def ava_base() -> ExperimentConfig:
     """ViT-B pre-trained on Kinetics-400 alone: 26.7. `init` is the zoo's.
 
     Cost: 1,078 GFLOP a clip, 32.4 TFLOP a video over the run.
     """
-    return detecting("ava_base", "base", base_lr=2.5e-4, init="hf-base")
+    return detecting("base", base_lr=2.5e-4, init="hf-base")
 
 
+@recipe
 def ava_base_labels() -> ExperimentConfig:
     """ViT-B fine-tuned on Kinetics-400's labels: 31.8. `init` is the zoo's.
 
     Cost: 1,078 GFLOP a clip, 32.4 TFLOP a video over the run.
     """
-    return detecting("ava_base_labels", "base", base_lr=5e-4, init="hf-base-finetuned-kinetics")
+    return detecting("base", base_lr=5e-4, init="hf-base-finetuned-kinetics")
 
 
+@recipe
 def ava_large() -> ExperimentConfig:
     """ViT-L pre-trained on Kinetics-400 alone: 34.3. `init` is the zoo's.
 
     Cost: 3,576 GFLOP a clip, 107 TFLOP a video over the run.
     """
-    return detecting("ava_large", "large", base_lr=2.5e-4, init="hf-large")
+    return detecting("large", base_lr=2.5e-4, init="hf-large")
 
 
+@recipe
 def ava_large_labels() -> ExperimentConfig:
     """ViT-L fine-tuned on Kinetics-400's labels: 37.0. `init` is the zoo's.
 
     Cost: 3,576 GFLOP a clip, 71.5 TFLOP a video over the run.
     """
-    return detecting(
-        "ava_large_labels",
-        "large",
-        base_lr=5e-4,
-        layer_decay=0.8,
-        epochs=20,
-        init="hf-large-finetuned-kinetics",
-    )
+    return detecting("large", base_lr=5e-4, layer_decay=0.8, epochs=20, init="hf-large-finetuned-kinetics")
 
 
+@recipe
 def ava_huge() -> ExperimentConfig:
     """ViT-H pre-trained on Kinetics-400 alone: 36.5. Name the weights with --init.
 
     Cost: 7,140 GFLOP a clip, 143 TFLOP a video over the run.
     """
-    return detecting("ava_huge", "huge", base_lr=5e-4, layer_decay=0.8, epochs=20)
+    return detecting("huge", base_lr=5e-4, layer_decay=0.8, epochs=20)
 
 
+@recipe
 def ava_huge_labels() -> ExperimentConfig:
     """ViT-H fine-tuned on Kinetics-400's labels: 39.5. `init` is the zoo's.
 
     Cost: 7,140 GFLOP a clip, 143 TFLOP a video over the run.
     """
-    return detecting(
-        "ava_huge_labels", "huge", base_lr=5e-4, layer_decay=0.8, epochs=20, init="hf-huge-finetuned-kinetics"
-    )
+    return detecting("huge", base_lr=5e-4, layer_decay=0.8, epochs=20, init="hf-huge-finetuned-kinetics")
 
 
+@recipe
 def ava_k700_large() -> ExperimentConfig:
     """ViT-L pre-trained on Kinetics-700 alone: 36.1. Name the weights with --init.
 
     Cost: 3,576 GFLOP a clip, 107 TFLOP a video over the run.
     """
-    return detecting("ava_k700_large", "large", base_lr=2.5e-4)
+    return detecting("large", base_lr=2.5e-4)
 
 
+@recipe
 def ava_k700_large_labels() -> ExperimentConfig:
     """ViT-L fine-tuned on Kinetics-700's labels: 39.3. Name the weights with --init.
 
     Cost: 3,576 GFLOP a clip, 71.5 TFLOP a video over the run.
     """
-    return detecting("ava_k700_large_labels", "large", base_lr=5e-4, layer_decay=0.8, epochs=20)
-
-
-RECIPES = (
-    ava_small,
-    ava_small_labels,
-    ava_base,
-    ava_base_labels,
-    ava_large,
-    ava_large_labels,
-    ava_huge,
-    ava_huge_labels,
-    ava_k700_large,
-    ava_k700_large_labels,
-)
+    return detecting("large", base_lr=5e-4, layer_decay=0.8, epochs=20)

@@ -16,6 +16,7 @@ from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.core.video.demo_boxes import ACTIONS, DemoBoxesConfig, make_demo_boxes
 from vmae.experiments.config import ExperimentConfig, PipelineConfig
+from vmae.experiments.recipes.recipe import recipe
 from vmae.experiments.stages import detection, finetune
 from vmae.experiments.timing import usable_cores
 
@@ -25,6 +26,23 @@ FILMS = DemoBoxesConfig(train_films=100, val_films=30, size=64)
 """What `DEMO_BOXES` holds."""
 
 
+def tiny_model() -> VideoMAEConfig:
+    """For two CPU cores: 48 x 48 pixels."""
+    return VideoMAEConfig.from_size(
+        "tiny",
+        height=48,
+        width=48,
+        tubelet_size=4,
+        depth=3,
+        decoder_embed_dim=128,
+        decoder_depth=1,
+        decoder_num_heads=4,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+@recipe
 def demo_pretrain() -> ExperimentConfig:
     """Pre-train a tiny model on the built-in data set (`vmae data demo`), then probe it.
 
@@ -35,20 +53,7 @@ def demo_pretrain() -> ExperimentConfig:
     Cost: 0.199 GFLOP a clip, 0.00517 TFLOP a video over the run.
     """
     return ExperimentConfig(
-        name="demo_pretrain",
-        recipe="demo_pretrain",
-        model=VideoMAEConfig.from_size(
-            "tiny",
-            height=48,
-            width=48,
-            tubelet_size=4,
-            depth=3,
-            decoder_embed_dim=128,
-            decoder_depth=1,
-            decoder_num_heads=4,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
-        ),
+        model=tiny_model(),
         mask=MaskConfig(type="tube", ratio=0.75),
         data=DataConfig(
             train_csv=f"{DEMO_DATA}/train.csv",
@@ -72,6 +77,7 @@ def demo_pretrain() -> ExperimentConfig:
     )
 
 
+@recipe
 def demo_finetune() -> ExperimentConfig:
     """Fine-tune the tiny model of demo_pretrain on the built-in data set.
 
@@ -83,8 +89,6 @@ def demo_finetune() -> ExperimentConfig:
     base = demo_pretrain()
     return replace(
         base,
-        name="demo_finetune",
-        recipe="demo_finetune",
         job=finetune.STAGE.name,
         data=replace(base.data, segments=2, crops=1),
         optim=OptimConfig(
@@ -103,6 +107,7 @@ def demo_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def demo_detection() -> ExperimentConfig:
     """A small detector on the built-in films (a miniature AVA), from fresh weights or those of --init.
 
@@ -113,8 +118,6 @@ def demo_detection() -> ExperimentConfig:
     base = demo_finetune()
     return replace(
         base,
-        name="demo_detection",
-        recipe="demo_detection",
         job=detection.STAGE.name,
         model=replace(base.model, height=64, width=64),
         data=DataConfig(
@@ -141,6 +144,3 @@ def make_demo_films() -> int:
     before = len(list(films.glob("*.mp4")))
     make_demo_boxes(DEMO_BOXES, FILMS, workers=usable_cores())
     return len(list(films.glob("*.mp4"))) - before
-
-
-RECIPES = (demo_pretrain, demo_finetune, demo_detection)

@@ -17,9 +17,12 @@ from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.recipes.demo import tiny_model
+from vmae.experiments.recipes.recipe import recipe
 from vmae.experiments.stages import finetune
 
 
+@recipe
 def small_clips_finetune() -> ExperimentConfig:
     """Train a tiny classifier on 200 to 2,000 short clips from fresh weights (or --init), on two CPU cores.
 
@@ -31,11 +34,9 @@ def small_clips_finetune() -> ExperimentConfig:
     Cost: 0.162 GFLOP a clip, 0.0162 TFLOP a video over the run.
     """
     return ExperimentConfig(
-        name="small_clips_finetune",
-        recipe="small_clips_finetune",
         job=finetune.STAGE.name,
         # One time slot: motion is inside the tokens, of which there are half as many.
-        model=replace(_tiny(), tubelet_size=8, background="subtract"),
+        model=replace(tiny_model(), tubelet_size=8, background="subtract"),
         data=_data(),
         optim=OptimConfig(
             base_lr=1.6e-2,  # 1e-3 for batches of 16
@@ -52,6 +53,7 @@ def small_clips_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def small_clips_pretrain() -> ExperimentConfig:
     """Pre-train the same tiny model on 200 to 20,000 short clips on two CPU cores, for small_clips_finetune.
 
@@ -59,9 +61,7 @@ def small_clips_pretrain() -> ExperimentConfig:
     Cost: 0.199 GFLOP a clip, 0.0398 TFLOP a video over the run.
     """
     return ExperimentConfig(
-        name="small_clips_pretrain",
-        recipe="small_clips_pretrain",
-        model=_tiny(),
+        model=tiny_model(),
         mask=MaskConfig(type="tube", ratio=0.75),
         data=_data(),
         optim=OptimConfig(base_lr=2.4e-2, min_lr=0.0, warmup_epochs=10, clip_grad=1.0),
@@ -70,6 +70,7 @@ def small_clips_pretrain() -> ExperimentConfig:
     )
 
 
+@recipe
 def small_clips_gpu_finetune() -> ExperimentConfig:
     """Train ViT-S on 200 to 20,000 short clips from fresh weights (or --init), on one GPU. Not measured yet.
 
@@ -81,8 +82,6 @@ def small_clips_gpu_finetune() -> ExperimentConfig:
     base = small_clips_finetune()
     return replace(
         base,
-        name="small_clips_gpu_finetune",
-        recipe="small_clips_gpu_finetune",
         model=_small(),
         data=replace(base.data, frames=16, size=(112, 112), short_side=128, workers=8),
         optim=replace(base.optim, base_lr=2e-3),
@@ -90,6 +89,7 @@ def small_clips_gpu_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def small_clips_gpu_pretrain() -> ExperimentConfig:
     """Pre-train ViT-S on 200 to 20,000 short clips, on one GPU. Not measured yet, as its fine-tuning.
 
@@ -99,28 +99,11 @@ def small_clips_gpu_pretrain() -> ExperimentConfig:
     base = small_clips_pretrain()
     return replace(
         base,
-        name="small_clips_gpu_pretrain",
-        recipe="small_clips_gpu_pretrain",
         model=_small(),
         mask=MaskConfig(type="tube", ratio=0.75),
         data=replace(base.data, frames=16, size=(112, 112), short_side=128, workers=8),
         optim=replace(base.optim, base_lr=6e-4, warmup_epochs=40),
         train=replace(base.train, epochs=800, batch_size=64),
-    )
-
-
-def _tiny() -> VideoMAEConfig:
-    return VideoMAEConfig.from_size(
-        "tiny",
-        height=48,
-        width=48,
-        tubelet_size=4,
-        depth=3,
-        decoder_embed_dim=128,
-        decoder_depth=1,
-        decoder_num_heads=4,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
     )
 
 
@@ -140,11 +123,3 @@ def _data() -> DataConfig:
         cache=True,
         workers=0,
     )
-
-
-RECIPES = (
-    small_clips_finetune,
-    small_clips_pretrain,
-    small_clips_gpu_finetune,
-    small_clips_gpu_pretrain,
-)

@@ -12,9 +12,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.recipes.recipe import recipe
 from vmae.experiments.recipes.videomae_v1 import pretraining, ucf101_base_finetune
 
 
+@recipe
 def small_data_10k_pretrain() -> ExperimentConfig:
     """ViT-B on about 10k clips of your own from fresh weights: the UCF101 row (mask 0.75, 3200 epochs).
 
@@ -22,10 +24,11 @@ def small_data_10k_pretrain() -> ExperimentConfig:
     each video once, so that epochs after the first cost no decoding.
     Cost: 335 GFLOP a clip, 1,073 TFLOP a video over the run.
     """
-    config = pretraining("small_data_10k_pretrain", "base", epochs=3200, batch=192, ratio=0.75, base_lr=3e-4)
+    config = pretraining("base", epochs=3200, batch=192, ratio=0.75, base_lr=3e-4)
     return replace(config, data=replace(config.data, cache=True))
 
 
+@recipe
 def small_data_1k_pretrain() -> ExperimentConfig:
     """ViT-S on about 1k clips of your own from fresh weights, 4800 epochs, batch 64.
 
@@ -33,22 +36,22 @@ def small_data_1k_pretrain() -> ExperimentConfig:
     so that an epoch still has some 15 steps. Expect `small_data_transfer` to be better.
     Cost: 101 GFLOP a clip, 484 TFLOP a video over the run.
     """
-    config = pretraining(
-        "small_data_1k_pretrain", "small", epochs=4800, batch=64, ratio=0.75, base_lr=3e-4, sampling_rate=2
-    )
+    config = pretraining("small", epochs=4800, batch=64, ratio=0.75, base_lr=3e-4, sampling_rate=2)
     return replace(config, data=replace(config.data, cache=True))
 
 
+@recipe
 def small_data_adapt() -> ExperimentConfig:
     """Continue Kinetics-400 pre-training on your clips for 400 epochs, mask 0.9, then small_data_transfer.
 
     For videos that look unlike Kinetics (medical, driving, screen, infrared). `init` is ViT-B of the zoo.
     Cost: 202 GFLOP a clip, 80.9 TFLOP a video over the run.
     """
-    config = pretraining("small_data_adapt", "base", epochs=400, batch=192, base_lr=1.5e-4)
+    config = pretraining("base", epochs=400, batch=192, base_lr=1.5e-4)
     return replace(config, init="hf-base", data=replace(config.data, cache=True))
 
 
+@recipe
 def small_data_transfer() -> ExperimentConfig:
     """Fine-tune Kinetics-400 weights (ViT-B of the zoo) on your clips: the UCF101 row, 50 epochs.
 
@@ -59,13 +62,12 @@ def small_data_transfer() -> ExperimentConfig:
     row = small_data_finetune()
     return replace(
         row,
-        name="small_data_transfer",
-        recipe="small_data_transfer",
         init="hf-base",
         train=replace(row.train, epochs=50),
     )
 
 
+@recipe
 def small_data_finetune() -> ExperimentConfig:
     """Fine-tune your own pre-training (--init RUN) on your clips: the UCF101 row, 100 epochs, no flip.
 
@@ -74,16 +76,5 @@ def small_data_finetune() -> ExperimentConfig:
     row = ucf101_base_finetune()
     return replace(
         row,
-        name="small_data_finetune",
-        recipe="small_data_finetune",
         data=replace(row.data, flip=False),
     )
-
-
-RECIPES = (
-    small_data_10k_pretrain,
-    small_data_1k_pretrain,
-    small_data_adapt,
-    small_data_transfer,
-    small_data_finetune,
-)

@@ -18,11 +18,11 @@ from vmae.core.train.mixing import MixConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.recipes.recipe import recipe
 from vmae.experiments.stages import finetune
 
 
 def pretraining(
-    name: str,
     size: str,
     *,
     epochs: int,
@@ -37,8 +37,6 @@ def pretraining(
     multi-scale crop, no flip.
     """
     return ExperimentConfig(
-        name=name,
-        recipe=name,
         model=VideoMAEConfig.from_size(size),
         mask=MaskConfig(type="tube", ratio=ratio),
         data=DataConfig(
@@ -53,7 +51,6 @@ def pretraining(
 
 
 def finetuning(
-    name: str,
     size: str,
     *,
     epochs: int,
@@ -78,8 +75,6 @@ def finetuning(
     segments x crops of the test.
     """
     return ExperimentConfig(
-        name=name,
-        recipe=name,
         job=finetune.STAGE.name,
         model=VideoMAEConfig.from_size(size, frames=frames, height=pixels, width=pixels, **model),
         data=DataConfig(
@@ -110,15 +105,17 @@ def finetuning(
     )
 
 
+@recipe
 def k400_small_pretrain() -> ExperimentConfig:
     """ViT-S on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_small_finetune) it reaches 79.0 / 93.8. The loss is about 0.6 late in the run.
     Cost: 64.0 GFLOP a clip, 102 TFLOP a video over the run.
     """
-    return pretraining("k400_small_pretrain", "small", epochs=1600, batch=1024)
+    return pretraining("small", epochs=1600, batch=1024)
 
 
+@recipe
 def k400_base_pretrain() -> ExperimentConfig:
     """ViT-B on Kinetics-400, 1600 epochs.
 
@@ -126,101 +123,111 @@ def k400_base_pretrain() -> ExperimentConfig:
 
     Cost: 202 GFLOP a clip, 324 TFLOP a video over the run.
     """
-    return pretraining("k400_base_pretrain", "base", epochs=1600, batch=2048)
+    return pretraining("base", epochs=1600, batch=2048)
 
 
+@recipe
 def k400_base_800_pretrain() -> ExperimentConfig:
     """ViT-B on Kinetics-400, 800 epochs: the setting of the paper's ablations, 80.0 after fine-tuning.
 
     Cost: 202 GFLOP a clip, 162 TFLOP a video over the run; the paper's took 27 hours on 64 V100.
     """
-    return pretraining("k400_base_800_pretrain", "base", epochs=800, batch=2048)
+    return pretraining("base", epochs=800, batch=2048)
 
 
+@recipe
 def k400_large_pretrain() -> ExperimentConfig:
     """ViT-L (decoder of 12 blocks) on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_large_finetune) it reaches 85.2 / 96.8. The script is for 64 GPUs.
     Cost: 842 GFLOP a clip, 1,347 TFLOP a video over the run.
     """
-    return pretraining("k400_large_pretrain", "large", epochs=1600, batch=512)
+    return pretraining("large", epochs=1600, batch=512)
 
 
+@recipe
 def k400_huge_pretrain() -> ExperimentConfig:
     """ViT-H (decoder of 12 blocks) on Kinetics-400, 1600 epochs.
 
     Fine-tuned (k400_huge_finetune) it reaches 86.6 / 97.1.
     Cost: 1,408 GFLOP a clip, 2,253 TFLOP a video over the run.
     """
-    return pretraining("k400_huge_pretrain", "huge", epochs=1600, batch=1024)
+    return pretraining("huge", epochs=1600, batch=1024)
 
 
+@recipe
 def ssv2_small_pretrain() -> ExperimentConfig:
     """ViT-S on Something-Something V2, 2400 epochs; fine-tuned (ssv2_small_finetune) 66.8 / 90.3.
 
     Cost: 64.0 GFLOP a clip, 154 TFLOP a video over the run.
     """
-    return pretraining("ssv2_small_pretrain", "small", epochs=2400, batch=1024, sampling_rate=2)
+    return pretraining("small", epochs=2400, batch=1024, sampling_rate=2)
 
 
+@recipe
 def ssv2_base_pretrain() -> ExperimentConfig:
     """ViT-B on Something-Something V2, 2400 epochs; fine-tuned (ssv2_base_finetune) 70.8 / 92.4.
 
     Cost: 202 GFLOP a clip, 486 TFLOP a video over the run.
     """
-    return pretraining("ssv2_base_pretrain", "base", epochs=2400, batch=2048, sampling_rate=2)
+    return pretraining("base", epochs=2400, batch=2048, sampling_rate=2)
 
 
+@recipe
 def ssv2_base_800_pretrain() -> ExperimentConfig:
     """ViT-B on Something-Something V2, 800 epochs: the paper's ablations, 69.6 after fine-tuning.
 
     Cost: 202 GFLOP a clip, 162 TFLOP a video over the run.
     """
-    return pretraining("ssv2_base_800_pretrain", "base", epochs=800, batch=2048, sampling_rate=2)
+    return pretraining("base", epochs=800, batch=2048, sampling_rate=2)
 
 
+@recipe
 def ucf101_base_pretrain() -> ExperimentConfig:
     """ViT-B on UCF101 alone (about 10k clips), mask 0.75, 3200 epochs; fine-tuned 91.3 / 98.5.
 
     Cost: 335 GFLOP a clip, 1,073 TFLOP a video over the run.
     """
-    return pretraining("ucf101_base_pretrain", "base", epochs=3200, batch=192, ratio=0.75, base_lr=3e-4)
+    return pretraining("base", epochs=3200, batch=192, ratio=0.75, base_lr=3e-4)
 
 
+@recipe
 def hmdb51_base_pretrain() -> ExperimentConfig:
     """ViT-B on HMDB51 alone, mask 0.75, 4800 epochs (paper only, no script); fine-tuned 62.6.
 
     Cost: 335 GFLOP a clip, 1,610 TFLOP a video over the run.
     """
-    return pretraining(
-        "hmdb51_base_pretrain", "base", epochs=4800, batch=192, ratio=0.75, base_lr=3e-4, sampling_rate=2
-    )
+    return pretraining("base", epochs=4800, batch=192, ratio=0.75, base_lr=3e-4, sampling_rate=2)
 
 
+@recipe
 def k400_small_finetune() -> ExperimentConfig:
     """ViT-S on Kinetics-400 after k400_small_pretrain: 79.0 / 93.8 with 5x3 views.
 
     Cost: 339 GFLOP a clip, 102 TFLOP a video over the run.
     """
-    return finetuning("k400_small_finetune", "small", epochs=150, base_lr=5e-4, batch=384)
+    return finetuning("small", epochs=150, base_lr=5e-4, batch=384)
 
 
+@recipe
 def k400_base_finetune() -> ExperimentConfig:
     """ViT-B on Kinetics-400 after k400_base_pretrain (1600 epochs): 81.5 / 95.1 with 5x3 views.
 
     Cost: 1,078 GFLOP a clip, 162 TFLOP a video over the run.
     """
-    return finetuning("k400_base_finetune", "base", epochs=75, base_lr=5e-4, batch=384)
+    return finetuning("base", epochs=75, base_lr=5e-4, batch=384)
 
 
+@recipe
 def k400_large_finetune() -> ExperimentConfig:
     """ViT-L on Kinetics-400 after k400_large_pretrain: 85.2 / 96.8 with 5x3 views. Script: 64 GPUs.
 
     Cost: 3,576 GFLOP a clip, 250 TFLOP a video over the run.
     """
-    return finetuning("k400_large_finetune", "large", epochs=35, base_lr=2e-3, batch=128)
+    return finetuning("large", epochs=35, base_lr=2e-3, batch=128)
 
 
+@recipe
 def k400_huge_finetune() -> ExperimentConfig:
     """ViT-H on Kinetics-400 after k400_huge_pretrain: 86.6 / 97.1 with 5x3 views.
 
@@ -228,7 +235,6 @@ def k400_huge_finetune() -> ExperimentConfig:
     Cost: 7,140 GFLOP a clip, 714 TFLOP a video over the run.
     """
     return finetuning(
-        "k400_huge_finetune",
         "huge",
         epochs=50,
         base_lr=1e-3,
@@ -240,6 +246,7 @@ def k400_huge_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def k400_large_320_finetune() -> ExperimentConfig:
     """ViT-L on Kinetics-400 at 320x320, 32 frames: 86.1 top-1 with 4x3 views.
 
@@ -248,7 +255,6 @@ def k400_large_320_finetune() -> ExperimentConfig:
     Cost: 23,716 GFLOP a clip, 1,660 TFLOP a video over the run.
     """
     return finetuning(
-        "k400_large_320_finetune",
         "large",
         epochs=35,
         base_lr=2e-3,
@@ -260,6 +266,7 @@ def k400_large_320_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def k400_huge_320_finetune() -> ExperimentConfig:
     """ViT-H on Kinetics-400 at 320x320, 32 frames: 87.4 top-1 with 4x3 views.
 
@@ -267,7 +274,6 @@ def k400_huge_320_finetune() -> ExperimentConfig:
     Cost: 44,342 GFLOP a clip, 4,434 TFLOP a video over the run.
     """
     return finetuning(
-        "k400_huge_320_finetune",
         "huge",
         epochs=50,
         base_lr=1e-3,
@@ -282,13 +288,13 @@ def k400_huge_320_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def ssv2_small_finetune() -> ExperimentConfig:
     """ViT-S on Something-Something V2 after ssv2_small_pretrain: 66.8 / 90.3 with 2x3 views. No flip.
 
     Cost: 339 GFLOP a clip, 27.2 TFLOP a video over the run.
     """
     return finetuning(
-        "ssv2_small_finetune",
         "small",
         epochs=40,
         base_lr=1e-3,
@@ -300,23 +306,18 @@ def ssv2_small_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def ssv2_base_finetune() -> ExperimentConfig:
     """ViT-B on Something-Something V2 after ssv2_base_pretrain: 70.8 / 92.4 with 2x3 views. No flip.
 
     Cost: 1,078 GFLOP a clip, 64.7 TFLOP a video over the run.
     """
     return finetuning(
-        "ssv2_base_finetune",
-        "base",
-        epochs=30,
-        base_lr=5e-4,
-        batch=384,
-        sampling="uniform",
-        views=(2, 3),
-        flip=False,
+        "base", epochs=30, base_lr=5e-4, batch=384, sampling="uniform", views=(2, 3), flip=False
     )
 
 
+@recipe
 def ssv2_large_finetune() -> ExperimentConfig:
     """ViT-L on Something-Something V2, 16 frames: 74.3 top-1 with 2x3 views. No flip.
 
@@ -324,7 +325,6 @@ def ssv2_large_finetune() -> ExperimentConfig:
     Cost: 3,576 GFLOP a clip, 215 TFLOP a video over the run.
     """
     return finetuning(
-        "ssv2_large_finetune",
         "large",
         epochs=30,
         base_lr=5e-4,
@@ -336,6 +336,7 @@ def ssv2_large_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def ssv2_large_32_finetune() -> ExperimentConfig:
     """ViT-L on Something-Something V2, 32 frames: 75.4 top-1 with 1x3 views. No flip.
 
@@ -343,7 +344,6 @@ def ssv2_large_32_finetune() -> ExperimentConfig:
     Cost: 8,602 GFLOP a clip, 516 TFLOP a video over the run.
     """
     return finetuning(
-        "ssv2_large_32_finetune",
         "large",
         epochs=30,
         base_lr=5e-4,
@@ -356,24 +356,18 @@ def ssv2_large_32_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def ucf101_base_finetune() -> ExperimentConfig:
     """ViT-B on UCF101 after ucf101_base_pretrain: 91.3 / 98.5 with 5x3 views (96.1 from Kinetics-400).
 
     Cost: 1,078 GFLOP a clip, 216 TFLOP a video over the run.
     """
     return finetuning(
-        "ucf101_base_finetune",
-        "base",
-        epochs=100,
-        base_lr=5e-4,
-        batch=128,
-        layer_decay=0.7,
-        drop_path=0.2,
-        dropout=0.5,
-        min_lr=1e-5,
+        "base", epochs=100, base_lr=5e-4, batch=128, layer_decay=0.7, drop_path=0.2, dropout=0.5, min_lr=1e-5
     )
 
 
+@recipe
 def hmdb51_base_finetune() -> ExperimentConfig:
     """ViT-B on HMDB51 after hmdb51_base_pretrain: 62.6 with 10x3 views (73.3 from Kinetics-400).
 
@@ -381,7 +375,6 @@ def hmdb51_base_finetune() -> ExperimentConfig:
     Cost: 1,078 GFLOP a clip, 108 TFLOP a video over the run.
     """
     return finetuning(
-        "hmdb51_base_finetune",
         "base",
         epochs=50,
         base_lr=1e-3,
@@ -393,6 +386,7 @@ def hmdb51_base_finetune() -> ExperimentConfig:
     )
 
 
+@recipe
 def ssv2_base_linear() -> ExperimentConfig:
     """Linear probe of ViT-B on Something-Something V2: 38.9 top-1 (P1).
 
@@ -402,8 +396,6 @@ def ssv2_base_linear() -> ExperimentConfig:
     Cost: 359 GFLOP a clip, 35.9 TFLOP a video over the run.
     """
     return ExperimentConfig(
-        name="ssv2_base_linear",
-        recipe="ssv2_base_linear",
         job=finetune.STAGE.name,
         model=VideoMAEConfig.from_size("base"),
         data=DataConfig(
@@ -429,30 +421,3 @@ def ssv2_base_linear() -> ExperimentConfig:
         ),
         evaluation_ratio=0.9,
     )
-
-
-RECIPES = (
-    k400_small_pretrain,
-    k400_base_pretrain,
-    k400_base_800_pretrain,
-    k400_large_pretrain,
-    k400_huge_pretrain,
-    ssv2_small_pretrain,
-    ssv2_base_pretrain,
-    ssv2_base_800_pretrain,
-    ucf101_base_pretrain,
-    hmdb51_base_pretrain,
-    k400_small_finetune,
-    k400_base_finetune,
-    k400_large_finetune,
-    k400_huge_finetune,
-    k400_large_320_finetune,
-    k400_huge_320_finetune,
-    ssv2_small_finetune,
-    ssv2_base_finetune,
-    ssv2_large_finetune,
-    ssv2_large_32_finetune,
-    ucf101_base_finetune,
-    hmdb51_base_finetune,
-    ssv2_base_linear,
-)

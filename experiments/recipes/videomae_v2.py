@@ -11,10 +11,10 @@ from vmae.core.train.config import TrainConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.recipes.recipe import recipe
 
 
 def pretraining(
-    name: str,
     size: str,
     *,
     epochs: int,
@@ -25,8 +25,6 @@ def pretraining(
 ) -> ExperimentConfig:
     """What the V2 scripts share: tube 0.9, running cell 0.5 in the decoder (4 blocks), 4 repeated samples."""
     return ExperimentConfig(
-        name=name,
-        recipe=name,
         model=VideoMAEConfig.from_size(size, decoder_embed_dim=512, decoder_num_heads=8, decoder_depth=4)
         if size == "huge"
         else VideoMAEConfig.from_size(size, decoder_depth=4),
@@ -52,37 +50,38 @@ def pretraining(
     )
 
 
+@recipe
 def v2_base_pretrain() -> ExperimentConfig:
     """ViT-B with dual masking, 200 epochs. Script: 32 GPUs of 32 clips.
 
     Cost: 145 GFLOP a clip, 116 TFLOP a video over the run.
     """
-    return pretraining("v2_base_pretrain", "base", epochs=200, batch=1024, warmup=20)
+    return pretraining("base", epochs=200, batch=1024, warmup=20)
 
 
+@recipe
 def v2_large_pretrain() -> ExperimentConfig:
     """ViT-L with dual masking, 300 epochs (the script's job name says 1200). Script: 48 GPUs of 32 clips.
 
     Cost: 396 GFLOP a clip, 475 TFLOP a video over the run.
     """
-    return pretraining("v2_large_pretrain", "large", epochs=300, batch=1536)
+    return pretraining("large", epochs=300, batch=1536)
 
 
+@recipe
 def v2_huge_pretrain() -> ExperimentConfig:
     """ViT-H with dual masking, 300 epochs. Script: 32 clips a GPU; 64 GPUs are our assumption.
 
     Cost: 715 GFLOP a clip, 858 TFLOP a video over the run.
     """
-    return pretraining("v2_huge_pretrain", "huge", epochs=300, batch=2048)
+    return pretraining("huge", epochs=300, batch=2048)
 
 
+@recipe
 def v2_giant_pretrain() -> ExperimentConfig:
     """ViT-g (patch 14) with dual masking, 300 epochs, gradients clipped at 0.02.
 
     Script: 32 clips a GPU; 64 GPUs are our assumption. Shard it: --set train.shard=fsdp.
     Cost: 1,431 GFLOP a clip, 1,717 TFLOP a video over the run.
     """
-    return pretraining("v2_giant_pretrain", "giant", epochs=300, batch=2048, base_lr=6e-4, clip_grad=0.02)
-
-
-RECIPES = (v2_base_pretrain, v2_large_pretrain, v2_huge_pretrain, v2_giant_pretrain)
+    return pretraining("giant", epochs=300, batch=2048, base_lr=6e-4, clip_grad=0.02)
