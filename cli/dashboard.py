@@ -47,6 +47,7 @@ def dashboard(
     from vmae.core.errors import CheckpointError, InputError
     from vmae.core.video.annotations import read_annotations
     from vmae.core.weights.files import list_files
+    from vmae.experiments.layout import NO_MODELS
     from vmae.experiments.tracking import store_at
 
     if upload_mb < 1:
@@ -55,7 +56,7 @@ def dashboard(
         raise InputError(f"--mlflow-url: expected an address with http:// or https://, got '{mlflow_url}'")
     # What the command line names must be usable: better said here than on a page.
     for path in checkpoints:
-        if not list_files((str(path),)):
+        if not list_files((str(path),), NO_MODELS):
             raise CheckpointError(
                 f"--checkpoint: expected a pre-training checkpoint (.safetensors) or a folder with some, got"
                 f" '{path}'" + ("" if path.exists() else ", which does not exist")

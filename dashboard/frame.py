@@ -14,6 +14,7 @@ from vmae.core.errors import VmaeError
 from vmae.core.weights.files import ModelFile, list_files
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.sources import Catalog, read_catalog
+from vmae.experiments.layout import NO_MODELS
 
 P = ParamSpec("P")
 
@@ -94,7 +95,7 @@ def _catalog(settings: Settings) -> Catalog:
 
 @st.cache_data(ttl=30, max_entries=4, show_spinner=False)
 def _files(settings: Settings) -> list[ModelFile]:
-    return list_files((*settings.checkpoints, str(settings.store.runs_dir)))
+    return list_files((*settings.checkpoints, str(settings.store.runs_dir)), NO_MODELS)
 
 
 def catalog(settings: Settings) -> Catalog:

@@ -27,152 +27,83 @@ NO_MODELS = (*NOT_RUNS, "checkpoints", "tune")
 """Folders, at any depth, that hold no model to look at."""
 
 
+class Inside:
+    """Where a `Folder` has something, by its name there."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get__(self, home: Folder, of: type) -> Path:
+        return home.path.joinpath(*self._names)
+
+
 @dataclass(frozen=True)
-class Tracked:
-    """A folder whose run is tracked: its spool and what belongs to that."""
+class Folder:
+    """One with a layout."""
 
     path: Path
 
-    @property
-    def spool(self) -> Path:
-        return self.path / SPOOL
 
-    @property
-    def offset(self) -> Path:
-        return self.path / OFFSET
+class Tracked(Folder):
+    """A folder whose run is tracked: its spool and what belongs to that."""
 
-    @property
-    def refused(self) -> Path:
-        return self.path / REFUSED
-
-    @property
-    def sending(self) -> Path:
-        """Locked by the process that sends the spool."""
-        return self.spool.with_suffix(".lock")
-
-    @property
-    def working(self) -> Path:
-        """Locked by the process that works on the run."""
-        return self.path / ".working"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
+    spool, offset, refused = Inside(SPOOL), Inside(OFFSET), Inside(REFUSED)
+    sending = Inside(SPOOL.replace(".jsonl", ".lock"))
+    """Locked by the process that sends the spool."""
+    working = Inside(".working")
+    """Locked by the process that works on the run."""
+    pictures = Inside("pictures")
 
 
-@dataclass(frozen=True)
 class RunDir(Tracked):
     """A run's folder, or that of a trial's training stage: configuration, checkpoints, models, results."""
 
-    @property
-    def config(self) -> Path:
-        return self.path / _CONFIG
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Training states, from which a run goes on (`vmae.core.train.state`)."""
-        return self.path / "checkpoints"
-
-    @property
-    def checkpoints_list(self) -> Path:
-        """Where each checkpoint lies, its size and epoch: the artifact of that name."""
-        return self.path / "checkpoints.json"
-
-    @property
-    def model(self) -> Path:
-        """The last weights."""
-        return self.path / "model"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best epoch."""
-        return self.path / "best"
-
-    @property
-    def evaluation(self) -> Path:
-        """Predictions, confusion and numbers of a classifier."""
-        return self.path / "evaluation"
-
-    @property
-    def answers(self) -> Path:
-        """Who was right, a line a video and seed (`vmae.experiments.answers`)."""
-        return self.path / "answers.csv"
-
-    @property
-    def folds(self) -> Path:
-        """The lists of a run over folds."""
-        return self.path / "folds"
-
-    @property
-    def events(self) -> Path:
-        """What rank 0 of several workers reported."""
-        return self.path / "events.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """What the training on workers returned."""
-        return self.path / "result.json"
-
-    @property
-    def stop(self) -> Path:
-        """There when the workers are asked to stop."""
-        return self.path / "STOP"
-
-    @property
-    def heard(self) -> Path:
-        """The last epoch of which the process that started the workers has heard."""
-        return self.path / "heard.json"
-
-    @property
-    def ray(self) -> Path:
-        """Ray Train's own files."""
-        return self.path / "ray"
+    config = Inside(_CONFIG)
+    environment = Inside("environment.txt")
+    checkpoints = Inside("checkpoints")
+    """Training states, from which a run goes on (`vmae.core.train.state`)."""
+    checkpoints_list = Inside("checkpoints.json")
+    """Where each checkpoint lies, its size and epoch: the artifact of that name."""
+    model, best = Inside("model"), Inside("best")
+    """The last weights, and those of the best epoch."""
+    evaluation = Inside("evaluation")
+    """Predictions, confusion and numbers of a classifier."""
+    answers = Inside("answers.csv")
+    """Who was right, a line a video and seed (`vmae.experiments.answers`)."""
+    folds = Inside("folds")
+    """The lists of a run over folds."""
+    events = Inside("events.jsonl")
+    """What rank 0 of several workers reported."""
+    result = Inside("result.json")
+    """What the training on workers returned."""
+    stop = Inside("STOP")
+    """There when the workers are asked to stop."""
+    heard = Inside("heard.json")
+    """The last epoch of which the process that started the workers has heard."""
+    ray = Inside("ray")
+    """Ray Train's own files."""
 
 
-@dataclass(frozen=True)
-class RunsDir:
+class RunsDir(Folder):
     """The run directory of a project."""
 
-    path: Path
-
-    @property
-    def database(self) -> Path:
-        return self.path / _DATABASE
-
-    @property
-    def artifacts(self) -> Path:
-        return self.path / _ARTIFACTS
+    database = Inside(_DATABASE)
+    artifacts = Inside(_ARTIFACTS)
+    making = Inside(".store.lock")
+    """Locked while the store is being made or migrated."""
+    cache = Inside(_CACHE)
+    """Decoded clips, kept between trials and runs."""
+    parts = Inside(_CACHE, "parts")
+    """Finished parts of evaluations and features that are under way."""
+    sweeps = Inside(_SWEEPS)
 
     def artifacts_of(self, run_id: str) -> Path:
         """Where MLflow keeps one run's artifacts."""
         return self.artifacts / run_id / _ARTIFACTS
 
-    @property
-    def making(self) -> Path:
-        """Locked while the store is being made or migrated."""
-        return self.path / ".store.lock"
-
-    @property
-    def cache(self) -> Path:
-        """Decoded clips, kept between trials and runs."""
-        return self.path / _CACHE
-
-    @property
-    def parts(self) -> Path:
-        """Finished parts of evaluations and features that are under way."""
-        return self.cache / "parts"
-
     def model_copy(self, source: str) -> Path:
         """Where the model of a URI or of another form is kept."""
         return self.cache / "models" / hashlib.sha256(source.encode()).hexdigest()[:16]
-
-    @property
-    def sweeps(self) -> Path:
-        return self.path / _SWEEPS
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.path / name)
@@ -193,9 +124,17 @@ class RunsDir:
         return (Tracked(p.parent) for p in sorted(self.path.rglob(SPOOL)))
 
 
-@dataclass(frozen=True)
 class SweepDir(Tracked):
     """A sweep's folder in a run directory."""
+
+    plan = Inside(_PLAN)
+    data = Inside("data.json")
+    """The digest of the sweep's data, for its trials."""
+    alive = Inside("alive.json")
+    """When the driver was last seen, and whether it has ended."""
+    timing = Inside("timing.json")
+    """What the machinery took of the last attempt."""
+    trials = Inside(_TRIALS)
 
     @property
     def name(self) -> str:
@@ -205,29 +144,6 @@ class SweepDir(Tracked):
     def runs(self) -> RunsDir:
         """The run directory it lies in."""
         return RunsDir(self.path.parents[1])
-
-    @property
-    def plan(self) -> Path:
-        return self.path / _PLAN
-
-    @property
-    def data(self) -> Path:
-        """The digest of the sweep's data, for its trials."""
-        return self.path / "data.json"
-
-    @property
-    def alive(self) -> Path:
-        """When the driver was last seen, and whether it has ended."""
-        return self.path / "alive.json"
-
-    @property
-    def timing(self) -> Path:
-        """What the machinery took of the last attempt."""
-        return self.path / "timing.json"
-
-    @property
-    def trials(self) -> Path:
-        return self.path / _TRIALS
 
     def trial(self, trial_id: str) -> TrialDir:
         return TrialDir(self.trials / trial_id)
@@ -240,29 +156,17 @@ class SweepDir(Tracked):
         return self.path / f"{name}.png"
 
 
-@dataclass(frozen=True)
 class TrialDir(Tracked):
     """A trial's folder in a sweep's."""
 
-    @property
-    def progress(self) -> Path:
-        """Where it is, rewritten about every second."""
-        return self.path / "progress.json"
-
-    @property
-    def result(self) -> Path:
-        """Written last of all: a trial that has it is done."""
-        return self.path / "result.json"
-
-    @property
-    def history(self) -> Path:
-        """Its scores by epoch, which the stopping rules of other trials read."""
-        return self.path / "history.json"
-
-    @property
-    def adopted(self) -> Path:
-        """pbt: whose weights and which settings it took over, and when."""
-        return self.path / "adopted.json"
+    progress = Inside("progress.json")
+    """Where it is, rewritten about every second."""
+    result = Inside("result.json")
+    """Written last of all: a trial that has it is done."""
+    history = Inside("history.json")
+    """Its scores by epoch, which the stopping rules of other trials read."""
+    adopted = Inside("adopted.json")
+    """pbt: whose weights and which settings it took over, and when."""
 
     def numbers(self, name: str) -> Path:
         """The metrics of a stage that is done (`Stage.kept_as`)."""

@@ -21,10 +21,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import replacing
@@ -71,31 +70,36 @@ class Seen:
     modified: float
 
 
-class Storage(Protocol):
+class Storage:
     """A run directory as work sees it: files lie below the folder `local`, and what is pushed is kept.
 
-    All methods take paths below `local`. Those that ask the store raise StorageAway where it did not answer,
-    three times.
+    This one is a folder that every process of the work sees under the same path: nothing is copied.
+    All methods take paths below `local`. Those that ask an object store raise StorageAway where it did not
+    answer, three times.
     """
 
-    local: Path
-    uri: str
+    uri = ""
     """Of an object store, else empty."""
-    every_s: float
+    every_s = 1.0
     """Seconds between two looks at what others wrote that nobody minds."""
-    locks: bool
+    locks = True
     """Whether a lock on a file of `local` keeps every other process out, wherever it runs."""
-    fs: Any
+    fs: Any = None
     """pyarrow's file system for `place`; None for this machine's."""
 
+    def __init__(self, local: Path) -> None:
+        self.local = local
+
     def check(self) -> None:
-        """Raise InputError where nothing can be written there."""
+        """Raise InputError where nothing can be written there (of a folder, whoever writes says so)."""
 
     def url(self, path: Path) -> str:
         """Where a file or folder is found from any machine."""
+        return str(path)
 
     def place(self, path: Path) -> str:
         """Where a file or folder is in the file system `fs`."""
+        return str(path.resolve())
 
     def push(self, folder: Path, *, deep: bool = True) -> None:
         """Keep what changed below `folder`, and delete there what is gone here (deep only).
@@ -117,52 +121,6 @@ class Storage(Protocol):
 
     def listing(self, folder: Path) -> dict[Path, Seen]:
         """The files kept below `folder`."""
-
-    def delete(self, path: Path) -> None:
-        """Delete a file or folder, here and there; nothing where there is none."""
-
-    def kept_up(self, home: Path) -> AbstractContextManager[None]:
-        """While the body runs, the small files of `home` are kept every few seconds."""
-
-    def own_copy(self, role: str) -> AbstractContextManager[Storage]:
-        """The same files for a process of its own, perhaps on another machine: `local` may be another folder.
-
-        It holds nothing yet (`pull` what is needed), and is deleted when the body has ended well.
-        """
-
-
-@dataclass
-class LocalStorage:
-    """A folder that every process of the work sees under the same path: nothing is copied."""
-
-    local: Path
-    uri: str = ""
-    every_s: float = 1.0
-    locks: bool = True
-    fs: Any = None
-
-    def check(self) -> None:
-        """Nothing: whoever writes there says what is wrong."""
-
-    def url(self, path: Path) -> str:
-        return str(path)
-
-    def place(self, path: Path) -> str:
-        return str(path.resolve())
-
-    def push(self, folder: Path, *, deep: bool = True) -> None:
-        """Nothing: it is there."""
-
-    def push_file(self, path: Path) -> None:
-        """Nothing: it is there."""
-
-    def pull(self, folder: Path, *, only: Wanted | None = None, fresh: bool = False) -> None:
-        """Nothing: it is here."""
-
-    def pull_file(self, path: Path) -> None:
-        """Nothing: it is here."""
-
-    def listing(self, folder: Path) -> dict[Path, Seen]:
         found = {}
         for inside, _, names in os.walk(folder):
             for name in names:
@@ -172,18 +130,27 @@ class LocalStorage:
         return found
 
     def delete(self, path: Path) -> None:
-        _delete(path)
+        """Delete a file or folder, here and there; nothing where there is none."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def kept_up(self, home: Path) -> Iterator[None]:
+        """While the body runs, the small files of `home` are kept every few seconds."""
         yield
 
     @contextlib.contextmanager
     def own_copy(self, role: str) -> Iterator[Storage]:
+        """The same files for a process of its own, perhaps on another machine: `local` may be another folder.
+
+        It holds nothing yet (`pull` what is needed), and is deleted when the body has ended well.
+        """
         yield self
 
 
-class Mirror:
+class Mirror(Storage):
     """An object store's files under `uri` and their copies under `local`, by the same relative names.
 
     Sent to another process it is made anew there. Raises InputError where there is no file system for the
@@ -194,8 +161,8 @@ class Mirror:
     locks = False
 
     def __init__(self, uri: str, local: Path) -> None:
+        super().__init__(local)
         self.uri = uri.rstrip("/")
-        self.local = local
         self._lock = threading.Lock()
         self._sent: dict[str, Seen] = {}
         self._got: dict[str, Seen] = {}
@@ -262,7 +229,7 @@ class Mirror:
 
         with self._lock:
             self._again(work)
-        _delete(path)
+        super().delete(path)
 
     @contextlib.contextmanager
     def kept_up(self, home: Path) -> Iterator[None]:
@@ -371,16 +338,9 @@ def _modified(info: Any) -> float:
     return float(info.mtime.timestamp()) if info.mtime else 0.0
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def open_storage(uri: str, local: Path) -> Storage:
     """The storage of a run directory: the object store at `uri` with copies in `local`, or `local` alone."""
-    return Mirror(uri, local) if uri else LocalStorage(local)
+    return Mirror(uri, local) if uri else Storage(local)
 
 
 def fetched(uri: str, target: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ MOST_FILES = 200
 MOST_FOLDERS = 5000
 MAX_DEPTH = 6
 _MAX_HEADER = 16 * 2**20
-# Decoded clips, what a run logged, and training states: none of them holds a model to look at.
-_SKIPPED = {"cache", "artifacts", "checkpoints", "tune", "__pycache__"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +31,16 @@ class ModelFile:
     mask_type: str = ""
 
 
-def list_files(folders: tuple[str, ...]) -> list[ModelFile]:
+def list_files(folders: tuple[str, ...], skip: Collection[str] = ()) -> list[ModelFile]:
     """Pre-training checkpoints at or below the given paths, newest first, at most MOST_FILES.
 
-    A path is a .safetensors file or a folder, walked to MAX_DEPTH without following links. Files of another
-    kind (classifiers, other programs', unreadable ones) are left out.
+    A path is a .safetensors file or a folder, walked to MAX_DEPTH without following links or entering
+    folders whose name is one of `skip`. Files of another kind (classifiers, other programs', unreadable
+    ones) are left out.
     """
     found: dict[str, ModelFile] = {}
     for folder in folders:
-        for file in _walk(Path(folder)):
+        for file in _walk(Path(folder), skip):
             known = str(file.resolve())
             described = None if known in found else describe(file, Path(folder))
             if described is not None:
@@ -93,13 +92,13 @@ def read_header(file: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _walk(start: Path) -> Iterator[Path]:
+def _walk(start: Path, skip: Collection[str]) -> Iterator[Path]:
     if start.is_file():
         yield start
         return
     for folder, inside, names in itertools.islice(os.walk(start), MOST_FOLDERS):
         depth = len(Path(folder).relative_to(start).parts)
-        inside[:] = sorted(d for d in inside if d not in _SKIPPED and depth < MAX_DEPTH)
+        inside[:] = sorted(d for d in inside if d not in skip and depth < MAX_DEPTH)
         for name in sorted(names):
             if name.endswith(".safetensors"):
                 yield Path(folder) / name

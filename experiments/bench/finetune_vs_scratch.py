@@ -30,7 +30,7 @@ from vmae.experiments.executors import Here
 from vmae.experiments.layout import RunDir
 from vmae.experiments.stages import finetune, pretrain
 from vmae.experiments.stages.stage import Stage, Watch, Work
-from vmae.experiments.storage import LocalStorage
+from vmae.experiments.storage import Storage
 
 ARMS: dict[str, dict[str, Any]] = {
     "from pre-training": {},
@@ -63,7 +63,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row a seed and arm: `seed`, `arm`, `top1` (none for pre-training), `loss`, `steps`."""
     rows = []
-    here = Here(LocalStorage(folder))
+    here = Here(Storage(folder))
 
     def train(stage: Stage, config: ExperimentConfig, home: RunDir, title: str) -> TrainResult:
         steps = config.train.epochs * (len(here.process.data(config).train) // config.train.batch_size)
@@ -178,7 +178,7 @@ def main() -> None:
     if arguments.pretrained:
         command += " --pretrained MODEL"
     rows = compare(pretraining, finetuning, arguments.folder, arguments.seeds, arguments.pretrained)
-    data = Here(LocalStorage(arguments.folder)).process.data(finetuning)
+    data = Here(Storage(arguments.folder)).process.data(finetuning)
     assert data.val is not None
     text = as_markdown(
         rows,

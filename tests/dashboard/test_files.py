@@ -67,6 +67,7 @@ def test_one_file_is_listed_once_however_it_is_named(folder: Path) -> None:
 def test_the_walk_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
     assert len(files.list_files((str(folder),))) == 2
+    assert [f.name for f in files.list_files((str(folder),), ["deep"])] == ["a.safetensors"]
     monkeypatch.setattr(files, "MAX_DEPTH", 1)
     assert [f.name for f in files.list_files((str(folder),))] == ["a.safetensors"]
     monkeypatch.setattr(files, "MOST_FILES", 0)

@@ -26,7 +26,7 @@ from vmae.experiments.executors import Here
 from vmae.experiments.layout import RunDir
 from vmae.experiments.stages import pretrain
 from vmae.experiments.stages.stage import Watch, Work
-from vmae.experiments.storage import LocalStorage
+from vmae.experiments.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,7 @@ def alone(settings: ExperimentConfig, home: Path) -> dict[int, float]:
         if event == "step":
             losses[data["step"]] = data["loss"]
 
-    here = Here(LocalStorage(home.parent))
+    here = Here(Storage(home.parent))
     here.train(pretrain.STAGE, Work(config=settings, home=RunDir(home), watch=Watch(report=report)))
     return losses
 
@@ -102,7 +102,7 @@ def test_two_ray_workers_give_the_losses_of_one_process_and_survive_a_kill(
         pretrain.STAGE,
         Work(config=settings, home=RunDir(tmp_path / "two"), watch=watch),
         WorkersConfig(count=2),
-        LocalStorage(tmp_path),
+        Storage(tmp_path),
     )
     assert starts[0]["processes"] == 2 and not starts[0]["resumed"]
     # The kill races with the end of so short a run; where it hit in time, the run was resumed.
@@ -123,7 +123,7 @@ def test_an_error_in_a_worker_is_one_line_here(tiny_videos: Path, tmp_path: Path
             pretrain.STAGE,
             Work(config=settings, home=RunDir(tmp_path / "run")),
             WorkersConfig(count=2, max_failures=0),
-            LocalStorage(tmp_path),
+            Storage(tmp_path),
         )
 
 
