@@ -33,6 +33,10 @@ class CheckpointError(VmaeError):
     """A checkpoint that is cut short, of another architecture, or unsafe to load."""
 
 
+class TransientError(VmaeError):
+    """What another attempt, later or elsewhere, may not meet: storage that is away, a full disk."""
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest known word, or an empty string."""
     import difflib

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmae.core.config import from_dict, to_dict
-from vmae.core.errors import VmaeError
+from vmae.core.errors import TransientError
 from vmae.core.train.task import TrainResult
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.distributed import WorkersConfig, fetched_init, train_on_workers
@@ -26,11 +26,11 @@ class Done:
 
 
 def saved(result: TrainResult, work: Work) -> TrainResult:
-    """The result of a training; VmaeError where its last weights, or its state when stopped, are lost."""
+    """A training's result; TransientError where its last weights, or its state when stopped, are lost."""
     if not result.unsaved:
         return result
     what = "the interrupted run's state" if result.stopped else "the run's last weights"
-    raise VmaeError(
+    raise TransientError(
         f"{work.home.path}: expected {what} to be saved, got: {result.unsaved}; --resume goes on from its "
         "last good checkpoint"
     )
@@ -55,7 +55,7 @@ class Here:
         return Done(numbers=numbers, result=result)
 
     def train(self, stage: Stage, work: Work) -> TrainResult:
-        """The stage's training alone. Raises VmaeError where what it ended with could not be saved."""
+        """The stage's training alone. Raises TransientError where what it ended with could not be saved."""
         assert stage.train is not None
         return saved(stage.train(self.process.context(work)), work)
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmae.core.errors import InputError, VmaeError
+from vmae.core.errors import InputError, TransientError
 from vmae.core.files import replacing
 from vmae.experiments.background import repeated
 from vmae.experiments.layout import RunsDir
@@ -41,7 +41,7 @@ Wanted = Callable[[str], bool]
 _TRIES = 3
 
 
-class StorageAway(VmaeError):
+class StorageAway(TransientError):
     """The object store did not answer; another attempt may find it there."""
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
-from vmae.core.errors import VmaeError
+from vmae.core.errors import TransientError, VmaeError
 from vmae.core.files import read_json, write_json
 from vmae.experiments.cluster import Ahead
 from vmae.experiments.layout import SweepDir, is_small
-from vmae.experiments.storage import Storage, StorageAway
+from vmae.experiments.storage import Storage
 from vmae.experiments.sweeps.ready import check_nodes
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, trial_states
@@ -129,11 +129,11 @@ def _trainable(plan: Plan, sweep: SweepDir, store: Store, work: Work) -> Callabl
         torch.set_num_threads(threads)
         try:
             work(sweep, config["trial"], store, emit=_report)
-        except StorageAway:
+        except TransientError:
             raise
         except VmaeError:
             # What the configuration or the data refuses, another attempt refuses too: it is in the trial's
-            # progress.json. Anything else (a lost node, a full disk) is worth another attempt.
+            # progress.json. Anything else (a lost node) is worth another attempt.
             return
 
     return trainable
