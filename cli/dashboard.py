@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import runs_dir_option
+from vmae.cli.options import format_option, runs_dir_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from vmae.cli.options import runs_dir_option
     help="Offer this list of videos too (repeatable).",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that paths in --data start from.")
+@format_option
 @click.option("--mlflow-url", default="", help="Where `vmae ui` runs, for links to it.")
 @click.option("--upload-mb", type=int, default=64, show_default=True, help="Largest upload, MiB.")
 def dashboard(
@@ -36,6 +37,7 @@ def dashboard(
     checkpoints: tuple[Path, ...],
     data: tuple[Path, ...],
     data_root: Path | None,
+    annotation_format: str,
     mlflow_url: str,
     upload_mb: int,
 ) -> None:
@@ -62,7 +64,7 @@ def dashboard(
                 f" '{path}'" + ("" if path.exists() else ", which does not exist")
             )
     for path in data:
-        read_annotations(path, data_root)
+        read_annotations(path, data_root, format=annotation_format)  # type: ignore[arg-type]
     check_port(host, port)
     store = store_at(runs_dir)
     given = [("--host", host), ("--port", str(port)), ("--upload-mb", str(upload_mb))]
@@ -71,6 +73,7 @@ def dashboard(
     for option, folder in (("--runs-dir", runs_dir), ("--data-root", data_root)):
         if folder is not None:
             given.append((option, str(folder.resolve())))
+    given.append(("--format", annotation_format))
     if mlflow_url:
         given.append(("--mlflow-url", mlflow_url))
     click.echo(f"dashboard on {store.runs_dir}: http://{host}:{port}  (Ctrl-C ends it)")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vmae.cli.data_leaks import beside, find_and_show
-from vmae.cli.options import counted, require_writable, where_to_run
+from vmae.cli.options import counted, format_option, require_writable, where_to_run
 
 
 @click.command("check")
@@ -15,7 +15,7 @@ from vmae.cli.options import counted, require_writable, where_to_run
 @click.option(
     "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
 )
-@click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
+@format_option
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: all cores]")
 @click.option(
     "--timeout",
@@ -139,7 +139,9 @@ def check(
         )
     click.echo(f"report: {report} (summary: {report.with_suffix('.txt')})")
     click.echo(f"clean list: {clean} ({len(good)} lines)" if good else "no clean list: every file is bad")
-    others = {p: read_annotations(p, data_root) for p in against or beside(csv)} if not no_leaks else {}
+    others = {}
+    if not no_leaks:
+        others = {p: read_annotations(p, data_root, format=annotation_format) for p in against or beside(csv)}  # type: ignore[arg-type]
     if others and good:
         with where_to_run(address, (s.path for s in samples)) as (runner, default_workers):
             find_and_show(

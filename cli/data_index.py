@@ -75,7 +75,7 @@ def index(
             found = _held_out(found, parts)
     written = write_index(found, out, relative_to=folder if relative else None)
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in found.splits.items() if samples)
-    click.echo(f"{len(found.classes)} classes; {counts}")
+    click.echo(f"{len(found.classes)} classes; {counts}" if found.classes else f"no classes; {counts}")
     if folds is not None and parts is not None:
         from vmae.core.video.folds import describe_folds, write_folds
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import counted, require_writable, where_to_run
+from vmae.cli.options import counted, format_option, require_writable, where_to_run
 
 
 @click.command("optimize")
@@ -22,7 +22,7 @@ from vmae.cli.options import counted, require_writable, where_to_run
 @click.option(
     "--data-root", type=click.Path(path_type=Path), default=None, help="Where relative paths start."
 )
-@click.option("--format", "annotation_format", default="auto", show_default=True, help="Of the list's lines.")
+@format_option
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: all cores]")
 @click.option(
     "--timeout",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,12 @@ import click
 from vmae.cli.finetune_folds import finetune_folds
 from vmae.cli.options import in_runs_dir
 from vmae.cli.training import (
+    Ahead,
     cache_progress,
     echo_note,
+    interruptible,
     make_demo_data_if_used,
     show_evaluation,
-    show_outlook,
     show_tested,
     show_training,
     training_progress,
@@ -72,14 +72,23 @@ def finetune(options: TrainingOptions) -> None:
     if config is None:
         config, speed = options.config(STAGE.name, STAGE.recipe, store, shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
-        ahead = partial(show_outlook, speed=speed)
+        ahead = Ahead(speed, workers=workers is not None)
     make_demo_data_if_used(config)
     if options.folds is not None or has_folds(store.layout.run(config.name)):
         finetune_folds(
-            config, store, spec=options.folds or "", seeds=options.seeds or 1, workers=workers, speed=speed
+            config,
+            store,
+            spec=options.folds or "",
+            seeds=options.seeds or 1,
+            workers=workers,
+            ahead=Ahead(speed, workers=workers is not None),
         )
         return
-    with cache_progress("decode") as cached, training_progress(config) as report:
+    with (
+        interruptible(STAGE.name, config, store),
+        cache_progress("decode") as cached,
+        training_progress(config) as report,
+    ):
         outcome = jobs.finetune_run(
             config,
             store,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import in_runs_dir
-from vmae.cli.training import cache_progress, echo_note, show_outlook, training_progress
+from vmae.cli.training import Ahead, cache_progress, echo_note, interruptible, training_progress
+from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
-    from vmae.experiments.recommend import Speed
     from vmae.experiments.tracking import Store
 
 
@@ -23,7 +23,7 @@ def finetune_folds(
     spec: str,
     seeds: int,
     workers: WorkersConfig | None,
-    speed: Speed | None,
+    ahead: Ahead,
 ) -> None:
     """Train and measure every fold and seed that is not done yet; exit code 130 where it was interrupted."""
     from vmae.core.progress import progress
@@ -37,7 +37,11 @@ def finetune_folds(
         if folds.is_done(store.layout.run(one.config.name)):
             continue
         click.echo(f"fold {one.fold}, seed {one.seed} ({number} of {len(runs.runs)})", err=True)
-        with cache_progress("decode") as cached, training_progress(one.config) as report:
+        with (
+            interruptible(STAGE.name, config, store),
+            cache_progress("decode") as cached,
+            training_progress(one.config) as report,
+        ):
             outcome = jobs.finetune_run(
                 one.config,
                 store,
@@ -46,7 +50,7 @@ def finetune_folds(
                 test_progress=lambda videos: progress("test", videos, unit="video"),
                 workers=workers,
                 notes=echo_note,
-                ahead=(lambda c: show_outlook(c, speed)) if number == 1 else None,
+                ahead=ahead,
             )
         if outcome.result.stopped:
             click.echo(f"interrupted, state saved. Go on with: vmae finetune --resume {config.name}{where}")

@@ -45,6 +45,17 @@ def runs_dir_option(command: Command) -> Command:
     )(command)
 
 
+def format_option(command: Command) -> Command:
+    """`--format`: of a list's lines, as `annotation_format`."""
+    return click.option(
+        "--format",
+        "annotation_format",
+        default="auto",
+        show_default=True,
+        help="Of the list's lines: auto, label, start_total, total_label (docs/data.md).",
+    )(command)
+
+
 def set_option(command: Command) -> Command:
     """`--set KEY=VALUE`: override any field of the configuration."""
     return click.option(
@@ -69,13 +80,17 @@ def config_options(command: Command) -> Command:
             "--config", "config_file", type=click.Path(path_type=Path), help="YAML of an earlier run."
         ),
         click.option(
-            "--data", "train_csv", type=click.Path(path_type=Path), help="Training list, `path label`."
+            "--data",
+            "train_csv",
+            multiple=True,
+            metavar="FILE[:WEIGHT]",
+            help="Training list, `path label`. Several make one pre-training, each weighing as it says.",
         ),
         click.option(
             "--val",
             "val_csv",
             type=click.Path(path_type=Path),
-            help="Held-out list.  [default: val.csv beside --data]",
+            help="Held-out list.  [default: val.csv beside --data; pretrain can do without]",
         ),
         click.option(
             "--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from."

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmae.cli.options import format_option
+
 if TYPE_CHECKING:
     from vmae.core.plan import Plan
     from vmae.experiments.config import ExperimentConfig
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("size", metavar="[SIZE]", required=False)
 @click.option("--recipe", help="Plan this recipe's run (`vmae recipes`) instead of a SIZE.")
 @click.option("--data", "train_csv", type=click.Path(path_type=Path), help="List whose videos are counted.")
+@format_option
 @click.option("--frames", type=int, help="Frames of a clip.  [default: the size's]")
 @click.option("--resolution", metavar="PX|HxW", help="Pixels.  [default: the size's]")
 @click.option("--patch-size", type=int, help="Pixels.  [default: the size's]")
@@ -37,7 +40,14 @@ if TYPE_CHECKING:
               help="Share of the GPU's dense bf16 peak that is reached.")  # fmt: skip
 @click.option("--checkpoint-activations", is_flag=True, help="Recompute activations.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(size: str | None, recipe: str | None, train_csv: Path | None, as_json: bool, **given: Any) -> None:
+def plan(
+    size: str | None,
+    recipe: str | None,
+    train_csv: Path | None,
+    annotation_format: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Parameters, FLOPs, memory and time of pre-training SIZE (tiny, small, base, large, huge, giant), or of
     a recipe's run: on GPUs by their peak, on this CPU by a few timed steps.
     """
@@ -54,7 +64,7 @@ def plan(size: str | None, recipe: str | None, train_csv: Path | None, as_json: 
 
         if given["videos"] is not None:
             raise InputError("expected --videos or --data, got both")
-        samples = read_annotations(train_csv)
+        samples = read_annotations(train_csv, format=annotation_format)  # type: ignore[arg-type]
         videos = len(samples)
     on_cpu = given["gpu"] == "cpu"
     if on_cpu or recipe is not None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 from vmae.cli.options import in_runs_dir
 from vmae.cli.training import (
+    Ahead,
     cache_progress,
     echo_note,
+    interruptible,
     make_demo_data_if_used,
-    show_outlook,
     show_training,
     training_progress,
 )
@@ -37,9 +36,13 @@ def pretrain(options: TrainingOptions) -> None:
     if config is None:
         config, speed = options.config(STAGE.name, "demo_pretrain", store)
         config = jobs.named(store, config, options.run_name)
-        ahead = partial(show_outlook, speed=speed)
+        ahead = Ahead(speed, workers=workers is not None)
     make_demo_data_if_used(config)
-    with cache_progress("decode") as cached, training_progress(config) as report:
+    with (
+        interruptible(STAGE.name, config, store),
+        cache_progress("decode") as cached,
+        training_progress(config) as report,
+    ):
         outcome = jobs.pretrain_run(
             config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note, ahead=ahead
         )

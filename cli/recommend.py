@@ -9,6 +9,7 @@ import click
 
 from vmae.cli.options import require_writable
 from vmae.experiments import stages
+from vmae.experiments.request import held_out_beside
 from vmae.experiments.stages import finetune
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def recommend(
     from vmae.experiments.advice import advise
     from vmae.experiments.run import default_device
 
-    beside = csv.with_name("val.csv")
-    if val_csv is None and beside.is_file() and beside != csv:
-        val_csv = beside
+    val_csv = held_out_beside(csv, val_csv, needed=False)
     out = out or Path(f"{job}.yaml")
     require_writable(out)
     advice = advise(

@@ -11,7 +11,7 @@ import click
 
 from vmae.cli.options import Command, config_options, runs_dir_option, set_option, with_options
 from vmae.experiments import stages
-from vmae.experiments.request import resolve_config
+from vmae.experiments.request import resolve_config, weighted_lists
 from vmae.experiments.stages import pretrain
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class SweepOptions:
     recipe: str | None
     config_file: Path | None
     train_csv: Path | None
+    lists: dict[str, Any]
+    """What more --data means (`weighted_lists`)."""
     val_csv: Path | None
     data_root: Path | None
     size: str | None
@@ -124,7 +126,7 @@ class SweepOptions:
         chosen = {} if definition is None else dict(definition.fixed)
         if self.stage_names:
             chosen["pipeline.then"] = ",".join(self.stage_names)
-        names = ("recipe", "config_file", "train_csv", "val_csv", "data_root", "size", "epochs")
+        names = ("recipe", "config_file", "train_csv", "lists", "val_csv", "data_root", "size", "epochs")
         base = resolve_config(
             **{n: getattr(self, n) for n in names},
             assignments=(*(f"{k}={v}" for k, v in chosen.items()), *self.assignments),
@@ -163,6 +165,7 @@ def sweep_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collected(name: str | None, **given: Any) -> Any:
+        given["train_csv"], given["lists"] = weighted_lists(given["train_csv"])
         return command(name, SweepOptions(**given))
 
     return with_options(

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmae.cli.options import in_runs_dir
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
     from vmae.core.measure.evaluate import Evaluation
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.recommend import Speed
-    from vmae.experiments.stages.stage import Tested
+    from vmae.experiments.stages.stage import Metric, Tested
+    from vmae.experiments.tracking import Store
 
 
 def make_demo_data_if_used(config: ExperimentConfig) -> None:
@@ -36,27 +44,77 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
         click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
 
 
-def show_outlook(config: ExperimentConfig, speed: Speed | None) -> None:
-    """The line before a training and its warnings; InputError for labels that leave nothing to tell apart.
+class Ahead:
+    """What a training verb does once its configuration is known to be possible (`jobs.Ahead`): it shows the
+    line before a training and its warnings, and chooses how many CPU threads a step has.
 
-    With `speed` (steps were timed) the training runs in the threads that were the fastest.
+    `speed` is what was timed to find the configuration, if anything. Of several runs the first is shown, and
+    all have its threads. Raises InputError for labels that leave nothing to tell apart.
     """
-    import torch
 
-    from vmae.experiments.advice import look_ahead
-    from vmae.experiments.run import default_device
+    def __init__(self, speed: Speed | None, *, workers: bool = False) -> None:
+        self._speed, self._workers, self._threads = speed, workers, -1
 
-    said = look_ahead(config, default_device(), known=speed)
-    click.echo(said.line, err=True)
-    for warning in said.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if speed is not None:
-        torch.set_num_threads(speed.threads)
+    def __call__(self, config: ExperimentConfig) -> ExperimentConfig:
+        import torch
+
+        from vmae.experiments.advice import look_ahead
+        from vmae.experiments.run import default_device
+
+        device = default_device()
+        if self._threads < 0:
+            self._threads = config.train.threads or self._fastest(config, device)
+            if self._threads:
+                torch.set_num_threads(self._threads)
+            said = look_ahead(config, device, known=self._speed)
+            click.echo(said.line, err=True)
+            for warning in said.warnings:
+                click.echo(f"warning: {warning}", err=True)
+        return replace(config, train=replace(config.train, threads=config.train.threads or self._threads))
+
+    def _fastest(self, config: ExperimentConfig, device: torch.device) -> int:
+        """The threads with which a step is the fastest here; 0 where they are not for us to choose."""
+        from vmae.experiments.timing import fastest_threads
+
+        if self._workers or device.type != "cpu":
+            return 0
+        return fastest_threads(config)
 
 
 def echo_note(text: str) -> None:
-    """Something about the weights that was changed on loading them."""
-    click.echo(f"note: {text}", err=True)
+    """Something to be said while a run is prepared or under way; safe in a signal's handler."""
+    line = f"note: {text}"
+    try:
+        # A handler may have come in the middle of writing to the stream itself.
+        shown = f"\r{line}\x1b[K\n" if sys.stderr.isatty() else f"{line}\n"
+        os.write(sys.stderr.fileno(), shown.encode())
+    except (OSError, ValueError):
+        click.echo(line, err=True)
+
+
+@contextmanager
+def interruptible(verb: str, config: ExperimentConfig, store: Store) -> Iterator[None]:
+    """Ctrl-C inside ends the command with exit code 130 and a line of what is kept."""
+    from vmae.core.train.state import list_states
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        home = store.layout.run(config.name)
+        on = f"Go on with: vmae {verb} --resume {config.name}{in_runs_dir(store)}"
+        if not home.config.exists():
+            text = (
+                "interrupted before the training: no run was made; nothing is kept of a list that was being "
+                "decoded, lists that were decoded to their end are"
+            )
+        elif home.model.exists():
+            text = f"interrupted after the training: the model is kept in {store.shown(home.model)}. {on}"
+        elif states := list_states(home.checkpoints):
+            text = f"interrupted: the state of {states[-1].name} is kept. {on}"
+        else:
+            text = f"interrupted before the first checkpoint: nothing is kept but the configuration. {on}"
+        click.echo(text)
+        raise SystemExit(130) from None
 
 
 def show_training(verb: str, config: ExperimentConfig, result: TrainResult, where: str = "") -> None:
@@ -76,6 +134,9 @@ def show_training(verb: str, config: ExperimentConfig, result: TrainResult, wher
         f"{config.name}: loss {result.metrics['loss']:.4f} after {result.epochs} epochs, "
         f"{result.clips_per_s:.0f} clips/s"
     )
+    said = held_out_line(config, result.history)
+    if said is not None:
+        click.echo(said)
     line = recipes.loss_comparison(config, 1.0, result.metrics["loss"]) or recipes.why_not_compared(config)
     if line is not None:
         click.echo(line)
@@ -113,7 +174,8 @@ def show_tested(tested: Tested) -> None:
 
 @contextmanager
 def training_progress(config: ExperimentConfig) -> Iterator[Report]:
-    """A report function that draws the run's progress: loss, rate, clips/s, waiting share, time left.
+    """A report function that draws the run's progress: time left, clips/s, loss, what was measured on
+    held-out videos and the best epoch by it, epoch, waiting share, rate.
 
     After each quarter of the epochs the loss is compared with the recipe's recorded one.
     """
@@ -122,27 +184,30 @@ def training_progress(config: ExperimentConfig) -> Iterator[Report]:
 
     bar: Progress | None = None
     at, quarter = 0, 0
+    held_out: dict[str, Any] = {}
+    epochs: list[dict[str, float]] = []
 
     def report(event: str, data: dict[str, Any]) -> None:
-        nonlocal bar, at, quarter
+        nonlocal bar, at, quarter, held_out
         if event == "start":
             at = data["step"]
             if data["resumed"]:
                 click.echo(f"resumed at step {at} of {data['total_steps']}", err=True)
+            epochs[:] = data["history"]
+            held_out = held_out_fields(config, epochs)
             bar = progress(config.name, data["total_steps"], unit="step", initial=at).__enter__()
             quarter = 4 * at // data["total_steps"]
         elif event == "step" and bar is not None:
-            bar.update(
-                data["step"] - at,
-                epoch=round(data["epoch"], 1),
-                loss=data["loss"],
-                lr=data["lr"],
-                clips_per_s=round(data["clips_per_s"], 0 if data["clips_per_s"] >= 10 else 1),
-                data_wait=f"{data['data_wait']:.0%}",
-                mem=f"{data['peak_mem_gib']:.1f}GiB",
-            )
+            rate = data["clips_per_s"]
+            fields = {"clips/s": round(rate, 0 if rate >= 10 else 1), "loss": data["loss"], **held_out}
+            fields |= {"epoch": round(data["epoch"], 1), "wait": f"{data['data_wait']:.0%}"}
+            mem = f"{data['peak_mem_gib']:.1f}GiB"
+            bar.update(data["step"] - at, **fields, lr=data["lr"], mem=mem)
             at = data["step"]
         elif event == "epoch" and bar is not None:
+            epochs.append(data)
+            held_out = held_out_fields(config, epochs)
+            bar.update(0, **held_out)
             share = data["epoch"] / config.train.epochs
             if quarter < int(4 * share) < 4:
                 quarter = int(4 * share)
@@ -159,7 +224,52 @@ def training_progress(config: ExperimentConfig) -> Iterator[Report]:
         yield report
     finally:
         if bar is not None:
-            bar.__exit__(None, None, None)
+            bar.__exit__(*sys.exc_info())
+
+
+def held_out_fields(config: ExperimentConfig, epochs: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """For a bar: the newest number on held-out videos, and which epoch's was the best; empty without one."""
+    found = _held_out(config, epochs)
+    if found is None:
+        return {}
+    metric, best, last = found
+    return {"held-out": f"{metric.text(last[1])} (best {metric.text(best[1])} @{best[0]:g})"}
+
+
+def held_out_line(config: ExperimentConfig, epochs: Sequence[Mapping[str, float]]) -> str | None:
+    """For the end of a training: what the bar said last, in words."""
+    found = _held_out(config, epochs)
+    if found is None:
+        return None
+    metric, best, last = found
+    listed = Path(config.data.val_csv).name
+    line = (
+        f"{metric.title} on {listed}: {metric.text(last[1])} after epoch {last[0]:g}, "
+        f"best {metric.text(best[1])} after epoch {best[0]:g} of {config.train.epochs}"
+    )
+    of_variance = not metric.percent and (config.model.target, config.model.loss) == ("normalized", "mse")
+    return f"{line} (1.0 is predicting each patch's mean)" if of_variance else line
+
+
+def _held_out(
+    config: ExperimentConfig, epochs: Sequence[Mapping[str, float]]
+) -> tuple[Metric, tuple[float, float], tuple[float, float]] | None:
+    """The stage's curve on held-out videos, where epochs have it: (epoch, value) of the best and the last."""
+    from vmae.experiments import stages
+    from vmae.experiments.run import metric_of_epoch
+
+    for metric in stages.STAGES[config.job].metrics:
+        if not metric.curve or not metric.where:
+            continue
+        measured = [
+            (e["epoch"], value)
+            for e in epochs
+            for key, value in e.items()
+            if metric_of_epoch(config.job, key) == metric.name
+        ]
+        if measured:
+            return metric, max(measured, key=lambda m: metric.score_of(m[1])), measured[-1]
+    return None
 
 
 @contextmanager

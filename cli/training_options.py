@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmae.cli.options import Command, config_options, init_options, runs_dir_option, set_option, with_options
-from vmae.experiments.request import held_out_beside, resolve_config
+from vmae.experiments.request import held_out_beside, resolve_config, weighted_lists
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
@@ -26,6 +26,8 @@ class TrainingOptions:
     recipe: str | None
     config_file: Path | None
     train_csv: Path | None
+    lists: dict[str, Any]
+    """What more --data means (`weighted_lists`)."""
     val_csv: Path | None
     data_root: Path | None
     size: str | None
@@ -36,6 +38,7 @@ class TrainingOptions:
     flip: Flip | None
     run_name: str | None
     resume: str | None
+    threads: int | None
     num_workers: int | None
     gpus_per_worker: float
     cpus_per_worker: float
@@ -59,7 +62,7 @@ class TrainingOptions:
             return None
         free = ("task", "resume", "runs_dir", "num_workers", "gpus_per_worker", "cpus_per_worker", "address")
         for f in fields(self):
-            if f.name not in free and getattr(self, f.name) not in (None, False, ()):
+            if f.name not in free and getattr(self, f.name) not in (None, False, (), {}):
                 raise InputError("expected --resume alone: a resumed run keeps its own configuration")
         config = jobs.saved_config(store, self.resume)
         if config.job != verb:
@@ -92,10 +95,12 @@ class TrainingOptions:
 
             taken, text = clip_of_init(store, self.init)
             click.echo(text, err=True)
-        own = self.recipe if named else recipe
+        own, needs_val = self.recipe if named else recipe, self._needs_val(verb)
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
-        given["assignments"] = self.assignments
+        given |= {"assignments": self.assignments, "lists": self.lists}
+        if self.threads is not None:
+            given["assignments"] = (*self.assignments, f"train.threads={self.threads}")
         start, speed = None, None
         if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:
@@ -116,13 +121,19 @@ class TrainingOptions:
             shape_of=shape_of,
             start=start,
             taken=None if start is not None else taken,
-            needs_val=self.folds is None,
+            needs_val=needs_val,
         )
         if config.job != verb:
             raise InputError(
                 f"expected a recipe for {verb}, got '{config.recipe}', which is for {config.job}"
             )
         return config, speed
+
+    def _needs_val(self, verb: str) -> bool:
+        """Not with folds, and not for what learns without labels."""
+        from vmae.experiments import stages
+
+        return self.folds is None and stages.STAGES[verb].labels
 
     def _recommended(
         self, verb: str, shape_of: ExperimentConfig | None, taken: dict[str, Any] | None
@@ -136,7 +147,7 @@ class TrainingOptions:
         from vmae.experiments.run import default_device
 
         assert self.train_csv is not None
-        device = default_device()
+        device, needs_val = default_device(), self._needs_val(verb)
         given = {n: getattr(self, n) for n in ("train_csv", "val_csv", "data_root", "init")}
         base = functools.partial(
             resolve_config,
@@ -144,7 +155,7 @@ class TrainingOptions:
             start=recipe_for(verb, gpu=device.type == "cuda"),
             shape_of=shape_of,
             taken=taken,
-            needs_val=self.folds is None,
+            needs_val=needs_val,
             **given,
         )
         # What is refused is refused before time is spent on the list.
@@ -154,7 +165,7 @@ class TrainingOptions:
         advice = advise(
             verb,
             self.train_csv,
-            None if self.folds is not None else held_out_beside(self.train_csv, self.val_csv),
+            None if self.folds is not None else held_out_beside(self.train_csv, self.val_csv, needs_val),
             device=device,
             data_root=self.data_root,
             budget_s=None if self.budget is None else parse_duration(self.budget, "--budget"),
@@ -191,6 +202,7 @@ def training_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collected(**given: Any) -> Any:
+        given["train_csv"], given["lists"] = weighted_lists(given["train_csv"])
         return command(TrainingOptions(**given))
 
     return with_options(
@@ -208,6 +220,11 @@ def training_options(command: Command) -> Command:
         click.option("--run-name", help="Name of the run.  [default: the recipe's, numbered]"),
         click.option(
             "--resume", metavar="RUN_NAME", help="Go on with an interrupted run, with its own configuration."
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=0),
+            help="CPU threads of a step.  [default: the number that is the fastest in the first seconds]",
         ),
         click.option(
             "--workers",

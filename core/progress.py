@@ -122,7 +122,9 @@ class _Printer:
             self._draw()
             self.stream.write("\n")
         elif kind is None and (elapsed > 2 or self.fields):
-            self.stream.write(f"{self.title}: done in {format_duration(elapsed)}{self._fields_text()}\n")
+            whole = self.total is None or self.done >= self.total
+            said = "done in" if whole else f"stopped at {self._count()} after"
+            self.stream.write(f"{self.title}: {said} {format_duration(elapsed)}{self._fields_text()}\n")
         self.stream.flush()
 
     @property
@@ -178,25 +180,40 @@ class _Printer:
     def _fields_text(self) -> str:
         return "".join(f"  {k} {format_value(v)}" for k, v in self.fields.items())
 
-    def _line(self) -> str:
+    def _head(self) -> str:
+        """How far it is, and how long it takes yet."""
         percent = f" {100 * self.done / self.total:3.0f}%" if self.total else ""
         eta = self.eta_s
-        left = "" if eta is None else f"  {format_duration(eta)} left"
-        return f"{self.title}:{percent} {self._count()}{self._fields_text()}{left}"
+        return percent + ("" if eta is None else f"  {format_duration(eta)} left")
+
+    def _line(self) -> str:
+        return f"{self.title}:{self._head()}  {self._count()}{self._fields_text()}"
+
+    def _fitted(self, width: int) -> str:
+        """The line in `width` characters: time left and count always, then whole fields, in their order, as
+        there is room; of what remains a bar."""
+        title = self.title
+        most = max(8, width // 4)
+        if len(title) > most:
+            title = f"{title[: most - 6]}…{title[-5:]}"
+        text = f"{self._head()}  {self._count()}"
+        for name, value in self.fields.items():
+            part = f"  {name} {format_value(value)}"
+            if len(title) + 1 + len(text) + len(part) > width:
+                break
+            text += part
+        cells = min(24, width - len(title) - 1 - len(text)) if self.total else 0
+        if cells < 6 or not self.total:
+            return f"{title}:{text}"[:width]
+        full = round(cells * min(1.0, self.done / self.total))
+        return f"{title} {'█' * full}{'░' * (cells - full)}{text}"
 
     def _draw(self) -> None:
         try:
             width = os.get_terminal_size(self.stream.fileno()).columns
         except (OSError, ValueError):
             width = 100
-        text = self._line()
-        if self.total:
-            cells = max(0, min(24, width - len(text) - 4))
-            if cells >= 6:
-                full = round(cells * min(1.0, self.done / self.total))
-                head, _, rest = text.partition(":")
-                text = f"{head} {'█' * full}{'░' * (cells - full)}{rest}"
-        self.stream.write("\r\x1b[K" + text[: width - 1])
+        self.stream.write("\r\x1b[K" + self._fitted(width - 1))
         self.stream.flush()
         self._line_open = True
 

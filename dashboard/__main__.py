@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", dest="checkpoints", action="append", default=[])
     parser.add_argument("--data", action="append", default=[])
     parser.add_argument("--data-root", default="")
+    parser.add_argument("--format", dest="annotation_format", default="auto")
     parser.add_argument("--mlflow-url", default="")
     parser.add_argument("--upload-mb", type=int, default=DEFAULT_UPLOAD_MB)
     given = vars(parser.parse_args(argv))

@@ -25,6 +25,8 @@ class Settings:
     """csv files to offer besides the runs' validation lists."""
     data_root: str = ""
     """Folder that relative paths in `data` start from; empty: the csv's own."""
+    annotation_format: str = "auto"
+    """Of the lines of `data`."""
     mlflow_url: str = ""
     """Where `vmae ui` serves MLflow's own interface, for links; empty: no links."""
     upload_mb: int = DEFAULT_UPLOAD_MB

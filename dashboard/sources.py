@@ -171,7 +171,7 @@ def _of_file(file: ModelFile) -> CheckpointEntry:
 
 
 def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:
-    given = [(c, settings.data_root, "1", "auto") for c in settings.data]
+    given = [(c, settings.data_root, "1", settings.annotation_format) for c in settings.data]
     of_runs = [
         (
             r.params[name],

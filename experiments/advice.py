@@ -11,10 +11,12 @@ import torch
 
 from vmae.core.plan import training_flops
 from vmae.core.video.annotations import read_annotations
+from vmae.core.video.classes import class_names
 from vmae.core.video.facts import ListFacts, list_facts
 from vmae.core.video.samples import Sample
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.data import read_list, read_training
 from vmae.experiments.outlook import Outlook, outlook, require_classes, shared_videos
 from vmae.experiments.recommend import (
     Flip,
@@ -63,7 +65,7 @@ def advise(
     root = str(data_root) if data_root is not None else ""
     train = read_annotations(train_csv, root or None)
     val = read_annotations(val_csv, root or None) if val_csv is not None else []
-    lists = list_facts(train, names_beside(train_csv))
+    lists = list_facts(train, class_names(train_csv))
     machine = this_machine(device)
     budget = default_budget_s(lists.videos) if budget_s is None else budget_s
 
@@ -94,11 +96,10 @@ def look_ahead(
     on a CPU; then nothing is said of the time. Raises InputError as `outlook` does.
     """
     data = config.data
-    train, val = (
-        read_annotations(csv, data.data_root or None, format=data.annotation_format) if csv else []
-        for csv in (data.train_csv, data.val_csv or data.test_csv)
-    )
-    lists = list_facts(train, names_beside(Path(data.train_csv)))
+    train = read_training(data)
+    held_out = data.val_csv or data.test_csv
+    val = read_list(data, held_out) if held_out else []
+    lists = list_facts(train, class_names(data.train_csv))
     require_classes(config.job, lists.class_counts, lists.classes)
     mask = config.mask if stages.STAGES[config.job].masked else None
     seconds = None
@@ -120,14 +121,6 @@ def _speed(
     steps = time_steps(config, classes, device=device, threads=threads, limit_s=limit_s)
     load = time_loading(train, config.data)
     return Speed(step_s=steps.step_s, decode_s=load.decode_s, cut_s=load.cut_s, threads=steps.threads)
-
-
-def names_beside(listed: Path) -> list[str]:
-    """The lines of `classes.txt` beside a list; none where there is no such file."""
-    path = listed.with_name("classes.txt")
-    if not path.is_file():
-        return []
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def this_machine(device: torch.device) -> Machine:

@@ -83,6 +83,9 @@ class ExperimentConfig:
     evaluation_ratio: float = 0.75
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
     trained at different ratios can be compared."""
+    evaluation_every: int | None = None
+    """Epochs of pre-training between measurements of that error; none: about ten times in a run; 0: only
+    after the last epoch."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -100,6 +103,13 @@ class ExperimentConfig:
             raise InputError(
                 f"job: expected one of {', '.join(stages.JOBS)}, got '{self.job}'"
                 f"{nearest(self.job, stages.JOBS)}"
+            )
+        if self.evaluation_every is not None and self.evaluation_every < 0:
+            raise InputError(f"evaluation_every: expected 0 or more or none, got {self.evaluation_every}")
+        if self.data.more_lists and stages.STAGES[self.job].labels:
+            raise InputError(
+                "data.more_lists: expected one list where labels are learnt, got several (--data given more "
+                "than once): their labels mean different classes"
             )
         stages.STAGES[self.job].check(self)
 

@@ -13,8 +13,8 @@ from vmae.core.video.ava import read_excluded
 from vmae.core.video.cache import build_cache
 from vmae.core.video.classes import by_name, class_names, names_of
 from vmae.core.video.clips import ClipDataset, Mode
-from vmae.core.video.config import DataConfig
-from vmae.core.video.samples import Sample, num_classes, require_labels, subset
+from vmae.core.video.config import DataConfig, weighted
+from vmae.core.video.samples import Sample, num_classes, repeat, require_labels, subset
 
 CacheProgress = Callable[[int, int], None]
 """Called as decoded clips are put into the cache: (done, total)."""
@@ -53,8 +53,9 @@ def open_data(config: DataConfig, seed: int, cache_dir: Path, progress: CachePro
         if bad and config.bad_eval == "error":
             # Known before anything is trained: a held-out video is never left out silently.
             raise VideoError(bad[0], *cache.errors[bad[0]])
+    trained = weighted_samples(config, train, seed) if config.more_lists else train
     return Data(
-        train=ClipDataset(subset(train, config.train_share, seed), config, "train", seed, cache=cache),
+        train=ClipDataset(subset(trained, config.train_share, seed), config, "train", seed, cache=cache),
         train_plain=ClipDataset(train, config, "val", seed, cache=cache, leave_out=True),
         val=ClipDataset(val, config, "val", seed, cache=cache) if val else None,
         num_classes=num_classes([*train, *val, *test]),
@@ -99,10 +100,32 @@ def _read(config: DataConfig, csv: str) -> list[Sample]:
     return read_annotations(csv, config.data_root or None, format=config.annotation_format, excluded=excluded)
 
 
+def read_training(config: DataConfig, seed: int = 0) -> list[Sample]:
+    """What is trained on in an epoch: the training list, or several with their weights."""
+    train = read_list(config, config.train_csv)
+    return weighted_samples(config, train, seed) if config.more_lists else train
+
+
+def weighted_samples(config: DataConfig, train: list[Sample], seed: int) -> list[Sample]:
+    """The samples of `train_csv` and of `more_lists`, each list as often as it weighs.
+
+    Labels of different lists mean different classes: those of the others are taken off.
+    """
+    found = repeat(train, config.train_weight, seed)
+    for text in config.more_lists:
+        csv, weight = weighted(text)
+        more = _read(config, csv)
+        found += repeat([replace(s, label=-1, class_name="") for s in more], weight, seed)
+    return found
+
+
 def all_samples(config: DataConfig) -> list[Sample]:
     """The videos of all lists of the data section, as one cache holds them."""
     lists = (config.train_csv, config.val_csv, config.test_csv)
-    return [s for csv in lists if csv for s in read_list(config, csv)]
+    found = [s for csv in lists if csv for s in read_list(config, csv)]
+    for text in config.more_lists:
+        found += _read(config, weighted(text)[0])
+    return found
 
 
 def open_test(

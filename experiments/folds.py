@@ -8,16 +8,16 @@ each video once.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_json, write_json, write_text
 from vmae.core.measure.statistics import Interval
 from vmae.core.video.annotations import read_annotations, write_annotations
+from vmae.core.video.classes import CLASSES, class_names
 from vmae.core.video.folds import describe_folds, make_folds, read_column, read_folds, table_of, write_folds
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
@@ -149,9 +149,9 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
         raise InputError(f"--seeds: expected 1 or more, got {seeds}")
     found = find_folds(spec, config)
     home.folds.mkdir(parents=True, exist_ok=True)
-    names = Path(config.data.train_csv).with_name("classes.txt")
-    if names.is_file():
-        shutil.copyfile(names, home.folds / "classes.txt")
+    names = class_names(config.data.train_csv)
+    if names:
+        write_text(home.folds / CLASSES, "".join(f"{name}\n" for name in names))
     _write(home.folds / "all.csv", found.samples)
     for fold in found.numbers:
         _write(home.folds / f"fold{fold}.train.csv", found.outside(fold))

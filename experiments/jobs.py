@@ -37,8 +37,9 @@ from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, tags
 from vmae.experiments.weights import model_source, with_init
 
-Ahead = Callable[[ExperimentConfig], None]
-"""Told the configuration once it is known to be possible, before anything is decoded."""
+Ahead = Callable[[ExperimentConfig], ExperimentConfig]
+"""Told the configuration once it is known to be possible, before anything is decoded; gives it with what was
+found out about this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,25 +97,40 @@ def saved_config(store: Store, name: str) -> ExperimentConfig:
     return ExperimentConfig.load(path)
 
 
+class Stop:
+    """Whether a run was asked to stop: while it trains, after its step; afterwards, at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.training = True
+        self._asked, self._say = threading.Event(), say
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self, number: int, frame: object) -> None:
+        """A signal's handler."""
+        if self._asked.is_set() or not self.training:
+            raise KeyboardInterrupt
+        self._asked.set()
+        self._say(
+            "stopping after this step (or the measurement under way), then the state is saved; "
+            "Ctrl-C again ends it at once, with the last checkpoint"
+        )
+
+
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
+def stop_on_signal(say: Callable[[str], None] = lambda text: None) -> Iterator[Stop]:
     """Inside, Ctrl-C and SIGTERM ask the run to stop after its step instead of ending the process.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C ends it at once. `say` is told that it was asked, in a signal's handler.
     """
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
+    stop = Stop(say)
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop
         return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -174,7 +190,7 @@ def training(
         if notes is not None:
             notes(remark)
     if ahead is not None:
-        ahead(config)
+        config = ahead(config)
     storage = store.storage()
     executor = Here(storage) if workers is None else OnWorkers(storage, workers)
     data = executor.process.data(config, cache_progress)
@@ -196,11 +212,12 @@ def training(
             params=flatten(config),
             tags={**config_tags(config), **more_tags(config)},
         ) as tracker,
-        stop_on_signal() as should_stop,
+        stop_on_signal(notes or (lambda text: None)) as stop,
     ):
         run.log_start(tracker, home)
-        watch = run.tracked(tracker, stage, report, should_stop=should_stop)
+        watch = run.tracked(tracker, stage, report, should_stop=stop)
         result = executor.train(stage, Work(config=config, home=home, watch=watch))
+        stop.training = False
         best = result.best_model_path if stage.best_counts else None
         model = best or result.model_path
         tracker.set_tags({tags.CHECKPOINT: str(model)})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmae.core.files import read_json, write_json
 from vmae.core.video.annotations import read_annotations
-from vmae.core.video.config import DataConfig
+from vmae.core.video.config import DataConfig, weighted
 from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
@@ -31,7 +31,7 @@ def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDi
     """`config_tags` of a trial: the sweep's own digest, kept in its folder, serves all on the same lists."""
     same = all(
         getattr(config.data, name) == getattr(base.data, name)
-        for name in ("train_csv", "val_csv", "test_csv", "data_root", "annotation_format")
+        for name in ("train_csv", "more_lists", "val_csv", "test_csv", "data_root", "annotation_format")
     )
     kept = read_json(sweep.data) if same else None
     return config_tags(config, kept["digest"] if kept else None)
@@ -74,7 +74,7 @@ def data_digest(data: DataConfig) -> str:
         InputError: a list that is missing or has a bad line.
     """
     digest = hashlib.sha256()
-    for csv in (data.train_csv, data.val_csv, data.test_csv):
+    for csv in (data.train_csv, data.val_csv, data.test_csv, *(weighted(m)[0] for m in data.more_lists)):
         if not csv:
             digest.update(b"none\n")
             continue

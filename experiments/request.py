@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,15 @@ def resolve_config(
     shape_of: ExperimentConfig | None = None,
     start: ExperimentConfig | None = None,
     taken: Mapping[str, Any] | None = None,
+    lists: Mapping[str, Any] | None = None,
     needs_val: bool = True,
 ) -> ExperimentConfig:
     """The configuration that a command line asks for: recipe or file, then options, then `--set`.
 
     `shape_of`: an earlier run whose model, lists and way of cutting clips replace the recipe's. `start`
     stands in the recipe's place; `taken`: changes to it, before the options' (`weights.clip_of_init`). With
-    folds no held-out list is needed (`needs_val`).
+    folds no held-out list is needed (`needs_val`). `lists`: changes that --data made besides
+    (`weighted_lists`).
     """
     from dataclasses import replace
 
@@ -65,6 +67,7 @@ def resolve_config(
     if train_csv is not None:
         changes["data.train_csv"] = str(train_csv)
         changes["data.val_csv"] = str(held_out_beside(train_csv, val_csv, needs_val) or "")
+        changes |= lists or {}
     elif val_csv is not None:
         changes["data.val_csv"] = str(val_csv)
     if data_root is not None:
@@ -75,7 +78,8 @@ def resolve_config(
 
 
 def held_out_beside(train_csv: Path, val_csv: Path | None, needed: bool = True) -> Path | None:
-    """The held-out list: the one named, or `val.csv` beside the training list.
+    """The held-out list: the one named, or `val.csv` beside the training list (`val.clean.csv` beside
+    `train.clean.csv`).
 
     InputError (or None, where it is not `needed`) without either.
     """
@@ -83,9 +87,24 @@ def held_out_beside(train_csv: Path, val_csv: Path | None, needed: bool = True) 
 
     if val_csv is not None:
         return val_csv
-    beside = train_csv.with_name("val.csv")
-    if not beside.exists():
-        if not needed:
-            return None
+    kind = train_csv.name.partition(".")[2]
+    names = [train_csv.name.replace("train", "val"), f"val.{kind}", "val.csv"]
+    places = [train_csv.with_name(n) for n in dict.fromkeys(names) if n != train_csv.name]
+    found = next((place for place in places if place.exists()), None)
+    if found is None and needed:
+        beside = " or ".join(str(place) for place in places)
         raise InputError(f"expected a held-out list: --val FILE, or {beside}; found neither")
-    return beside
+    return found
+
+
+def weighted_lists(given: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
+    """What `--data FILE[:WEIGHT]`, given any number of times, means: the first list, and the changes to a
+    configuration that the weights and the other lists are."""
+    from vmae.core.video.config import weighted
+
+    if not given:
+        return None, {}
+    first, weight = weighted(given[0])
+    if len(given) == 1:
+        return Path(first), {}
+    return Path(first), {"data.train_weight": weight, "data.more_lists": tuple(given[1:])}

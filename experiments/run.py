@@ -25,6 +25,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def metric_of_epoch(stage: str, name: str) -> str:
+    """In MLflow, the name of what the loop's `epoch` event calls `name`: `val/top1` is
+    `finetune/val_top1`."""
+    return f"{stage}/{name.replace('/', '_')}"
+
+
 def reporter(tracker: Tracker, stage: str, then: Report | None = None) -> Report:
     """Turn the training loop's events into metrics of the run, and pass them on.
 
@@ -50,8 +56,8 @@ def reporter(tracker: Tracker, stage: str, then: Report | None = None) -> Report
             values |= {"perf/data_wait_share": data["data_wait"]} if "data_wait" in data else {}
             tracker.log_metrics(values, data["step"])
         elif event == "epoch":
-            values = {k.replace("/", "_"): v for k, v in data.items() if k not in ("step", "epoch")}
-            tracker.log_metrics({f"{stage}/{k}": v for k, v in values.items()}, int(data["epoch"]))
+            values = {metric_of_epoch(stage, k): v for k, v in data.items() if k not in ("step", "epoch")}
+            tracker.log_metrics(values, int(data["epoch"]))
         if then is not None:
             then(event, data)
 

@@ -80,6 +80,36 @@ def time_steps(
     return min(found, key=lambda t: t.step_s)
 
 
+def fastest_threads(config: ExperimentConfig, *, limit_s: float = 0.3, rounds: int = 5) -> int:
+    """With how many CPU threads a training step takes the least time on this machine as it is now.
+
+    The numbers tried take turns, so that what else the machine does slows all of them, and their medians
+    count: threads that wait for a core that is busy show. 0 (as torch has it) where there is one core, or a
+    step of one clip takes longer than `limit_s`. Raises InputError where one does not fit into memory.
+    """
+    cores = usable_cores()
+    tried = sorted({1, max(1, cores // 2), cores})
+    if len(tried) == 1:
+        return 0
+    before = torch.get_num_threads()
+    seconds: dict[int, list[float]] = {count: [] for count in tried}
+    try:
+        step = _step_of(config, 2, torch.device("cpu"))
+        _fastest(step, 1, 1)
+        one = _fastest(step, 1, 1)
+        if one > limit_s:
+            return 0
+        clips = max(1, min(config.train.batch_size, int(limit_s / 3 / one)))
+        for count in tried * (rounds + 1):
+            torch.set_num_threads(count)
+            seconds[count].append(_fastest(step, clips, 1))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise InputError("expected one clip of a training step to fit into memory; it does not") from None
+    finally:
+        torch.set_num_threads(before)
+    return min(tried, key=lambda count: float(np.median(seconds[count][1:])))
+
+
 def _fastest(step: Callable[[int], None], clips: int, times: int) -> float:
     seconds = []
     for _ in range(times):

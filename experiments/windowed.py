@@ -71,7 +71,7 @@ class WindowedResult:
 
 
 def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list[str]:
-    """The videos of a folder (all below it, sorted), or of a list in any format, or of one path a line.
+    """The videos of a folder (all below it, sorted), or of a list.
 
     Raises InputError where there is none.
     """
@@ -79,13 +79,8 @@ def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list
     if path.is_dir():
         found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     else:
-        root = Path(data_root) if data_root else path.parent
-        lines = [line for _, line in read_lines(path)]
-        if lines and all(Path(line).suffix.lower() in VIDEO_SUFFIXES for line in lines):
-            found = [str(root / line) for line in lines]
-        else:
-            found = [s.path for s in read_annotations(path, data_root)] if lines else []
-        found = list(dict.fromkeys(found))
+        listed_paths = [s.path for s in read_annotations(path, data_root)] if read_lines(path) else []
+        found = list(dict.fromkeys(listed_paths))
     if not found:
         raise InputError(f"{listed}: expected at least one video, got none")
     return found

@@ -20,6 +20,9 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches whose gradients make one step; divides batch_size / processes."""
     seed: int = 0
+    threads: int = 0
+    """CPU threads of a step; 0: as many as torch takes, or in a run of its own what is measured to be fastest
+    before it begins."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere. fp16 scales the loss."""
     ema_decay: float | None = None
@@ -54,7 +57,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "checkpoint_every", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"expected train.{name} >= 1; got {getattr(self, name)}")
-        for name in ("picture_every", "seed"):
+        for name in ("picture_every", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise InputError(f"expected train.{name} >= 0; got {getattr(self, name)}")
         if self.max_bad_steps < 1:

@@ -185,7 +185,7 @@ class Detecting(Task):
         video, boxes, clips, targets = inputs
         return detection_loss(module(video, boxes, clips), targets)
 
-    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         every = self._config.eval_every
         if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
             return {}

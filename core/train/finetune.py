@@ -141,7 +141,7 @@ class Finetuning(Task):
         video, targets = inputs
         return soft_cross_entropy(module(video), targets)
 
-    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         every, train = self._config.eval_every, self._train
         due = every > 0 and epoch % every == 0
         if self._val is None or not (due or epoch == train.epochs):

@@ -140,6 +140,8 @@ class Trainer:
     def begin(self, resume: bool) -> None:
         """Model, optimiser and loader on the device, at the newest checkpoint's place or at the start."""
         train, world = self.train, self.world
+        if train.threads:
+            torch.set_num_threads(train.threads)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if self.lead and not resume:
             # Their step numbers may be higher than this run's: it would be continued from them.
@@ -162,6 +164,7 @@ class Trainer:
                 "steps_per_epoch": self.steps_per_epoch,
                 "epochs": train.epochs,
                 "resumed": loaded is not None,
+                "history": list(self.at.history),
                 "precision": self.precision,
                 "device": str(self.device),
                 "processes": world.size,
@@ -358,7 +361,7 @@ class Trainer:
         due = epoch % train.checkpoint_every == 0 or epoch == train.epochs
         with self._averaged(), self.gradients.eager():
             self.model.eval()
-            metrics |= self.task.after_epoch(epoch, [h["loss"] for h in at.history] + [mean_loss])
+            metrics |= self.task.after_epoch(epoch, [*at.history, metrics])
             self.model.train()
             # An epoch has a training loss for nothing; its weights are written where a checkpoint is.
             if self.best_by in metrics and (self.best_by != "loss" or due):

@@ -19,7 +19,13 @@ from vmae.core.train.loop import Trainer
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
-from vmae.core.train.watch import collapse_warning, flat_loss_warning, prediction_variance
+from vmae.core.train.watch import (
+    HELD_OUT,
+    collapse_warning,
+    flat_loss_warning,
+    held_out_warnings,
+    prediction_variance,
+)
 from vmae.core.video.clips import ClipDataset
 
 AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
@@ -125,17 +131,20 @@ class Pretraining(Task):
         loss: Tensor = module(video, TokenMask(visible, masked), *decode)
         return loss
 
-    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
+    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         config, found = self._model.config, {}
+        of_variance = (config.target, config.loss) == ("normalized", "mse")
         texts: dict[str, str | None] = {}
         if self._seen is not None:  # an epoch whose steps were all done before this process
             found["pred_variance"] = prediction_variance(self._model, *self._seen)
             texts["collapse"] = collapse_warning(found["pred_variance"], epoch)
-        if (config.target, config.loss) == ("normalized", "mse"):
-            texts["flat"] = flat_loss_warning(losses, self._epochs)
+        if of_variance:
+            texts["flat"] = flat_loss_warning([h["loss"] for h in history], self._epochs)
+        extra = {} if self._more is None else self._more(epoch, self._model)
+        if HELD_OUT in extra:
+            texts |= held_out_warnings([*history[:-1], {**history[-1], **extra}], of_variance)
         for kind, text in texts.items():
             if text is not None and kind not in self._warned:
                 self._warned.add(kind)
                 self._report("warning", {"epoch": epoch, "text": text})
-        extra = {} if self._more is None else self._more(epoch, self._model)
         return {**found, **extra}

@@ -94,8 +94,9 @@ class Task:
         """The micro-batch's mean loss: device work only, so that it can be captured."""
         raise NotImplementedError
 
-    def after_epoch(self, epoch: int, losses: list[float]) -> dict[str, float]:
-        """More metrics of the epoch (counted from 1); `losses` are the epochs' mean losses so far.
+    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
+        """More metrics of the epoch (counted from 1); `history` are the epochs' metrics so far, of this one
+        its mean `loss`.
 
         The model is in eval mode, its averaged weights in place where there are any.
         """

@@ -19,6 +19,10 @@ MIN_PREDICTION_VARIANCE = 1e-5
 """Of the target's variance; far below what even a barely trained decoder shows."""
 FLAT_LOSS = 0.97
 """Share of the target's variance: a model that predicts the mean everywhere has 1."""
+HELD_OUT = "val/loss"
+"""An epoch's reconstruction error on held-out videos."""
+TURNED = 0.02
+"""Share by which the held-out error must stand above its lowest to be called rising."""
 FLAT_CHANGE = 0.005
 """Relative improvement over the window below which the loss is called flat."""
 
@@ -89,3 +93,33 @@ def flat_loss_warning(losses: Sequence[float], epochs: int) -> str | None:
         f"{window} epochs ago; 1 is what predicting the mean gives): nothing is learnt yet; "
         "try a higher learning rate, a lower mask ratio, or larger structures per patch"
     )
+
+
+def held_out_warnings(history: Sequence[dict[str, float]], of_variance: bool) -> dict[str, str]:
+    """Lines, by kind, when the newest held-out error says that the model memorises its training videos.
+
+    Args:
+        history: metrics of the epochs so far: `epoch`, `loss`, and `HELD_OUT` of those that measured it.
+        of_variance: whether an error of 1 is that of predicting each patch's mean (normalised target, MSE).
+
+    `above`: the error is above 1 and was not; `turned`: the last two stand above the lowest by `TURNED`,
+    while the training loss has fallen since.
+    """
+    measured = [h for h in history if HELD_OUT in h]
+    now, values = measured[-1], [h[HELD_OUT] for h in measured]
+    best = min(measured, key=lambda h: h[HELD_OUT])
+    where = f"epoch {now['epoch']:g}: the error on held-out videos"
+    found: dict[str, str] = {}
+    if of_variance and values[-1] > 1 and min(values) < 1:
+        found["above"] = (
+            f"{where} rose above 1 ({values[-1]:.3f}): worse than predicting each patch's mean; "
+            f"it was {best[HELD_OUT]:.3f} after epoch {best['epoch']:g}"
+        )
+    rising = [v > (1 + TURNED) * best[HELD_OUT] for v in values[-2:]]
+    if len(values) > 2 and all(rising) and now["loss"] < best["loss"]:
+        found["turned"] = (
+            f"{where} rises ({best[HELD_OUT]:.3f} after epoch {best['epoch']:g}, {values[-1]:.3f} now) while "
+            f"the training loss falls ({best['loss']:.3f} to {now['loss']:.3f}): it memorises; more videos, "
+            "a higher mask ratio or fewer epochs"
+        )
+    return found

@@ -2,17 +2,20 @@
 
 | format | line | from |
 |---|---|---|
-| `label` | `path label` | V1 pre-training and fine-tuning, V2 fine-tuning on videos |
+| `label` | `path label` (`path -1`: no label) | V1 pre-training and fine-tuning, V2 fine-tuning on videos |
+| `label` | `path,name`, or `path name` for files: names of classes | lists made by hand |
+| `label` | `path` alone on every line: no labels | `find`, `ls` |
 | `start_total` | `path start total` (`path 0 -1`: the whole video) | V2 pre-training; unlabelled |
 | `total_label` | `frame_dir total label` | V2 fine-tuning on raw frames |
 | `ava` | `video_id,timestamp,x1,y1,x2,y2,action_id,person_id` | AVA 2.x (see `vmae.core.video.ava`) |
 | `coco` | a `.json` file of images and annotations | AVA of the official detection repository (`coco`) |
 
-No header is needed. Separators are spaces, tabs or one comma; the path is everything before the numbers, so
-it may hold spaces and any letters; quotation marks around a path (pandas writes them) are taken off. `start`
-counts frames of a video from 0; in a folder of images it is the number in the name of the first image, as in
-V2 (0: the first image, whatever its name). The lists of UCF101, HMDB51, Kinetics and SSv2 are read by
-`vmae.core.video.index`, which writes the ones above.
+Which of these a list has its first line says. Names are numbered in the order of `classes.txt` beside the
+list, else sorted. No header is needed. Separators are spaces, tabs or one comma; the path is everything
+before the numbers, so it may hold spaces and any letters; quotation marks around a path (pandas writes them)
+are taken off. `start` counts frames of a video from 0; in a folder of images it is the number in the name of
+the first image, as in V2 (0: the first image, whatever its name). The lists of UCF101,
+HMDB51, Kinetics and SSv2 are read by `vmae.core.video.index`, which writes the ones above.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Literal, get_args
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import replacing
 from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
+from vmae.core.video.classes import HEADER, class_names, label_of, split_named
 from vmae.core.video.coco import read_coco
 from vmae.core.video.identity import canonical
 from vmae.core.video.samples import MAX_LABEL, VIDEO_SUFFIXES, Sample, read_lines
@@ -72,15 +76,48 @@ def read_annotations(
     lines = read_lines(csv)
     if format == "ava" or (format == "auto" and lines and looks_like_ava(lines[0][1])):
         return read_ava(csv, canonical(str(root)), excluded=excluded)
-    samples: list[Sample] = []
-    for where, line in lines:
-        if not samples and re.fullmatch(r"(path|video|file\w*)[ ,\t]+label", line, re.IGNORECASE):
-            continue
-        sample = _parse(line, format, where)
-        samples.append(_rooted(sample, root) if rooted else sample)
-    if not samples:
+    if lines and HEADER.fullmatch(lines[0][1]):
+        del lines[0]
+    if not lines:
         raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
-    return samples
+    kind = _kind(lines[0][1], root) if format in ("auto", "label") else "numbers"
+    if kind == "names":
+        samples = _named(lines, csv)
+    elif kind == "paths":
+        samples = [_bare(line, where) for where, line in lines]
+    else:
+        samples = [_parse(line, format, where) for where, line in lines]
+    return [_rooted(sample, root) for sample in samples] if rooted else samples
+
+
+def _kind(line: str, root: Path) -> Literal["numbers", "names", "paths"]:
+    """What a list has beside its paths, by its first line."""
+    if _ONE.match(line) is not None:
+        return "numbers"
+    path = _unquoted(line)
+    if path.lower().endswith(VIDEO_SUFFIXES) or (root / path).is_dir():
+        return "paths"
+    return "names" if split_named(line) is not None else "numbers"
+
+
+def _named(lines: list[tuple[str, str]], csv: Path) -> list[Sample]:
+    found: list[tuple[str, str, str]] = []
+    for where, line in lines:
+        parts = split_named(line)
+        if parts is None:
+            raise InputError(f"{where}: expected a path and the name of a class as on line 1, got '{line}'")
+        found.append((where, *parts))
+    names = class_names(csv)
+    return [
+        Sample(path=_unquoted(path), label=label_of(name, names, where), class_name=name)
+        for where, path, name in found
+    ]
+
+
+def _bare(line: str, where: str) -> Sample:
+    if _ONE.match(line) is not None or split_named(line) is not None:
+        raise InputError(f"{where}: expected a path alone as on line 1 (no labels), got '{line}'")
+    return Sample(path=_unquoted(line), label=-1)
 
 
 def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
@@ -100,6 +137,8 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
         path = _quoted(s.path)
         if s.time_s is not None:
             lines += ava_rows(s)
+        elif s.class_name:
+            lines.append(f"{path},{s.class_name}\n")
         elif s.start == 0 and s.num_frames is None:
             lines.append(f"{path} {s.label}\n")
         elif s.label < 0:
@@ -128,7 +167,10 @@ _TWO = re.compile(
 def _parse(line: str, format: AnnotationFormat, where: str) -> Sample:
     one, two = _ONE.match(line), _TWO.match(line)
     if one is None:
-        raise InputError(f"{where}: expected 'path label' with an integer label, got '{line}'")
+        raise InputError(
+            f"{where}: expected 'path label' with an integer label, got '{line}'; without a label: "
+            "'path -1' (a stretch of one: 'path start total', all of it 'path 0 -1')"
+        )
     _require_digits(one["a"], where)
     if format == "auto":
         if two is None or _unquoted(one["path"]).lower().endswith(VIDEO_SUFFIXES):

@@ -18,7 +18,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +33,7 @@ from vmae.core.video.isolate import run_limited
 from vmae.core.video.probe import VideoInfo, probe_video
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
+from vmae.core.video.threads import reading_threads
 
 R = TypeVar("R")
 ProgressCallback = Callable[[int, int], None]
@@ -95,8 +95,8 @@ class DecodedCache:
         path = self.folder / _FRAMES
         if _stamp(path) == self._written:
             return
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            sums = pool.map(lambda p: zlib.crc32(self.frames(p).data), self._entries)
+        with reading_threads(os.cpu_count() or 1) as in_threads:
+            sums = in_threads(lambda p: zlib.crc32(self.frames(p).data), self._entries)
             for entry, found in zip(self._entries.values(), sums, strict=True):
                 if entry[-1] != found:
                     raise ValueError(f"{path}: changed since it was written")
@@ -267,9 +267,11 @@ def _decode_all(
             errors[path] = (e.reason, e.detail)
             return None
 
+    if progress is not None:
+        progress(0, len(paths))
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            infos = list(pool.map(probe, paths))
+        with reading_threads(workers) as in_threads:
+            infos = list(in_threads(probe, paths))
         entries: dict[str, Entry] = {}
         total = 0
         for info in infos:
@@ -299,8 +301,8 @@ def _decode_all(
                 del entries[info.path]
 
         good = [info for info in infos if info is not None]
-        with ThreadPoolExecutor(workers) as pool:
-            for done, _ in enumerate(pool.map(decode, good), start=1):
+        with reading_threads(workers) as in_threads:
+            for done, _ in enumerate(in_threads(decode, good), start=1):
                 if progress is not None:
                     progress(done, len(paths))
         if isinstance(data, np.memmap):

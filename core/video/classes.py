@@ -1,6 +1,7 @@
 """Names of classes: the numbers of two lists mean the same classes only where their names say so.
 
-`classes.txt` beside a list names its labels, a line each (line 1 is label 0). A checkpoint carries the names
+`classes.txt` beside a list names its labels, a line each (line 1 is label 0); a list can also have the names
+themselves, which are then numbered in the order of `classes.txt`, else sorted. A checkpoint carries the names
 of the list that it was trained on. Where both are known labels are mapped by name; where one is not, they are
 taken by number.
 """
@@ -17,24 +18,75 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.video.samples import Sample, num_classes
+from vmae.core.video.samples import VIDEO_SUFFIXES, Sample, num_classes, read_lines
 
 CLASSES = "classes.txt"
 
 
 def class_names(csv: str | Path) -> list[str]:
-    """The names in `classes.txt` beside a list, by label; empty where there is no such file."""
+    """The names of a list's labels, by label: those in `classes.txt` beside it, else those on its lines,
+    sorted; empty where it has neither."""
     path = Path(csv).with_name(CLASSES)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return []
+        return _names_on_lines(csv)
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: expected a readable UTF-8 list of names, got {e}") from None
     names = [line.strip() for line in text.split("\n")]
     while names and not names[-1]:
         names.pop()
     return names
+
+
+def split_named(line: str) -> tuple[str, str] | None:
+    """`(path, name)` of a line whose label is a name; None where it is none.
+
+    The name is what follows the last comma or tab, or the blank after a path that ends like a video.
+    """
+    match = _BY_COMMA.match(line) or _BY_SUFFIX.match(line)
+    if match is None or _NUMBER.fullmatch(match["name"]) or match["name"].lower().endswith(VIDEO_SUFFIXES):
+        return None
+    return match["path"], match["name"]
+
+
+_BY_COMMA = re.compile(r"^(?P<path>.*\S)[ \t]*[,\t][ \t]*(?P<name>[^,\t]*\S)$")
+_BY_SUFFIX = re.compile(
+    rf"^(?P<path>.*(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))})\"?)[ \t]+(?P<name>\S.*)$", re.IGNORECASE
+)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([ \t]+[+-]?\d+)?")
+HEADER = re.compile(r"(path|video|file\w*)[ ,\t]+(label|class)", re.IGNORECASE)
+
+
+def _names_on_lines(csv: str | Path) -> list[str]:
+    """The different names on the lines of a list with names, sorted; empty for any other list."""
+    names: set[str] = set()
+    if Path(csv).suffix.lower() == ".json":
+        return []
+    try:
+        lines = read_lines(csv)
+    except InputError:
+        return []
+    for number, (_, line) in enumerate(lines):
+        found = split_named(line)
+        if found is None or HEADER.fullmatch(line):
+            if number:
+                return []
+            continue
+        names.add(found[1])
+    return sorted(names)
+
+
+def label_of(name: str, names: Sequence[str], where: str) -> int:
+    """The number of a class by its name, capitals, blanks, `_` and `-` apart; InputError where it is none."""
+    alike = [i for i, known in enumerate(names) if known == name]
+    alike = alike or [i for i, known in enumerate(names) if _plain(known) == _plain(name)]
+    if len(alike) != 1:
+        raise InputError(
+            f"{where}: expected one of the {len(names)} classes of {CLASSES}, got '{name}'"
+            f"{nearest(name, list(names))}"
+        )
+    return alike[0]
 
 
 def names_of(csv: str | Path, samples: Sequence[Sample]) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from vmae.core.video.reader import open_video
 from vmae.core.video.samples import Sample
 from vmae.core.video.seconds import is_second_folder, read_second_clips
 from vmae.core.video.stills import first_frame
+from vmae.core.video.threads import reading_threads
 
 Mode = Literal["train", "val", "test"]
 
@@ -102,14 +102,10 @@ class ClipDataset:
         Raises:
             VideoError: the first of the list's bad files.
         """
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            try:
-                for done, _ in enumerate(pool.map(self.frames_of, range(len(self))), start=1):
-                    if progress is not None:
-                        progress(done, len(self))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with reading_threads(workers) as in_threads:
+            for done, _ in enumerate(in_threads(self.frames_of, range(len(self))), start=1):
+                if progress is not None:
+                    progress(done, len(self))
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that draws are made from."""

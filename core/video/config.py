@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,8 +20,17 @@ class DataConfig:
     """Keys of older configurations that mean nothing now: a run's decoded clips lie in its run directory."""
 
     train_csv: str = ""
+    """List of training videos. `--data a.csv:2 --data b.csv` also sets the two fields below."""
+    train_weight: float = 1.0
+    """With `more_lists`: how often a video of `train_csv` comes in an epoch; 0.5: half of them, always the
+    same."""
+    more_lists: tuple[str, ...] = ()
+    """More lists of a pre-training, as `FILE` or `FILE:WEIGHT`. Probes and what needs labels read `train_csv`
+    alone."""
     val_csv: str = ""
+    """Held-out list, on which epochs are measured and chosen."""
     test_csv: str = ""
+    """Held-out list that chooses nothing; empty: `val_csv` is measured in the end."""
     train_share: float = 1.0
     """Share of the training list that is pre-trained on (of every class alike; a smaller share's videos are
     among a larger one's). Probes and fine-tuning read the whole list."""
@@ -94,6 +105,12 @@ class DataConfig:
             raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
         if not 0 < self.train_share <= 1:
             raise InputError(f"data.train_share: expected a share in (0, 1], got {self.train_share}")
+        if not self.train_weight > 0:
+            raise InputError(f"data.train_weight: expected more than 0, got {self.train_weight}")
+        if self.train_weight != 1 and not self.more_lists:
+            raise InputError("data.train_weight: expected data.more_lists to weigh it against, got none")
+        for text in self.more_lists:
+            weighted(text)
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"data.max_bad_share: expected a share in [0, 1], got {self.max_bad_share}")
         if not 0 <= self.random_erasing <= 1:
@@ -111,3 +128,13 @@ class DataConfig:
     def decoded_short_side(self) -> int:
         """Short side of cached frames in pixels."""
         return self.cache_short_side or self.short_side or min(self.size)
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """`FILE:WEIGHT` (or `FILE`, weight 1) in its parts; InputError for a weight that is not above 0."""
+    match = re.fullmatch(r"(.+):(\d+(?:\.\d*)?|\.\d+)", text)
+    if match is None or os.path.exists(text):
+        return text, 1.0
+    if float(match[2]) <= 0:
+        raise InputError(f"{text}: expected a weight of more than 0 after the colon, got {match[2]}")
+    return match[1], float(match[2])

@@ -14,6 +14,7 @@ from typing import Any
 
 from vmae.core.errors import VideoError
 from vmae.core.video.structure import ends_inside, require_bounded
+from vmae.core.video.threads import left_off
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_PIXELS = 2**27
@@ -28,14 +29,18 @@ _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 
 
 class Deadline:
-    """A time limit that loops ask about; `None` seconds is no limit."""
+    """A time limit that loops ask about; `None` seconds is no limit. It is over where the threads that it was
+    made in are left (`reading_threads`)."""
 
     def __init__(self, path: str, seconds: float | None) -> None:
         self.path = path
         self.seconds = seconds
+        self._left_off = left_off()
         self.renew()
 
     def check(self) -> None:
+        if self._left_off is not None and self._left_off.is_set():
+            raise VideoError(self.path, "timeout", "the reading was left off")
         if time.monotonic() > self.end:
             raise VideoError(self.path, "timeout", f"more than {self.seconds:g} s")
 

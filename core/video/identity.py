@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from vmae.core.video.samples import Sample
+from vmae.core.video.threads import reading_threads
 
 _WHOLE = 2**20  # bytes of a file up to which all of it is read
 _PIECES = 16
@@ -79,8 +79,8 @@ def _add(digest: hashlib.blake2b, path: str, size: int, whole: int) -> None:
 def fingerprints(paths: Iterable[str]) -> dict[str, str]:
     """`fingerprint` of each path."""
     names = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(names, pool.map(fingerprint, names, chunksize=32), strict=True))
+    with reading_threads(_THREADS) as in_threads:
+        return dict(zip(names, in_threads(fingerprint, names), strict=True))
 
 
 def shared_videos(first: Sequence[Sample], second: Sequence[Sample]) -> list[tuple[str, str]]:

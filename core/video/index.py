@@ -2,7 +2,7 @@
 
 | layout | expected in the folder |
 |---|---|
-| `folders` | `train/CLASS/...`, `val/CLASS/...` (`test/...`), or `CLASS/...` alone (see `folders`) |
+| `folders` | `train/CLASS/...`, `val/CLASS/...` (`test/...`), or `CLASS/...` alone (see `folders`); a flat folder gives lists without labels |
 | `kinetics` | `train.csv`, `val.csv` or `validate.csv`, `test.csv` (`label,youtube_id,time_start,time_end`), also in `annotations/`; videos anywhere below, `ID_000010_000020.mp4` or `ID.mp4` |
 | `ucf101` | `ucfTrainTestlist/{classInd,trainlist0N,testlist0N}.txt`; videos `CLASS/v_*.avi` anywhere below |
 | `hmdb51` | `testTrainMulti_7030_splits/CLASS_test_splitN.txt`; videos `CLASS/*.avi` anywhere below |
@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from vmae.core.errors import InputError, nearest
 from vmae.core.video.annotations import write_annotations
 from vmae.core.video.ava import read_ava, read_excluded, read_label_map
-from vmae.core.video.folders import SPELLINGS, SPLITS, read_class_folders, videos_below
+from vmae.core.video.folders import SPELLINGS, SPLITS, LeftOut, read_class_folders, videos_below
 from vmae.core.video.samples import Sample
 
 Layout = Literal["folders", "kinetics", "ucf101", "hmdb51", "ssv2", "rawframes", "ava"]
@@ -98,7 +98,8 @@ def index_dataset(
 
 
 def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path | None = None) -> list[Path]:
-    """Write one list per non-empty split and `classes.txt` (line number = label); returns the paths.
+    """Write one list per non-empty split and `classes.txt` (line number = label) where there are classes;
+    returns the paths.
 
     `relative_to`: write paths relative to this folder (read them with `--data-root`), else absolute ones.
     AVA's rows hold ids: their films are looked for below `--data-root`, or else below the list's folder.
@@ -114,6 +115,8 @@ def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path
         ]
         write_annotations(out / f"{name}.csv", shown)
         written.append(out / f"{name}.csv")
+    if not index.classes:
+        return written
     (out / "classes.txt").write_text("".join(f"{c}\n" for c in index.classes), encoding="utf-8")
     return [*written, out / "classes.txt"]
 
@@ -122,10 +125,25 @@ def _folders(folder: Path, val_share: float, *, raw_frames: bool) -> DatasetInde
     found = read_class_folders(folder, raw_frames=raw_frames)
     label_of = {name: i for i, name in enumerate(found.classes)}
     splits: dict[str, list[Sample]] = {s: [] for s in SPLITS}
+    if not found.videos and not raw_frames:
+        return _flat(folder, val_share)
     for split, name, path, total in found.videos:
         target = split or _held_out(path.relative_to(folder), val_share)
         splits[target].append(Sample(path=str(path), label=label_of[name], num_frames=total))
     return DatasetIndex(splits=splits, classes=found.classes, notes=found.notes, held_out=not found.split)
+
+
+def _flat(folder: Path, val_share: float) -> DatasetIndex:
+    """Videos in no folder of a class: without labels."""
+    left_out = LeftOut()
+    splits: dict[str, list[Sample]] = {s: [] for s in SPLITS}
+    videos = videos_below(folder, left_out)
+    for path in videos:
+        splits[_held_out(path.relative_to(folder), val_share)].append(Sample(path=str(path), label=-1))
+    notes = left_out.say()
+    if videos:
+        notes.insert(0, f"no folders of classes: {len(videos)} videos without a label, for vmae pretrain")
+    return DatasetIndex(splits=splits, classes=[], notes=notes, held_out=True)
 
 
 def _held_out(relative: Path, share: float) -> str:

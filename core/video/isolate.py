@@ -10,6 +10,7 @@ ends.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import multiprocessing
 import signal
 import threading
@@ -181,7 +182,8 @@ def run_limited(function: Callable[[], R], path: str, limit_s: float) -> R:
         except BaseException as e:
             result.append((None, e))
 
-    thread = threading.Thread(target=work, daemon=True, name="vmae-read")
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(work,), daemon=True, name="vmae-read")
     thread.start()
     thread.join(limit_s)
     if not result:

@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -313,16 +314,19 @@ class ClipLoader:
         self._keys[:] = keys
         if self._torch_loader is None:
             self._check_shared_memory()
-            self._torch_loader = DataLoader(
-                _Batches(self.dataset),  # type: ignore[arg-type]
-                batch_sampler=self._keys,
-                num_workers=self.dataset.config.workers,
-                collate_fn=_identity,
-                pin_memory=torch.cuda.is_available(),
-                prefetch_factor=self.dataset.config.prefetch,
-                persistent_workers=True,
-                timeout=LIVING_S,
-            )
+            with warnings.catch_warnings():
+                # Recipes name the workers of the machines that they were made on.
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                self._torch_loader = DataLoader(
+                    _Batches(self.dataset),  # type: ignore[arg-type]
+                    batch_sampler=self._keys,
+                    num_workers=self.dataset.config.workers,
+                    collate_fn=_identity,
+                    pin_memory=torch.cuda.is_available(),
+                    prefetch_factor=self.dataset.config.prefetch,
+                    persistent_workers=True,
+                    timeout=LIVING_S,
+                )
         return self._torch_loader
 
     def _check_shared_memory(self) -> None:

@@ -30,7 +30,7 @@ class PersonBox:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One line of a list. `label` is -1 where there is none.
+    """One line of a list. `label` is -1 where there is none; `class_name` its name where the line has that.
 
     `start` and `num_frames` choose a stretch of the frames; `num_frames` None means to the end. `time_s`, in
     seconds on the list's clock, is the key frame that the clip is centred on, and `boxes` who is in it (AVA).
@@ -42,6 +42,7 @@ class Sample:
     num_frames: int | None = None
     time_s: float | None = None
     boxes: tuple[PersonBox, ...] = ()
+    class_name: str = ""
 
 
 def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str, str]]:
@@ -55,7 +56,9 @@ def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str,
     except FileNotFoundError:
         raise InputError(f"{csv}: expected a {what}, found no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{csv}: expected a {what}, got a folder") from None
+        raise InputError(
+            f"{csv}: expected a {what}, got a folder (vmae data index {csv} --layout folders makes lists)"
+        ) from None
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{csv}: expected a readable UTF-8 {what}, got {e}") from None
     # Not splitlines(): a path may hold characters that it takes for line ends (a form feed, U+2028).
@@ -81,6 +84,13 @@ def subset(samples: list[Sample], share: float, seed: int) -> list[Sample]:
     return [samples[i] for i in sorted(kept)]
 
 
+def repeat(samples: list[Sample], weight: float, seed: int) -> list[Sample]:
+    """Every sample as often as the whole part of `weight` says, and that share of them that its rest is, in
+    the list's order (see `subset`)."""
+    whole, rest = divmod(weight, 1)
+    return samples * int(whole) + (subset(samples, rest, seed) if rest else [])
+
+
 MAX_LABEL = 999_999
 """A label is a class's number: a head has a row for each up to the largest."""
 
@@ -91,7 +101,7 @@ def require_labels(samples: Sequence[Sample], where: str) -> None:
     if absent:
         raise InputError(
             f"{where}: expected a label of 0 or more on every line, got -1 on {len(absent)} of "
-            f"{len(samples)}, first {absent[0]}"
+            f"{len(samples)}, first {absent[0]}; vmae pretrain needs no labels"
         )
 
 

@@ -204,9 +204,10 @@ def files_to_see(data: DataConfig, *lists: str) -> list[str]:
     Empty names are passed over. Raises InputError as `read_annotations`.
     """
     from vmae.core.video.annotations import read_annotations
+    from vmae.core.video.config import weighted
 
     files = []
-    for csv in filter(None, lists):
+    for csv in (weighted(listed)[0] for listed in lists if listed):
         samples = read_annotations(csv, data.data_root or None, format=data.annotation_format)
         files += [str(Path(csv).absolute()), str(Path(samples[0].path).absolute())]
     return files

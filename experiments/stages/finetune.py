@@ -42,12 +42,13 @@ CHOSEN = Metric(
 
 
 def settings(config: Config) -> Config:
-    """The pipeline's own optimiser and loop; the whole training list, whatever share was pre-trained on."""
+    """The pipeline's own optimiser and loop; the whole training list and no other, whatever was pre-trained
+    on."""
     pipeline = config.pipeline
     return replace(
         config,
         job=STAGE.name,
-        data=replace(config.data, train_share=1.0),
+        data=replace(config.data, train_share=1.0, train_weight=1.0, more_lists=()),
         optim=pipeline.finetune_optim,
         train=replace(pipeline.finetune_train, seed=config.train.seed),
     )

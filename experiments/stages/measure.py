@@ -17,19 +17,16 @@ ERROR = Metric(
 
 def run(context: Context) -> Numbers:
     """Mean loss on the held-out clips at the common evaluation ratio, with the same tube masks always."""
-    from vmae.core.measure.probe import evaluation_loss
-    from vmae.core.model.masking import MaskConfig
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.models import expect_model
+    from vmae.experiments.stages.pretrain import held_out_error
 
     config, data = context.config, context.data()
     given = context.model()
     assert given is not None
     model = expect_model(given, VideoMAE, config.init)
     assert data.val is not None
-    mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
-    loss = evaluation_loss(model, data.val, mask, device=context.device, precision=config.train.precision)
-    return {ERROR.name: loss}
+    return {ERROR.name: held_out_error(model, data.val, config, context.device)}
 
 
 STAGE = Stage(name="measure", metrics=(ERROR,), share=lambda config: 0.02 * config.train.epochs, run=run)

@@ -10,6 +10,7 @@ from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
     from vmae.core.model.videomae import VideoMAE
@@ -25,6 +26,15 @@ LOSS = Metric(
     curve=True,
     comparable=False,
 )
+ERROR = Metric(
+    name="pretrain/val_loss",
+    title="error during training",
+    higher_is_better=False,
+    digits=3,
+    curve=True,
+    where="on held-out videos",
+)
+"""By epoch, at `evaluation_ratio`. With normalised targets 1.0 is predicting each patch's mean."""
 KNN = Metric(
     name="pretrain/knn_top1",
     title="nearest-neighbour accuracy inside the training list",
@@ -88,25 +98,31 @@ def fresh_model(context: Context) -> VideoMAE:
 def train(context: Context) -> TrainResult:
     """Pre-train a fresh model, or continue the one there.
 
-    Every `train.picture_every` epochs the watch gets a reconstruction, every `pipeline.measure_every` the
-    epoch's metrics get `knn_top1`.
+    Every `train.picture_every` epochs the watch gets a reconstruction; every `evaluation_every` the epoch's
+    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`.
     """
     from vmae.core.errors import VideoError
     from vmae.core.train.pretrain import pretrain
+    from vmae.core.train.watch import HELD_OUT
 
     config, data, watch = context.config, context.data(), context.watch
     model = fresh_model(context)
     draw = config.train.picture_every if config.model.predicts_pixels else 0
-    measure = config.pipeline.measure_every
+    measure, evaluate = config.pipeline.measure_every, config.evaluation_every
+    if evaluate is None:
+        evaluate = max(1, config.train.epochs // 10)
 
     def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
         if watch.picture is not None and data.val is not None and draw and epoch % draw == 0:
             # A video that cannot be read costs a picture, not the training.
             with contextlib.suppress(VideoError):
                 watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
+        found = {}
+        if evaluate and data.val is not None and (epoch % evaluate == 0 or epoch == config.train.epochs):
+            found[HELD_OUT] = held_out_error(model, data.val, config, context.device)
         if measure and (epoch % measure == 0 or epoch == config.train.epochs):
-            return {"knn_top1": knn_inside(model, context)}
-        return {}
+            found["knn_top1"] = knn_inside(model, context)
+        return found
 
     return pretrain(
         model=model,
@@ -142,6 +158,15 @@ def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, 
     return contact_sheet(reconstruct(model, clip_to_video(clip, device), mask))
 
 
+def held_out_error(model: VideoMAE, dataset: ClipDataset, config: Config, device: torch.device) -> float:
+    """Mean loss on held-out clips at the common evaluation ratio, with the same tube masks always."""
+    from vmae.core.measure.probe import evaluation_loss
+    from vmae.core.model.masking import MaskConfig
+
+    mask = MaskConfig(type="tube", ratio=config.evaluation_ratio)
+    return evaluation_loss(model, dataset, mask, device=device, precision=config.train.precision)
+
+
 def knn_inside(model: VideoMAE, context: Context) -> float:
     """Leave-one-out accuracy of nearest neighbours on features of the training list, in [0, 1].
 
@@ -166,7 +191,7 @@ def numbers(result: TrainResult) -> Numbers:
 
 STAGE = Stage(
     name="pretrain",
-    metrics=(LOSS, KNN, RATE, SKIPPED),
+    metrics=(LOSS, ERROR, KNN, RATE, SKIPPED),
     share=lambda config: float(config.train.epochs),
     train=train,
     numbers=numbers,

@@ -71,7 +71,7 @@ def check_nodes(plan: Plan, store: Store) -> None:
     """Raise ClusterUnfit where a node could not run a trial of the plan."""
     data = plan.base.data
     reports = require_fit(
-        paths=files_to_see(data, data.train_csv, data.val_csv),
+        paths=files_to_see(data, data.train_csv, data.val_csv, *data.more_lists),
         storage=store.remote or str(store.runs_dir),
         gpus_wanted=max(plan.resources.of(stage).gpus for stage in plan.stages()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
@@ -23,9 +24,49 @@ def test_lines_say_count_fields_and_time_left() -> None:
     out = io.StringIO()
     with progress("pretrain", total=10, unit="step", stream=out, every_s=0.0, kind="auto") as p:
         p.update(5, loss=0.123456, lr=1.5e-5)
-    first, last = out.getvalue().splitlines()
-    assert re.fullmatch(r"pretrain:  50% 5/10 step  loss 0.1235  lr 1.5e-05  \d+s left", first)
+        p.update(5)
+    first, _, last = out.getvalue().splitlines()
+    assert re.fullmatch(r"pretrain:  50%  \d+s left  5/10 step  loss 0.1235  lr 1.5e-05", first)
     assert last.startswith("pretrain: done in 0s  loss 0.1235")
+
+
+def test_what_ended_early_is_not_called_done() -> None:
+    out = io.StringIO()
+    with progress("pretrain", total=10, unit="step", stream=out, kind="lines") as p:
+        p.update(4, loss=0.5)
+    assert out.getvalue() == "pretrain: stopped at 4/10 step after 0s  loss 0.5\n"
+
+
+class Narrow(io.StringIO):
+    """A terminal of some columns."""
+
+    def __init__(self, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 200])
+def test_a_bar_fits_the_terminal_and_says_the_time_left_first(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Narrow(columns, monkeypatch)
+    fields = {"clips/s": 180, "loss": 0.81234, "held-out": 0.91, "epoch": 12.4, "wait": "12%", "lr": 1.5e-4}
+    with progress("small_clips_pretrain-12", total=4200, unit="step", stream=out) as p:
+        p.update(1234, **fields)
+    last = out.getvalue().rstrip("\n").split("\x1b[K")[-1]
+    assert len(last) < columns
+    assert "left" in last and "29%" in last
+    assert ("clips/s 180" in last) == (columns >= 60)
+    assert ("lr" in last) == (columns >= 200)
+    # Fields are shown whole or not at all.
+    shown = last.split("step")[1].split("  ")[1:] if "step" in last else []
+    assert all(len(part.split()) == 2 for part in shown), shown
 
 
 def test_lines_are_rare() -> None:
