@@ -213,7 +213,20 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
         height = metric.text(baseline.mean[metric.name])
         facts.append(f"the same network with random weights has {height}")
     click.echo("; ".join([line, *facts]))
+    _say_agreement(states, metric)
     click.echo(f"figure: {store.shown(store.layout.sweep(plan.name).figure(plan.sweep))}")
     click.echo("\nnext:")
     click.echo(f"  vmae runs list --sweep {plan.name}{in_runs_dir(store)}")
     click.echo(f"  vmae dashboard{'' if store.remote else in_runs_dir(store)}")
+
+
+def _say_agreement(states: list[TrialState], metric: Metric) -> None:
+    """How well the monitors of pre-training order the trials, where there are enough of them."""
+    from vmae.experiments.sweeps.agreement import agreements
+
+    found = agreements(states, metric)
+    if found:
+        click.echo(
+            f"rank correlation with {metric.title} over {found[0].trials} trials: "
+            + "; ".join(a.text() for a in found)
+        )

@@ -173,6 +173,13 @@ def classifier_flops(config: EncoderConfig) -> int:
     return 2 * embedding + 3 * config.depth * _block_flops(n, d, config.mlp_dim)
 
 
+def forward_flops(config: EncoderConfig, mask: MaskConfig | None = None) -> int:
+    """Matrix-product FLOPs of the encoder's forward on one clip: visible tokens with `mask`, else all."""
+    grid, d = config.grid, config.embed_dim
+    tokens = grid.num_tokens if mask is None else mask_counts(mask.type, mask.ratio, grid)[0]
+    return 2 * tokens * grid.patch_dim * d + config.depth * _block_flops(tokens, d, config.mlp_dim)
+
+
 def training_flops(config: EncoderConfig, mask: MaskConfig | None = None) -> int:
     """Matrix-product FLOPs of one clip's forward and backward: pre-training with `mask`, else fine-tuning."""
     if mask is None:

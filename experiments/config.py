@@ -9,6 +9,7 @@ from typing import Any
 from vmae.core.config import from_dict, to_dict
 from vmae.core.errors import InputError, nearest
 from vmae.core.files import write_text
+from vmae.core.measure.monitors import MonitorConfig
 from vmae.core.measure.probe import ProbeConfig
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAEConfig
@@ -80,6 +81,7 @@ class ExperimentConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluation_ratio: float = 0.75
     """Mask ratio (tube) at which reconstruction error is measured, the same for every run, so that runs
     trained at different ratios can be compared."""

@@ -21,7 +21,7 @@ from vmae.core.video.probe import VideoInfo
 from vmae.core.video.probe_store import Probes, cached_info, is_remembered, probes_path, remember_info
 from vmae.core.video.rand_augment import RandAugment, color_jitter, random_erase
 from vmae.core.video.reader import open_video
-from vmae.core.video.samples import Sample
+from vmae.core.video.samples import Sample, subset
 from vmae.core.video.seconds import is_second_folder, read_second_clips
 from vmae.core.video.stills import first_frame
 from vmae.core.video.threads import reading_threads
@@ -106,6 +106,11 @@ class ClipDataset:
             for done, _ in enumerate(in_threads(self.frames_of, range(len(self))), start=1):
                 if progress is not None:
                     progress(done, len(self))
+
+    def some(self, count: int, seed: int) -> ClipDataset:
+        """About `count` of the videos, of every label alike, read as this data set reads them."""
+        chosen = subset(self.samples, count / len(self), seed)
+        return ClipDataset(chosen, self.config, self.mode, self.seed, cache=self.cache)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that draws are made from."""

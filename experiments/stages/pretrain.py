@@ -44,6 +44,27 @@ KNN = Metric(
 """Leave-one-out, so that it may decide which trials go on: the held-out list is not looked at."""
 RATE = Metric(name="pretrain/clips_per_s", title="clips/s", column="clips/s", unit=SPEED, digits=0)
 SKIPPED = Metric(name="pretrain/skipped_steps", title="skipped steps", higher_is_better=False, digits=0)
+MONITORS = (
+    Metric(name="pretrain/monitor_rankme", title="RankMe, centred", digits=1, curve=True),
+    Metric(name="pretrain/monitor_participation", title="participation ratio", digits=2, curve=True),
+    Metric(name="pretrain/monitor_lidar", title="LiDAR over masks of a clip", digits=1, curve=True),
+    Metric(
+        name="pretrain/monitor_knn",
+        title="nearest neighbours, leave-one-out",
+        unit=SHARE,
+        curve=True,
+        where="on training videos",
+    ),
+    Metric(
+        name="pretrain/monitor_linear",
+        title="linear read-out, leave-one-out",
+        unit=SHARE,
+        curve=True,
+        where="on training videos",
+    ),
+)
+"""`vmae.core.measure.monitors` at the epochs that `monitor.share` pays for; `_random` beside each: the same
+network before training."""
 STOP_ON = {"loss": LOSS, "knn": KNN}
 """What trials can be stopped by, as `vmae sweep --stop-on` calls it."""
 
@@ -72,23 +93,29 @@ def flops(config: Config) -> float:
     return training_flops(config.model, config.mask)
 
 
-def fresh_model(context: Context) -> VideoMAE:
-    """The model with fresh weights drawn from the run's seed, or those of `config.init`.
-
-    torch's global generator is left as it was. Raises InputError when `init` is not a pre-trained model.
-    """
+def random_model(config: Config) -> VideoMAE:
+    """The model with weights drawn from the run's seed; torch's global generator is left as it was."""
     import torch
 
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.numerics import derive_seed
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.train.seed, "weights"))
+        return VideoMAE(config.model)
+
+
+def fresh_model(context: Context) -> VideoMAE:
+    """The model with fresh weights drawn from the run's seed, or those of `config.init`.
+
+    Raises InputError when `init` is not a pre-trained model.
+    """
+    from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.checkpoint import load_matching
     from vmae.core.weights.models import expect_model
 
     config = context.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.train.seed, "weights"))
-        model = VideoMAE(config.model)
-    init = context.initial()
+    model, init = random_model(config), context.initial()
     if init is not None:
         init = expect_model(init, VideoMAE, config.init, wanted="a pre-trained model with a decoder")
         load_matching(model, init.state_dict(), config.init)
@@ -99,7 +126,8 @@ def train(context: Context) -> TrainResult:
     """Pre-train a fresh model, or continue the one there.
 
     Every `train.picture_every` epochs the watch gets a reconstruction; every `evaluation_every` the epoch's
-    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`.
+    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`; `monitor` says at which epochs the
+    monitors look.
     """
     from vmae.core.errors import VideoError
     from vmae.core.train.pretrain import pretrain
@@ -111,13 +139,14 @@ def train(context: Context) -> TrainResult:
     measure, evaluate = config.pipeline.measure_every, config.evaluation_every
     if evaluate is None:
         evaluate = max(1, config.train.epochs // 10)
+    monitors = Monitors(context)
 
     def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
         if watch.picture is not None and data.val is not None and draw and epoch % draw == 0:
             # A video that cannot be read costs a picture, not the training.
             with contextlib.suppress(VideoError):
                 watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
-        found = {}
+        found = monitors.look(model, epoch)
         if evaluate and data.val is not None and (epoch % evaluate == 0 or epoch == config.train.epochs):
             found[HELD_OUT] = held_out_error(model, data.val, config, context.device)
         if measure and (epoch % measure == 0 or epoch == config.train.epochs):
@@ -167,6 +196,55 @@ def held_out_error(model: VideoMAE, dataset: ClipDataset, config: Config, device
     return evaluation_loss(model, dataset, mask, device=device, precision=config.train.precision)
 
 
+class Monitors:
+    """`vmae.core.measure.monitors` during a pre-training, on some clips of its training list."""
+
+    def __init__(self, context: Context) -> None:
+        from vmae.core.measure.monitors import plan_monitors
+
+        config, self._context = context.config, context
+        self._random: dict[str, float] | None = None
+        listed = context.data()
+        self._plan = plan_monitors(
+            config.monitor,
+            config.model,
+            config.mask,
+            videos=len(listed.train_plain),
+            clips_an_epoch=len(listed.train) * config.data.repeats,
+            epochs=config.train.epochs,
+        )
+
+    def look(self, model: VideoMAE, epoch: int) -> dict[str, float]:
+        """The monitors where this epoch is looked at, with those of the same network before training."""
+        if self._plan is None or epoch not in self._plan.epochs:
+            return {}
+        from vmae.core.errors import InputError
+        from vmae.core.measure.monitors import against
+
+        try:
+            if self._random is None:  # once a process: a resumed run draws the same network again
+                self._random = self._measure(random_model(self._context.config))
+            found = against(self._measure(model), self._random)
+        except InputError:  # none of these clips can be read: the training decides what that means
+            return {}
+        return {f"monitor_{name}": value for name, value in found.items()}
+
+    def _measure(self, model: VideoMAE) -> dict[str, float]:
+        from vmae.core.measure.monitors import monitor
+        from vmae.core.model.masking import MaskConfig
+
+        assert self._plan is not None
+        context, config = self._context, self._context.config
+        masks = MaskConfig(type="tube", ratio=config.evaluation_ratio) if config.monitor.lidar else None
+        return monitor(
+            model,
+            context.data().train_plain.some(self._plan.clips, config.train.seed),
+            masks=masks,
+            device=context.device,
+            precision=config.train.precision,
+        )
+
+
 def knn_inside(model: VideoMAE, context: Context) -> float:
     """Leave-one-out accuracy of nearest neighbours on features of the training list, in [0, 1].
 
@@ -183,15 +261,17 @@ def knn_inside(model: VideoMAE, context: Context) -> float:
 
 
 def numbers(result: TrainResult) -> Numbers:
-    """Speed, steps left out, and nearest neighbours as measured last."""
+    """Speed, steps left out, and nearest neighbours and monitors as measured last."""
     found = {RATE.name: result.clips_per_s, SKIPPED.name: float(result.skipped_steps)}
-    measured = [h["knn_top1"] for h in result.history if "knn_top1" in h]
-    return found | ({KNN.name: measured[-1]} if measured else {})
+    for epoch in result.history:
+        looked = {k: v for k, v in epoch.items() if k == "knn_top1" or k.startswith("monitor_")}
+        found |= {f"pretrain/{name}": value for name, value in looked.items()}
+    return found
 
 
 STAGE = Stage(
     name="pretrain",
-    metrics=(LOSS, ERROR, KNN, RATE, SKIPPED),
+    metrics=(LOSS, ERROR, KNN, *MONITORS, RATE, SKIPPED),
     share=lambda config: float(config.train.epochs),
     train=train,
     numbers=numbers,

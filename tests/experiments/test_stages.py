@@ -67,7 +67,7 @@ def test_every_metric_has_one_home_and_every_stage_ranks_by_a_score() -> None:
     for name in stages.THEN:
         assert stages.get(name).metric.name.startswith(f"{name}/")
         assert stages.get(name).metric.score
-        assert stages.get(name).metric.chance in stages.METRICS
+        assert stages.get(name).metric.chance in stages.METRICS or not stages.get(name).metric.percent
     assert stages.get("finetune").metric.name == "finetune/top1"
     assert stages.get("detection").metric.name == "detection/frame_map"
     assert stages.JOBS == ("pretrain", "finetune", "detection")
@@ -100,7 +100,7 @@ def test_a_stage_of_ones_own_is_found_by_module_and_object(own_module: str) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("prob", "expected a stage of probe, knn, finetune, detection or one of your own"),
+        ("prob", "expected a stage of probe, knn, finetune, detection, monitor or one of your own"),
         ("prob", "as module:object, got 'prob'"),
         ("prob", "did you mean 'probe'"),
         ("pretrain", "expected a stage of probe, knn, finetune"),
