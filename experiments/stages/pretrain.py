@@ -126,8 +126,8 @@ def train(context: Context) -> TrainResult:
     """Pre-train a fresh model, or continue the one there.
 
     Every `train.picture_every` epochs the watch gets a reconstruction; every `evaluation_every` the epoch's
-    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`; `monitor` says at which epochs the
-    monitors look.
+    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`; `monitor` says at
+    which epochs the monitors look.
     """
     from vmae.core.errors import VideoError
     from vmae.core.train.pretrain import pretrain
