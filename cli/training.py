@@ -32,8 +32,8 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
     from vmae.experiments.recipes.demo import DEMO_BOXES, DEMO_DATA, make_demo_films
 
     if config.data.train_csv == f"{DEMO_BOXES}/train.csv":
-        if made := make_demo_films():
-            click.echo(f"built-in films: {made} written to {DEMO_BOXES}", err=True)
+        if films := make_demo_films():
+            click.echo(f"built-in films: {films} written to {DEMO_BOXES}", err=True)
         return
     if config.data.train_csv != f"{DEMO_DATA}/train.csv":
         return

@@ -182,7 +182,8 @@ def training(
     """
     check_config(config, run.default_device(), processes=workers.count if workers else 1)
     home = store.layout.run(config.name)
-    init, remarks = None, ()
+    init: VideoModel | None = None
+    remarks: tuple[str, ...] = ()
     if not has_whole_state(home.checkpoints):
         # A run that goes on has all weights, and its configuration their shape.
         config, init, remarks = with_init(config, store)
