@@ -16,6 +16,7 @@ from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.measure.evaluate import Evaluation
 from vmae.core.measure.probe import ProbeResult
+from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
 from vmae.core.train.config import check_capturable
