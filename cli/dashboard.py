@@ -12,6 +12,13 @@ from vmae.cli.options import format_option, runs_dir_option
 @click.command()
 @click.option("--port", type=int, default=8501, show_default=True, help="Port to listen on.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that browsers may ask for, of a proxy before it for example (repeatable).",
+)
 @runs_dir_option
 @click.option(
     "--checkpoint",
@@ -33,6 +40,7 @@ from vmae.cli.options import format_option, runs_dir_option
 def dashboard(
     port: int,
     host: str,
+    allowed: tuple[str, ...],
     runs_dir: Path | None,
     checkpoints: tuple[Path, ...],
     data: tuple[Path, ...],
@@ -68,6 +76,7 @@ def dashboard(
     check_port(host, port)
     store = store_at(runs_dir)
     given = [("--host", host), ("--port", str(port)), ("--upload-mb", str(upload_mb))]
+    given += [("--allow-host", name) for name in allowed]
     given += [("--checkpoint", str(p.resolve())) for p in checkpoints]
     given += [("--data", str(p.resolve())) for p in data]
     for option, folder in (("--runs-dir", runs_dir), ("--data-root", data_root)):

@@ -21,6 +21,7 @@ def ui(port: int, host: str, runs_dir: Path | None) -> None:
     import sys
 
     from vmae.cli.ports import check_port
+    from vmae.experiments.signals import ignored, interrupts
     from vmae.experiments.tracking import create_store, store_at
 
     store = store_at(runs_dir)
@@ -34,15 +35,18 @@ def ui(port: int, host: str, runs_dir: Path | None) -> None:
     # Without its job workers the server is two processes instead of ten.
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     click.echo(f"MLflow on {store.uri}: http://{host}:{port}  (ready in about ten seconds; Ctrl-C ends it)")
-    process = subprocess.Popen(command, env=env, start_new_session=True)
+    interrupts()
+    process = None
     try:
+        process = subprocess.Popen(command, env=env, start_new_session=True)
         raise SystemExit(process.wait())
     except KeyboardInterrupt:
         pass
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        with ignored():
+            if process is not None and process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)

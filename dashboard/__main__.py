@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vmae.dashboard", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8501)
+    parser.add_argument("--allow-host", action="append", default=[])
     parser.add_argument("--runs-dir", default="")
     parser.add_argument("--checkpoint", dest="checkpoints", action="append", default=[])
     parser.add_argument("--data", action="append", default=[])
@@ -23,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mlflow-url", default="")
     parser.add_argument("--upload-mb", type=int, default=DEFAULT_UPLOAD_MB)
     given = vars(parser.parse_args(argv))
-    host, port = given.pop("host"), given.pop("port")
+    host, port, allowed = given.pop("host"), given.pop("port"), given.pop("allow_host")
     for several in ("checkpoints", "data"):
         given[several] = tuple(given[several])
     settings = Settings(**given)
     os.environ[VARIABLE] = settings.to_env()
-    serve(host=host, port=port, upload_mb=settings.upload_mb)
+    serve(host=host, port=port, upload_mb=settings.upload_mb, allowed=allowed)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 APP = Path(__file__).with_name("app.py")
 
 # Light and dark follow the browser; the colours are the viewer's own.
@@ -15,6 +20,23 @@ _THEMES = {
     "theme.dark.secondaryBackgroundColor": "#1a2028",
     "theme.baseRadius": "6px",
 }
+
+
+def own_names(host: str) -> list[str]:
+    """The hosts that a browser may ask for when the server listens on `host`, without ports, sorted.
+
+    Any other name that leads here is of a page that had its own name point to this machine (DNS rebinding).
+    """
+    names = {host}
+    if host in ("", "0.0.0.0", "::"):
+        import psutil
+
+        cards = psutil.net_if_addrs().values()
+        names = {a.address.partition("%")[0] for card in cards for a in card if a.family in _INTERNET}
+        names |= {socket.gethostname(), "127.0.0.1"}
+    if names & {"localhost", "127.0.0.1", "::1"}:
+        names |= {"localhost", "127.0.0.1", "::1"}
+    return sorted(n.lower() for n in names)
 
 
 def options(host: str, port: int, upload_mb: int) -> dict[str, str | int | bool]:
@@ -39,21 +61,30 @@ def options(host: str, port: int, upload_mb: int) -> dict[str, str | int | bool]
     }
 
 
-def arguments(host: str, port: int, upload_mb: int) -> list[str]:
-    """The command line of `streamlit run` with these options."""
+def arguments(host: str, port: int, upload_mb: int, allowed: Sequence[str] = ()) -> list[str]:
+    """The command line of `streamlit run` with these options; `allowed` are more names of this machine."""
     given = [
         f"--{k}={str(v).lower() if isinstance(v, bool) else v}"
         for k, v in options(host, port, upload_mb).items()
     ]
+    given += [f"--server.allowedHosts={name}" for name in (*own_names(host), *allowed)]
     return ["run", str(APP), *given]
 
 
-def serve(*, host: str, port: int, upload_mb: int) -> None:
-    """Serve until Ctrl-C. Heavy imports start at once, so that the first page does not wait for them."""
+def serve(*, host: str, port: int, upload_mb: int, allowed: Sequence[str] = ()) -> None:
+    """Serve until Ctrl-C, under the names of this machine and `allowed`.
+
+    Heavy imports start at once, so that the first page does not wait for them.
+    """
+    from streamlit import net_util
     from streamlit.web import cli
 
+    # A page of another origin would make Streamlit ask a service on the internet for this machine's address.
+    net_util._external_ip = "127.0.0.1"
+    # Its farewell would fail where nobody reads any more, and the server stay.
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
-    cli.main(arguments(host, port, upload_mb), prog_name="streamlit", standalone_mode=False)
+    cli.main(arguments(host, port, upload_mb, allowed), prog_name="streamlit", standalone_mode=False)
 
 
 def _warm_up() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 import warnings
@@ -15,6 +14,8 @@ from typing import Any
 
 from vmae.core.errors import VmaeError
 from vmae.experiments.cluster.address import probe_address
+from vmae.experiments.cluster.token import ask_for_token, known_token
+from vmae.experiments.signals import ignored, interrupts
 from vmae.experiments.tracking.origin import COMMAND_ENV, COMMIT_ENV, own_commit
 
 
@@ -37,11 +38,11 @@ def _set_environment(address: str | None) -> None:
         os.environ.setdefault(key, value)
     # Ctrl-C must reach us as KeyboardInterrupt: Tune's own handler would swallow it and save for minutes.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    if address is not None and address != "auto":
+    if address is None:
+        ask_for_token()
+    elif address != "auto":
         # Ray 2.5x and later start heads with a token and refuse a driver that says nothing of it.
-        token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        known = bool(token) or (Path.home() / ".ray" / "auth_token").exists()
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if known else "disabled")
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if known_token() else "disabled")
 
 
 def shipped_code() -> dict[str, Any]:
@@ -110,10 +111,12 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
             hint = f" (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}; see docs/clusters.md)"
         raise VmaeError(f"expected Ray to start {where}, got: {str(e).splitlines()[0]}{hint}") from e
     try:
+        # Ray answers SIGTERM with its stack, and leaves processes.
+        interrupts()
         yield
     finally:
         # A second Ctrl-C while we clean up would leave processes behind.
-        with _ignoring_sigint():
+        with ignored():
             ray.shutdown()
 
 
@@ -138,7 +141,7 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _ignoring_sigint():
+        with ignored():
             self._end.set()
             if not self._leave:
                 self._thread.join()
@@ -147,6 +150,7 @@ class Ahead:
         """Return when Ray is there; raises what `connected` raises."""
         self._leave = False
         self._ready.wait()
+        interrupts()
         if self._error is not None:
             raise self._error
 
@@ -161,18 +165,6 @@ class Ahead:
         except BaseException as e:
             self._error = e
             self._ready.set()
-
-
-@contextlib.contextmanager
-def _ignoring_sigint() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_nodes(count: int, wait_s: float) -> int:
