@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import runs_dir_option, set_option
+from vmae.cli.options import in_runs_dir, runs_dir_option, set_option
+
+if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.folds import Folds
+    from vmae.experiments.tracking import Store
 
 
 @click.command()
@@ -24,9 +30,19 @@ from vmae.cli.options import runs_dir_option, set_option
     "--data", "train_csv", type=click.Path(path_type=Path), help="Training list.  [default: the run's]"
 )
 @click.option(
-    "--val", "val_csv", type=click.Path(path_type=Path), help="Held-out list.  [default: the run's]"
+    "--val",
+    "val_csv",
+    type=click.Path(path_type=Path),
+    help="Held-out list.  [default: val.csv beside --data, else the run's]",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from.")
+@click.option(
+    "--folds",
+    metavar="FILE|K",
+    help="Hold out each fold of the training list in turn, of a csv with the columns path and fold, or of K "
+    "made of whole groups; prints the mean with its interval.",
+)
+@click.option("--seeds", type=int, help="With --folds: seeds of the probe.  [default: 1]")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @set_option
 @runs_dir_option
@@ -37,6 +53,8 @@ def probe(
     train_csv: Path | None,
     val_csv: Path | None,
     data_root: Path | None,
+    folds: str | None,
+    seeds: int | None,
     as_json: bool,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
@@ -44,12 +62,16 @@ def probe(
     """Train a probe on frozen features of the training videos and measure it on held-out ones.
 
     Its settings are chosen by cross-validation inside the training list; the held-out list is used once.
+    With --folds the list of --data (or of the run) is divided, and every video is held out once.
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.experiments import jobs
+    from vmae.experiments.request import held_out_beside
     from vmae.experiments.tracking import store_at
 
+    if seeds is not None and folds is None:
+        raise InputError("--seeds: expected --folds to go with it, got none")
     if run_name and checkpoint:
         raise InputError("expected --run or --checkpoint, got both")
     store = store_at(runs_dir)
@@ -60,17 +82,50 @@ def probe(
             changes[f"data.{key}"] = str(value)
     if kind is not None:
         changes["probe.kind"] = kind
+    if train_csv is not None and val_csv is None:
+        beside = held_out_beside(train_csv, None, needed=False)
+        if beside is not None:
+            changes["data.val_csv"] = str(beside)
     config = override(config, {**changes, **parse_assignments(assignments)})
-    result = jobs.probe_run(config, store, source)
+    if folds is not None:
+        _over_folds(config, store, source, folds, seeds or 1, as_json=as_json)
+        return
+    result, answers = jobs.probe_run(config, store, source)
+    number = answers.interval()
     if as_json:
-        click.echo(json.dumps({"model": str(source), **jobs.probe_json(result)}, indent=1))
+        interval = {"top1_low": number.low, "top1_high": number.high, "videos": number.videos}
+        click.echo(json.dumps({"model": str(source), **jobs.probe_json(result), **interval}, indent=1))
         return
     click.echo(f"{result.kind} probe of {source}")
     click.echo(
-        f"top-1 {result.top1:.1%}  top-5 {result.top5:.1%}  mean class {result.mean_class:.1%}  "
-        f"(chance {result.chance:.1%}) on held-out videos"
+        f"top-1 {number.text()}  top-5 {result.top5:.1%}  mean class {result.mean_class:.1%}  "
+        f"(chance {result.chance:.1%}) on {number.videos} held-out videos"
     )
+    if number.low <= result.chance:
+        click.echo("its interval reaches down to chance: nothing is shown to have been learnt")
     if result.unreadable:
         click.echo(f"{result.unreadable} videos could not be read and count as wrong")
     chosen = ", ".join(f"{k} {v:g}" for k, v in result.chosen.items())
     click.echo(f"chosen by cross-validation on the training list: {chosen} ({result.selection_top1:.1%})")
+
+
+def _over_folds(
+    config: ExperimentConfig, store: Store, source: Path, spec: str, seeds: int, *, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from vmae.experiments.probe_folds import probe_folds
+
+    def say(found: Folds) -> None:
+        for line in (found.said, *found.lines()):
+            click.echo(line, err=True)
+
+    made, summary = probe_folds(config, store, source, spec=spec, seeds=seeds, say=say)
+    if as_json:
+        click.echo(json.dumps({"run": made.name, "model": str(source), **asdict(summary)}, indent=1))
+        return
+    click.echo(f"{config.probe.kind} probe of {source}")
+    for line in summary.lines(f"{made.name}: top-1"):
+        click.echo(line)
+    click.echo(f"answers: {store.shown(store.layout.run(made.name).answers)}")
+    click.echo(f"\nnext:\n  vmae runs compare {made.name} OTHER{in_runs_dir(store)}   # on the same videos")

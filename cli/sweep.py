@@ -23,7 +23,9 @@ def sweep(name: str | None, options: SweepOptions) -> None:
     """Run the named sweep NAME, for example `vmae sweep masking_ratio`, or vary any field with --param.
 
     Without --data it runs on the built-in data set (made in data/demo if it is not there), sized for a CPU.
-    Trials are ranked by their last stage (a probe) on held-out videos, never by their own training loss.
+    With --data and no recipe each trial is pre-trained as `vmae recommend --for pretrain` says.
+    Trials are ranked by their last stage (a probe) on held-out videos, never by their own training loss; a
+    winner is named where videos and seeds tell it from every other setting.
     Every trial is tracked in MLflow; an interrupted sweep goes on with --resume.
     """
     from vmae.core.errors import InputError

@@ -186,7 +186,9 @@ def comparison_table(plan: Plan, states: list[TrialState], found: list[Group]) -
 
 
 def report(plan: Plan, states: list[TrialState], store: Store) -> None:
-    """Print the table, the winner, the figure's path and what to type next."""
+    """Print the table, what it shows, the figure's path and what to type next."""
+    from vmae.experiments.sweeps.verdict import interval_of, judge
+
     found = groups(states)
     click.echo()
     click.echo(results_table(plan, found))
@@ -203,7 +205,10 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     click.echo()
     value = best.mean[metric.name]
     what = f"{plan.params[0]} = {best.label}" if len(plan.params) == 1 else best.label
-    line = f"best: {what}, {metric.text(value)} {metric.where or metric.title}"
+    home = store.layout.sweep(plan.name)
+    number = interval_of(best.label, states, home)
+    text = metric.text(value) if number is None else f"{number.text()} of {number.videos} videos"
+    line = f"best mean: {what}, {text} {metric.where or metric.title}"
     facts = []
     chance = best.mean.get(metric.chance)
     if chance:
@@ -214,7 +219,10 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
         facts.append(f"the same network with random weights has {height}")
     click.echo("; ".join([line, *facts]))
     _say_agreement(states, metric)
-    click.echo(f"figure: {store.shown(store.layout.sweep(plan.name).figure(plan.sweep))}")
+    said = judge(plan, states, home)
+    if said is not None:
+        click.echo("\n".join([said.line, *said.warnings]))
+    click.echo(f"figure: {store.shown(home.figure(plan.sweep))}")
     click.echo("\nnext:")
     click.echo(f"  vmae runs list --sweep {plan.name}{in_runs_dir(store)}")
     click.echo(f"  vmae dashboard{'' if store.remote else in_runs_dir(store)}")

@@ -16,6 +16,7 @@ from vmae.experiments.stages import pretrain
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.layout import SweepDir
     from vmae.experiments.sweeps.definitions import Definition
     from vmae.experiments.sweeps.resources import Resources
     from vmae.experiments.sweeps.space import Param
@@ -49,6 +50,7 @@ class SweepOptions:
     size: str | None
     epochs: int | None
     seeds: int
+    folds: str | None
     cpus: float | None
     gpus: float | None
     workers_per_trial: int | None
@@ -75,6 +77,7 @@ class SweepOptions:
         sweep_name = "custom" if definition is None else definition.name
         run_name = driver.new_name(store, sweep_name, self.run_name)
         with given_up(store.layout.sweep(run_name).path, above=2):
+            base, folds = self._over_folds(base, store.layout.sweep(run_name))
             return make_plan(
                 name=run_name,
                 sweep=sweep_name,
@@ -83,6 +86,7 @@ class SweepOptions:
                 metric=base.pipeline.metric,
                 base=base,
                 seeds=self.seeds,
+                folds=folds,
                 search=self.search,
                 samples=self.samples,
                 stopping=stopping,
@@ -127,10 +131,16 @@ class SweepOptions:
         if self.stage_names:
             chosen["pipeline.then"] = ",".join(self.stage_names)
         names = ("recipe", "config_file", "train_csv", "lists", "val_csv", "data_root", "size", "epochs")
-        base = resolve_config(
+        asked = functools.partial(
+            resolve_config,
             **{n: getattr(self, n) for n in names},
             assignments=(*(f"{k}={v}" for k, v in chosen.items()), *self.assignments),
+            needs_val=self.folds is None,
         )
+        base = asked()
+        if self.train_csv is not None and self.recipe is None and self.config_file is None:
+            # What is refused has been refused before the list is looked at.
+            base = asked(start=self._recommended(self.train_csv))
         if self.scheduler == "none":
             if self.stop_on is not None:
                 raise InputError("--stop-on: expected a --scheduler to go with it, got none")
@@ -139,6 +149,40 @@ class SweepOptions:
         if stopping.metric == pretrain.KNN.name and not base.pipeline.measure_every:
             base = override(base, {"pipeline.measure_every": 1})
         return base, stopping
+
+    def _recommended(self, train_csv: Path) -> ExperimentConfig:
+        """What `recommend` says of pre-training on the list, shown with its reasons; the recipe's fine-tuning
+        for a trial that has one."""
+        from vmae.cli.recommend import describe
+        from vmae.experiments.advice import advise
+        from vmae.experiments.recommend import recipe_for
+        from vmae.experiments.request import held_out_beside
+        from vmae.experiments.run import default_device
+        from vmae.experiments.stages import finetune
+
+        device = default_device()
+        held_out = None if self.folds is not None else held_out_beside(train_csv, self.val_csv)
+        advice = advise(pretrain.STAGE.name, train_csv, held_out, device=device, data_root=self.data_root)
+        for line in describe(advice):
+            click.echo(line, err=True)
+        made, config = recipe_for(finetune.STAGE.name, gpu=device.type == "cuda"), advice.found.config
+        pipeline = replace(config.pipeline, finetune_optim=made.optim, finetune_train=made.train)
+        return replace(config, finetune=made.finetune, pipeline=pipeline)
+
+    def _over_folds(
+        self, base: ExperimentConfig, sweep: SweepDir
+    ) -> tuple[ExperimentConfig, tuple[int, ...]]:
+        """With --folds: the lists of every fold in the sweep's folder, and the folds."""
+        from vmae.experiments.folds import find_folds, keep_lists
+
+        if self.folds is None:
+            return base, ()
+        found = find_folds(self.folds, base)
+        for line in (found.said, *found.lines()):
+            click.echo(line, err=True)
+        listed = keep_lists(found, sweep.folds, Path(base.data.train_csv))
+        data = replace(base.data, train_csv=str(listed), val_csv="", test_csv="", data_root="")
+        return replace(base, data=data), tuple(found.numbers)
 
     def _params(self, definition: Definition | None, base: ExperimentConfig) -> list[Param]:
         """What varies: the named sweep's field (with other values, if given), then the fields of --param."""
@@ -213,6 +257,12 @@ def sweep_options(command: Command) -> Command:
         config_options,
         click.option(
             "--seeds", type=int, default=1, show_default=True, help="Repeat every trial with this many seeds."
+        ),
+        click.option(
+            "--folds",
+            metavar="FILE|K",
+            help="Hold out each fold of the training list in turn, of a csv with path and fold, or "
+            "of K made of whole groups: every trial is run once a fold and seed.",
         ),
         click.option(
             "--cpus", type=float, help="CPU cores per trial, or of each of its workers.  [default: 1]"

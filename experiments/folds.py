@@ -8,7 +8,7 @@ each video once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from vmae.core.video.folds import describe_folds, make_folds, read_column, read_
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import RunDir
+from vmae.experiments.layout import RunDir, fold_lists
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker
 
@@ -148,18 +148,28 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
     if seeds < 1:
         raise InputError(f"--seeds: expected 1 or more, got {seeds}")
     found = find_folds(spec, config)
-    home.folds.mkdir(parents=True, exist_ok=True)
-    names = class_names(config.data.train_csv)
-    if names:
-        write_text(home.folds / CLASSES, "".join(f"{name}\n" for name in names))
-    _write(home.folds / "all.csv", found.samples)
-    for fold in found.numbers:
-        _write(home.folds / f"fold{fold}.train.csv", found.outside(fold))
-        _write(home.folds / f"fold{fold}.test.csv", found.inside(fold))
-    write_folds(home.folds / "folds.csv", found.samples, found.groups, found.folds)
+    keep_lists(found, home.folds, Path(config.data.train_csv))
     config.save(home.config)
     write_json(home.folds / _PLAN, {"said": found.said, "seeds": seeds})
     return FoldRuns(found=found, runs=_runs(config, found, seeds, home))
+
+
+def keep_lists(found: Folds, folder: Path, listed: Path) -> Path:
+    """Write the lists of every fold, the whole one (returned), the folds and the names of the classes.
+
+    `listed` is where the videos were listed. Paths are whole, so that the lists mean the same anywhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = class_names(str(listed))
+    if names:
+        write_text(folder / CLASSES, "".join(f"{name}\n" for name in names))
+    _write(folder / "all.csv", found.samples)
+    for fold in found.numbers:
+        train, held_out = fold_lists(folder, fold)
+        _write(train, found.outside(fold))
+        _write(held_out, found.inside(fold))
+    write_folds(folder / "folds.csv", found.samples, found.groups, found.folds)
+    return folder / "all.csv"
 
 
 def _write(path: Path, samples: Sequence[Sample]) -> None:
@@ -177,9 +187,9 @@ def _runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> t
                 name=f"{config.name}-fold{fold}-seed{seed}",
                 data=replace(
                     config.data,
-                    train_csv=str(home.folds / f"fold{fold}.train.csv"),
+                    train_csv=str(fold_lists(home.folds, fold)[0]),
                     val_csv="",
-                    test_csv=str(home.folds / f"fold{fold}.test.csv"),
+                    test_csv=str(fold_lists(home.folds, fold)[1]),
                     data_root="",
                 ),
                 train=replace(config.train, seed=seed, best_by=None),
@@ -214,12 +224,21 @@ def finish(config: ExperimentConfig, store: Store, runs: FoldRuns) -> FoldSummar
         if found is None:
             raise InputError(f"expected the answers of run {run.config.name}, found none: it has not ended")
         rows += [replace(a, fold=run.fold) for a in found.rows]
-    answers = Answers(tuple(rows))
+    return conclude(config, store, Answers(tuple(rows)), num_classes(list(runs.found.samples)))
+
+
+def conclude(
+    config: ExperimentConfig,
+    store: Store,
+    answers: Answers,
+    classes: int,
+    more_tags: Mapping[str, str] | None = None,
+) -> FoldSummary:
+    """What a setting's answers over folds and seeds say, kept beside it and tracked as a run of its own."""
+    home = store.layout.run(config.name)
     write_answers(home.answers, answers.rows)
     summary = FoldSummary(
-        interval=answers.interval(),
-        fold_means=answers.fold_means(),
-        chance=1 / num_classes(list(runs.found.samples)),
+        interval=answers.interval(), fold_means=answers.fold_means(), chance=1 / max(1, classes)
     )
     number = summary.interval
     metrics = {"test/top1": number.mean, "test/top1_low": number.low, "test/top1_high": number.high}
@@ -231,7 +250,7 @@ def finish(config: ExperimentConfig, store: Store, runs: FoldRuns) -> FoldSummar
         key=f"run:{config.name}",
         kind="folds",
         params=flatten(config),
-        tags=config_tags(config),
+        tags={**config_tags(config), **(more_tags or {})},
     ) as tracker:
         tracker.log_metrics(metrics, 0)
         tracker.log_artifact(home.answers, "evaluation")

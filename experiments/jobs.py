@@ -25,6 +25,7 @@ from vmae.core.train.task import Report, TrainResult
 from vmae.core.weights.checkpoint import load_model
 from vmae.core.weights.models import expect_model
 from vmae.experiments import run
+from vmae.experiments.answers import Answers, write_answers
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import CacheProgress, require_held_out
 from vmae.experiments.distributed import WorkersConfig
@@ -382,12 +383,12 @@ def _config_of(found: Run) -> ExperimentConfig:
     return from_dict(ExperimentConfig, tree)
 
 
-def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> ProbeResult:
-    """Probe the model at `checkpoint` and record the result as a run of its own."""
+def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> tuple[ProbeResult, Answers]:
+    """Probe the model at `checkpoint` and record the result as a run of its own, with who was right."""
     if not config.data.val_csv:
         raise InputError("expected a held-out list (--val), got none")
     work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
-    result = probe.read_out(Here(store.storage()).process.context(work))
+    result, answers = probe.read_out(Here(store.storage()).process.context(work))
     create_store(store)
     name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
     with Tracker(
@@ -400,7 +401,8 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> Probe
         tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
     ) as tracker:
         tracker.log_metrics(probe.metrics_of(result, probe.PROBE.name), 0)
-    return result
+        write_answers(store.layout.run(name).answers, answers)
+    return result, Answers(tuple(answers))
 
 
 def probe_json(result: ProbeResult) -> dict[str, Any]:

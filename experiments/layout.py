@@ -16,7 +16,7 @@ from pathlib import Path
 
 SPOOL, OFFSET, REFUSED = "tracking.jsonl", "tracking.offset", "tracking.refused.jsonl"
 """What a run reported; how many bytes of that were sent; events the store refused, each with why."""
-_CONFIG, _PLAN = "config.yaml", "plan.json"
+_CONFIG, _PLAN, _ANSWERS = "config.yaml", "plan.json", "answers.csv"
 _SWEEPS, _TRIALS, _CACHE, _ARTIFACTS = "sweeps", "trials", "cache", "artifacts"
 _DATABASE = "mlflow.db"
 NOT_RUNS = (_ARTIFACTS, _CACHE)
@@ -68,7 +68,7 @@ class RunDir(Tracked):
     """The last weights, and those of the best epoch."""
     evaluation = Inside("evaluation")
     """Predictions, confusion and numbers of a classifier."""
-    answers = Inside("answers.csv")
+    answers = Inside(_ANSWERS)
     """Who was right, a line a video and seed (`vmae.experiments.answers`)."""
     folds = Inside("folds")
     """The lists of a run over folds."""
@@ -128,6 +128,8 @@ class SweepDir(Tracked):
     """A sweep's folder in a run directory."""
 
     plan = Inside(_PLAN)
+    folds = Inside("folds")
+    """The lists of a sweep over folds."""
     data = Inside("data.json")
     """The digest of the sweep's data, for its trials."""
     alive = Inside("alive.json")
@@ -167,6 +169,8 @@ class TrialDir(Tracked):
     """Its scores by epoch, which the stopping rules of other trials read."""
     adopted = Inside("adopted.json")
     """pbt: whose weights and which settings it took over, and when."""
+    answers = Inside(_ANSWERS)
+    """Who was right in the stage that ranks it (`vmae.experiments.answers`)."""
 
     def numbers(self, name: str) -> Path:
         """The metrics of a stage that is done (`Stage.kept_as`)."""
@@ -177,13 +181,21 @@ class TrialDir(Tracked):
         return RunDir(self.path / name)
 
 
+def fold_lists(folder: Path, fold: int) -> tuple[Path, Path]:
+    """Where a fold's lists lie among those of all folds: what is trained on, and what is held out."""
+    return folder / f"fold{fold}.train.csv", folder / f"fold{fold}.test.csv"
+
+
 def is_small(name: str) -> bool:
     """Whether a file, by its name from the run directory on, is a sweep's or a trial's own small one.
 
-    sweeps/NAME/plan.json and sweeps/NAME/trials/ID/progress.json, nothing of Tune's or a stage's.
+    sweeps/NAME/plan.json, sweeps/NAME/trials/ID/progress.json and answers.csv; nothing of a stage's or of
+    Tune's.
     """
     parts = name.split("/")
-    return name.endswith(".json") and (len(parts) == 3 or (len(parts) == 5 and parts[2] == _TRIALS))
+    return (name.endswith(".json") or parts[-1] == _ANSWERS) and (
+        len(parts) == 3 or (len(parts) == 5 and parts[2] == _TRIALS)
+    )
 
 
 def is_of_spool(name: str) -> bool:

@@ -60,13 +60,15 @@ def page() -> None:
 
 
 def _headline(parent: Run) -> None:
-    best = parent.tags.get(tags.BEST)
+    best, verdict = parent.tags.get(tags.BEST), parent.tags.get(tags.VERDICT)
     parts = [parent.tags.get(tags.DEFINITION, ""), parent.status.lower()]
     if best:
-        parts.append(f"best: **{best}**")
+        parts.append(f"best mean: **{best}**")
     if failed := parent.tags.get(tags.FAILED):
         parts.append(f":red[failed: {failed}]")
     st.markdown(" · ".join(p for p in parts if p))
+    if verdict:
+        st.caption(verdict)
 
 
 def _results(settings: Settings, parent: Run) -> None:

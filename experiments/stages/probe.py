@@ -3,34 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, accuracies
 
 if TYPE_CHECKING:
-    from vmae.core.measure.probe import ProbeResult
+    from vmae.core.measure.probe import Features, ProbeResult
+    from vmae.core.video.clips import ClipDataset
+    from vmae.experiments.answers import Answer
 
 
-def read_out(context: Context) -> ProbeResult:
-    """Learn from frozen features of the training clips, measure on the held-out clips."""
-    from vmae.core.measure.probe import extract_features, probe
+def features_of(context: Context, dataset: ClipDataset) -> tuple[Features, list[dict[str, Any]]]:
+    """The frozen features of every clip, as the configured probe reads them, and what could not be read."""
+    from vmae.core.measure.probe import extract_features
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.models import expect_model
 
-    config, data = context.config, context.data()
-    given = context.model()
+    config, given = context.config, context.model()
     assert given is not None
     model = expect_model(given, VideoMAE, config.init)
     model.to(context.device)
-    assert data.val is not None
     pooling = "tokens" if config.probe.kind == "attentive" else config.probe.pooling
     how = {"pooling": pooling, "device": context.device, "precision": config.train.precision}
-    train = extract_features(model, data.train_plain, **how)
+    failed: list[dict[str, Any]] = []
+    return extract_features(model, dataset, failed=failed, **how), failed
+
+
+def read_out(context: Context) -> tuple[ProbeResult, list[Answer]]:
+    """Learn from frozen features of the training clips, measure on the held-out ones, with every answer."""
+    from vmae.core.measure.probe import probe
+
+    config, data = context.config, context.data()
+    assert data.val is not None
+    train, _ = features_of(context, data.train_plain)
     context.watch.part(0.5)
-    val = extract_features(model, data.val, **how)
+    val, failed = features_of(context, data.val)
     context.watch.part(0.7)
-    return probe(train, val, config.probe, data.num_classes)
+    result = probe(train, val, config.probe, data.num_classes)
+    return result, answered(result, val, failed, seed=config.train.seed)
+
+
+def answered(
+    result: ProbeResult, held_out: Features, failed: Sequence[dict[str, Any]], *, seed: int, fold: int = -1
+) -> list[Answer]:
+    """What a probe said of each clip that it was measured on; one that could not be read is wrong."""
+    from vmae.experiments.answers import Answer
+
+    said = zip(held_out.paths, held_out.labels.tolist(), result.predictions.tolist(), strict=True)
+    unread = [(f["path"], f["label"], -1) for f in failed]
+    return [
+        Answer(path=path, label=label, predicted=given, correct=given == label, seed=seed, fold=fold)
+        for path, label, given in [*said, *unread]
+    ]
+
+
+def _run(context: Context, stage: str) -> Numbers:
+    from vmae.experiments.answers import write_answers
+
+    result, answers = read_out(context)
+    write_answers(context.home.answers, answers)
+    return metrics_of(result, stage)
 
 
 def metrics_of(result: ProbeResult, stage: str) -> Numbers:
@@ -63,12 +97,12 @@ PROBE = Stage(
     name="probe",
     metrics=(*accuracies("probe", "probe accuracy"), _selection("probe")),
     share=lambda config: 0.1 * config.train.epochs,
-    run=lambda context: metrics_of(read_out(context), "probe"),
+    run=lambda context: _run(context, "probe"),
 )
 KNN = Stage(
     name="knn",
     metrics=(*accuracies("knn", "kNN accuracy"), _selection("knn")),
     share=lambda config: 0.05 * config.train.epochs,
     settings=_by_neighbours,
-    run=lambda context: metrics_of(read_out(context), "knn"),
+    run=lambda context: _run(context, "knn"),
 )

@@ -1,4 +1,4 @@
-"""Paired comparison over seeds: two settings differ by what they differ by at the same seed.
+"""Paired comparison over seeds: two settings differ by what they differ by at the same seed (and fold).
 
 Two trials of one seed share their initial weights, order of clips and masks' generator, so their difference
 varies less than either accuracy does; that is what a table with few seeds can say something about.
@@ -35,12 +35,18 @@ class Comparison:
     to_baseline: Difference | None
 
 
-def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
-    """`a - b` over the seeds that both have (seed -> value); None where they share none."""
-    shared = sorted(a.keys() & b.keys())
-    if not shared:
+Place = tuple[int, int]
+"""Seed and fold (-1 without folds)."""
+
+
+def difference(a: dict[Place, float], b: dict[Place, float]) -> Difference | None:
+    """`a - b` over the seeds that both have, each the mean of its folds; None where they share none."""
+    by_seed: dict[int, list[float]] = {}
+    for place in sorted(a.keys() & b.keys()):
+        by_seed.setdefault(place[0], []).append(a[place] - b[place])
+    if not by_seed:
         return None
-    deltas = [a[s] - b[s] for s in shared]
+    deltas = [statistics.fmean(found) for found in by_seed.values()]
     error = statistics.stdev(deltas) / math.sqrt(len(deltas)) if len(deltas) > 1 else math.nan
     return Difference(
         mean=statistics.fmean(deltas), error=error, seeds=len(deltas), higher=sum(d > 0 for d in deltas)
@@ -50,10 +56,11 @@ def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
 def compare(states: list[TrialState], found: list[Group], metric: Metric | str) -> dict[str, Comparison]:
     """Each group's paired differences to the best (the best's: to the second) and to the baseline."""
     name = metric if isinstance(metric, str) else metric.name
-    by_seed: dict[str, dict[int, float]] = {}
+    by_label: dict[str, dict[Place, float]] = {}
     for state in states:
         if state.status == DONE and name in state.metrics:
-            by_seed.setdefault(label_of(state.trial), {})[state.trial.seed] = state.metrics[name]
+            place = (state.trial.seed, -1 if state.trial.fold is None else state.trial.fold)
+            by_label.setdefault(label_of(state.trial), {})[place] = state.metrics[name]
     best = winner(found, metric)
     rest = [g for g in found if best is None or g.label != best.label]
     second = winner(rest, metric)
@@ -61,11 +68,11 @@ def compare(states: list[TrialState], found: list[Group], metric: Metric | str) 
     result = {}
     for group in found:
         rival = second if best is not None and group.label == best.label else best
-        own = by_seed.get(group.label, {})
-        to_rival = None if rival is None else difference(own, by_seed.get(rival.label, {}))
+        own = by_label.get(group.label, {})
+        to_rival = None if rival is None else difference(own, by_label.get(rival.label, {}))
         to_baseline = None
         if baseline is not None and not group.baseline:
-            to_baseline = difference(own, by_seed.get(baseline.label, {}))
+            to_baseline = difference(own, by_label.get(baseline.label, {}))
         result[group.label] = Comparison(
             label=group.label,
             rival=None if rival is None else rival.label,

@@ -22,6 +22,7 @@ from vmae.experiments.storage import Storage, StorageAway
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import DONE, FAILED, TrialState, groups, trial_states, winner
 from vmae.experiments.sweeps.tune import tune
+from vmae.experiments.sweeps.verdict import judge
 from vmae.experiments.tracking import Store, Tracker, store_at, tags
 
 Observe = Callable[[list[TrialState]], None]
@@ -164,7 +165,8 @@ def _conclude(
     best = winner(groups(states), plan.ranked_by)
     if best is not None:
         tracker.log_metrics({f"best/{plan.metric}": best.mean[plan.metric]}, len(states))
-        tracker.set_tags({tags.BEST: best.label})
+        said = judge(plan, states, sweep)
+        tracker.set_tags({tags.BEST: best.label, tags.VERDICT: said.line if said is not None else ""})
     from vmae.experiments.sweeps.plots import save_figures
 
     for trial in plan.trials:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vmae.core.errors import InputError
 from vmae.experiments.cluster import files_to_see, probe_address, require_fit
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.tracking import Store, create_store
+
+if TYPE_CHECKING:
+    from vmae.core.video.samples import Sample
 
 
 def check_place(plan: Plan) -> None:
@@ -38,18 +43,25 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
         InputError, VideoError: bad lists, held-out videos or a share of the list that does not fill a batch
             are refused here, before anything is started.
     """
-    from vmae.core.video.samples import subset
-    from vmae.experiments.data import open_data, require_held_out
+    from vmae.core.video.samples import require_labels, subset
+    from vmae.experiments.data import open_data, read_list, require_held_out
 
-    data = open_data(plan.base.data, plan.base.train.seed, store.layout.cache, progress)
-    require_held_out(plan.base.data, plan.base.train.seed, progress)
-    if data.val is None:
+    data = plan.base.data
+    if plan.folds:
+        data = replace(data, val_csv=data.train_csv, test_csv="")  # each of its videos is held out once
+        require_labels(read_list(data, data.train_csv), data.train_csv)
+    elif not data.val_csv:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
-    listed = data.train_plain.samples
+    open_data(data, plan.base.train.seed, store.layout.cache, progress)
+    require_held_out(data, plan.base.train.seed, progress)
+    lists: dict[str, list[Sample]] = {}
     for stage in plan.stages():
         for config in [t.config(plan.base) for t in plan.trials if stage.trains and not t.baseline]:
             work = stage.settings(config)
             share, batch = work.data.train_share, work.train.batch_size
+            if work.data.train_csv not in lists:
+                lists[work.data.train_csv] = read_list(work.data, work.data.train_csv)
+            listed = lists[work.data.train_csv]
             kept = len(subset(listed, share, work.train.seed))
             if kept < batch:
                 left = f"data.train_share = {share:g} of {len(listed)} videos leaves {kept}"

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from vmae.core.config import from_dict, override, to_dict
@@ -14,7 +15,7 @@ from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import read_json, write_json
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import SweepDir
+from vmae.experiments.layout import SweepDir, fold_lists
 from vmae.experiments.stages.stage import Metric, Stage
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
@@ -31,10 +32,16 @@ class Trial:
     overrides: dict[str, Any]
     seed: int
     baseline: bool = False
+    fold: int | None = None
+    """The fold that is held out; None: the sweep has a held-out list."""
 
     def config(self, base: ExperimentConfig) -> ExperimentConfig:
         """The trial's whole configuration."""
-        return override(base, {**self.overrides, "train.seed": self.seed, "name": self.id})
+        lists = {}
+        if self.fold is not None:
+            train, held_out = fold_lists(Path(base.data.train_csv).parent, self.fold)
+            lists = {"data.train_csv": str(train), "data.val_csv": str(held_out), "data.test_csv": ""}
+        return override(base, {**self.overrides, **lists, "train.seed": self.seed, "name": self.id})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,8 @@ class Plan:
     samples: int = 0
     """Settings drawn by `random` and `optuna`."""
     seeds: int = 1
+    folds: tuple[int, ...] = ()
+    """The folds that are held out in turn, of the list beside whose copy (`data.train_csv`) theirs lie."""
     stopping: StoppingConfig | None = None
     budget_s: float | None = None
     """Seconds after which this attempt ends, finished or not."""
@@ -77,14 +86,15 @@ class Plan:
         """How many trials there will be."""
         if self.search != "optuna":
             return len(self.trials)
-        return sum(t.baseline for t in self.trials) + self.samples * self.seeds
+        return sum(t.baseline for t in self.trials) + self.samples * self.seeds * max(1, len(self.folds))
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages that a trial of this plan has; InputError where a user's own cannot be imported."""
         return stages.of_trial(self.base.pipeline.then)
 
     def settings(self) -> list[list[Trial]]:
-        """The trials by setting, in the order they were made: those of one list differ in their seed."""
+        """The trials by setting, in the order they were made: those of one list differ in their seed
+        and fold."""
         gathered: dict[str, list[Trial]] = {}
         for trial in self.trials:
             if not trial.baseline:
@@ -92,8 +102,9 @@ class Plan:
         return list(gathered.values())
 
     def with_setting(self, overrides: dict[str, Any]) -> Plan:
-        """The plan with one more setting, for every seed."""
-        return replace(self, trials=(*self.trials, *_trials(overrides, _seeds(self.base, self.seeds))))
+        """The plan with one more setting, for every seed and fold."""
+        places = _places(self.base, self.seeds, self.folds)
+        return replace(self, trials=(*self.trials, *_trials(overrides, places)))
 
     @property
     def key(self) -> str:
@@ -140,6 +151,7 @@ def make_plan(
     metric: str,
     base: ExperimentConfig,
     seeds: int = 1,
+    folds: Sequence[int] = (),
     baseline: bool = True,
     search: Literal["grid", "random", "optuna"] | None = None,
     samples: int | None = None,
@@ -147,7 +159,7 @@ def make_plan(
     budget_s: float | None = None,
     resources: Resources | None = None,
 ) -> Plan:
-    """The trials of a sweep, after one baseline for each seed.
+    """The trials of a sweep, after one baseline for each seed (and fold, where there are any).
 
     `grid`: every combination of the parameters' values. `random`: each of them with each of `samples` draws
     of the drawn parameters (seeded by `train.seed`, so the same command draws the same). `optuna`: only the
@@ -165,16 +177,16 @@ def make_plan(
     search = search or ("random" if drawn else "grid")
     _check_search(params, search, seeds, samples)
     check_stopping(stopping, [p.path for p in params])
+    if folds and stopping is not None:
+        raise InputError("--scheduler: expected none with --folds, whose trials are not of the same videos")
     own = stages.of_trial(base.pipeline.then)
     wanted = 0 if search == "grid" else (samples or 16)
-    every_seed = _seeds(base, seeds)
-    trials: list[Trial] = []
-    if baseline:
-        trials += [Trial(id=f"random-weights_s{s}", overrides={}, seed=s, baseline=True) for s in every_seed]
+    places = _places(base, seeds, folds)
+    trials = [replace(t, baseline=True) for t in _trials({}, places, "random-weights")] if baseline else []
     if search != "optuna":
-        by_seed = [_trials(o, every_seed) for o in _settings(params, wanted, base.train.seed)]
+        settings = [_trials(o, places) for o in _settings(params, wanted, base.train.seed)]
         # Seed by seed: a sweep that is cut short has whole comparisons of its first seeds.
-        trials = [t for i, _ in enumerate(every_seed) for t in [*trials[i : i + 1], *[b[i] for b in by_seed]]]
+        trials = [t for i, _ in enumerate(places) for t in [*trials[i : i + 1], *[b[i] for b in settings]]]
     plan = Plan(
         name=name,
         sweep=sweep,
@@ -188,6 +200,7 @@ def make_plan(
         space=tuple(params),
         samples=wanted,
         seeds=seeds,
+        folds=tuple(folds),
         stopping=stopping,
         budget_s=budget_s,
         ranking=next((m for stage in own for m in stage.metrics if m.name == metric), None),
@@ -241,17 +254,28 @@ def check_trial(trial: Trial, base: ExperimentConfig) -> None:
         stage.ready(stage.settings(config))
 
 
-def _seeds(base: ExperimentConfig, seeds: int) -> list[int]:
-    return list(range(base.train.seed, base.train.seed + seeds))
+def _places(base: ExperimentConfig, seeds: int, folds: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Every seed with every fold."""
+    return [(base.train.seed + s, fold) for s in range(seeds) for fold in (folds or (None,))]
 
 
-def _trials(overrides: dict[str, Any], seeds: Sequence[int]) -> list[Trial]:
-    words = "_".join(f"{p.rpartition('.')[2]}{_slug(v)}" for p, v in overrides.items())
+def _trials(
+    overrides: dict[str, Any], places: Sequence[tuple[int, int | None]], words: str = ""
+) -> list[Trial]:
+    words = words or "_".join(f"{p.rpartition('.')[2]}{_slug(v)}" for p, v in overrides.items())
     if len(words) > 120:
         # A trial's name is a folder's: file systems allow 255 bytes.
         digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:10]
         words = f"{words[:100]}-{digest}"
-    return [Trial(id=f"{words}_s{seed}", overrides=overrides, seed=seed) for seed in seeds]
+    return [
+        Trial(
+            id=f"{words}_s{seed}" + (f"_fold{fold}" if fold is not None else ""),
+            overrides=overrides,
+            seed=seed,
+            fold=fold,
+        )
+        for seed, fold in places
+    ]
 
 
 def _slug(value: Any) -> str:

@@ -43,7 +43,8 @@ class TrialState:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Trials that differ in their seed alone: mean and spread (sample standard deviation) of each metric."""
+    """Trials that differ in their seed and fold alone: each metric's mean, and its spread (sample standard
+    deviation) over seeds, of which each counts with the mean of its folds."""
 
     label: str
     overrides: dict[str, Any]
@@ -120,7 +121,7 @@ def label_of(trial: Trial) -> str:
 
 
 def groups(states: list[TrialState]) -> list[Group]:
-    """Finished trials gathered over seeds, in the plan's order, baseline last."""
+    """Finished trials gathered over seeds and folds, in the plan's order, baseline last."""
     gathered: dict[str, list[TrialState]] = {}
     for state in states:
         if state.status == DONE:
@@ -128,13 +129,19 @@ def groups(states: list[TrialState]) -> list[Group]:
     result = []
     for label, members in gathered.items():
         keys = set.intersection(*(set(m.metrics) for m in members))
-        values = {k: [m.metrics[k] for m in members] for k in sorted(keys)}
+        by_seed: dict[int, list[TrialState]] = {}
+        for member in members:
+            by_seed.setdefault(member.trial.seed, []).append(member)
+        values = {
+            k: [statistics.fmean(m.metrics[k] for m in same) for same in by_seed.values()]
+            for k in sorted(keys)
+        }
         result.append(
             Group(
                 label=label,
                 overrides=members[0].trial.overrides,
                 baseline=members[0].trial.baseline,
-                seeds=len(members),
+                seeds=len(by_seed),
                 mean={k: statistics.fmean(v) for k, v in values.items()},
                 spread={k: statistics.stdev(v) if len(v) > 1 else math.nan for k, v in values.items()},
                 minutes=statistics.fmean(m.seconds for m in members) / 60,

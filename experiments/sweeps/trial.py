@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmae.core.config import flatten
 from vmae.core.files import read_json, write_json
+from vmae.experiments.answers import answers_of, write_answers
 from vmae.experiments.layout import RunsDir, SweepDir
 from vmae.experiments.provenance import shared_tags
 from vmae.experiments.stages import pretrain
@@ -152,6 +153,7 @@ class _Running:
             "attempts": progress.attempts,
             "stopped": stopped,
         }
+        self._keep_answers()
         write_json(self.home.result, result)
         end = "stopped" if stopped else "done"
         progress.update(force=True, stage=end, fraction=1.0, metrics=self.metrics)
@@ -176,6 +178,14 @@ class _Running:
         cost = self.tracker.cost
         self.metrics["perf/tracking_share"] = cost.seconds / max(self.progress.attempt_s, 1e-9)
         self.metrics["perf/tracking_cpu_s"] = cost.cpu_s
+
+    def _keep_answers(self) -> None:
+        """Who was right in the stage that ranks the trial, beside its result: for paired comparisons."""
+        found = answers_of(self.home.stage(self.plan.stages()[-1].name), seed=self.trial.seed)
+        if found is not None:
+            fold = -1 if self.trial.fold is None else self.trial.fold
+            rows = [replace(a, seed=self.trial.seed, fold=fold) for a in found.rows]
+            write_answers(self.home.answers, rows)
 
     def _turns(self) -> list[_Turn]:
         first, *others = self.plan.stages()

@@ -47,6 +47,7 @@ class Sweeps:
 
     def command(self, runs: Path, *extra: str, epochs: int = 12) -> list[str]:
         line = [sys.executable, "-m", "vmae", "sweep", "masking_ratio", "--values", "0.5,0.75,0.9"]
+        line += ["--recipe", "demo_pretrain"]
         line += ["--data", str(self.data / "train.csv"), "--runs-dir", str(runs), "--epochs", str(epochs)]
         for key, value in TINY.items():
             line += ["--set", f"{key}={value}"]

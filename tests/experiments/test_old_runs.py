@@ -83,7 +83,7 @@ def test_an_old_trial_goes_on_to_the_old_numbers_and_a_finished_one_is_left(old_
 @pytest.mark.slow
 def test_an_old_sweep_is_resumed(old_runs: Path) -> None:
     printed = _vmae("sweep", "masking_ratio", "--resume")
-    assert "best: mask.ratio = 0.5, 25.0% on held-out videos" in printed
+    assert "best mean: mask.ratio = 0.5, 25.0% on held-out videos" in printed
     (sweep,) = list_sweeps(store_at(old_runs))
     assert sweep.status == "FINISHED"
     assert {r.status for r in children(store_at(old_runs), sweep)} == {"FINISHED"}

@@ -143,7 +143,7 @@ def test_a_sweep_with_parts_of_ones_own(sweeps: Any, own: Path) -> None:
     assert "spread" in header.split()
     ratio = best.removeprefix("ratio").removesuffix("_s0")
     assert f"{values[best]:.4f}" in next(r for r in rows if r.startswith(f"{ratio} "))
-    assert f"best: mask.ratio = {ratio}, {values[best]:.4f} on held-out videos" in done.stdout
+    assert f"best mean: mask.ratio = {ratio}, {values[best]:.4f} on held-out videos" in done.stdout
     (parent,) = list_sweeps(store_at(own / "runs"))
     assert parent.tags["vmae.metric"] == "toy/spread"
     assert json.loads(parent.tags["vmae.metric_facts"])["higher_is_better"] is False

@@ -54,9 +54,10 @@ def test_a_sweep_ends_with_table_winner_figure_and_next_commands(
         (row,) = [line for line in output.splitlines() if line.strip().startswith(labels[name] + " ")]
         assert f"{value:.1%}" in row, name
     best = max((n for n in top1 if n.startswith("ratio")), key=lambda n: top1[n])  # the first of equals
-    said = output[output.index("best: ") :]
+    said = output[output.index("best mean: ") :]
     for text in (
-        f"best: mask.ratio = {labels[best]}",
+        f"best mean: mask.ratio = {labels[best]}",
+        "no winner: ",  # of 12 videos
         f"{top1[best] * 12:.1f}x chance (8.3%)",
         "random weights",
         "vmae runs list",

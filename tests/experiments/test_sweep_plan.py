@@ -198,12 +198,18 @@ def _state(value: float | None, seed: int, top1: float) -> TrialState:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    assert difference({0: 0.5, 1: 0.7}, {2: 0.1}) is None
-    paired = difference({0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.6, 2: 0.8})
+    assert difference({(0, -1): 0.5, (1, -1): 0.7}, {(2, -1): 0.1}) is None
+    paired = difference(
+        {(0, -1): 0.5, (1, -1): 0.7, (2, -1): 0.9}, {(0, -1): 0.4, (1, -1): 0.6, (2, -1): 0.8}
+    )
     assert paired is not None
     assert paired.mean == pytest.approx(0.1)
     assert paired.error == pytest.approx(0.0, abs=1e-12)  # the seeds differ, the pairs do not
     assert (paired.seeds, paired.higher) == (3, 3)
+    folds = difference({(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.6}, {(0, 0): 0.4, (0, 1): 0.4, (1, 0): 0.4})
+    assert (
+        folds is not None and folds.seeds == 2 and folds.mean == pytest.approx(0.2)
+    )  # each seed's folds first
 
 
 def test_each_value_is_compared_with_the_best_and_the_best_with_the_second() -> None:

@@ -92,7 +92,9 @@ def main() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
 
-    line = vmae("sweep", "masking_ratio", *DATA, "--values", "0.5,0.75", "--epochs", "60")
+    line = vmae(
+        "sweep", "masking_ratio", *DATA, "--recipe", "demo_pretrain", "--values", "0.5,0.75", "--epochs", "60"
+    )
     line += ["--max-concurrent", "1", *sets(*PRETRAIN, "train.best_by=none")]
     process = subprocess.Popen(line, start_new_session=True)
     trials = Path("runs/sweeps/masking_ratio-1/trials")
