@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from vmae.cli.options import runs_dir_option
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=click.Path(exists=True))
+@click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--to", required=True, type=click.Choice(["official", "hf", "vmae"]), help="Format of OUT.")
 @click.option(
@@ -22,6 +26,7 @@ import click
 @click.option("--frames", type=int, help="Frames an official IN was trained with (default: its args, or 16).")
 @click.option("--resolution", metavar="PX|HxW", help="Its pixels (default: its args, or 224).")
 @click.option("--force", is_flag=True, help="Replace OUT.")
+@runs_dir_option
 def convert(
     source: str,
     target: str,
@@ -33,18 +38,29 @@ def convert(
     frames: int | None,
     resolution: str | None,
     force: bool,
+    runs_dir: Path | None,
 ) -> None:
     """Read the checkpoint IN, whatever its format, and write OUT.
 
-    IN: an official VideoMAE (V1, V2) .pth file, a Hugging Face directory, or one of ours. OUT: a .pth file
-    (--to official), a directory (--to hf), a directory or a .safetensors file (--to vmae). Needs no network.
-    Every key must match, or the error lists what is left over on both sides.
+    IN: a run's name, an official VideoMAE (V1, V2) .pth file, a Hugging Face directory, or one of ours. OUT:
+    a .pth file (--to official), a directory (--to hf), a directory or a .safetensors file (--to vmae). Needs
+    no network. Every key must match, or the error lists what is left over on both sides.
     """
+    from vmae.core.errors import InputError, nearest
     from vmae.core.weights.convert import read_model, write_model
+    from vmae.experiments.tracking import store_at
+    from vmae.experiments.weights import model_source
 
     height, width = parse_resolution(resolution)
+    store = store_at(runs_dir)
+    place = source if Path(source).exists() else model_source(store, source)
+    if not Path(place).exists():
+        raise InputError(
+            f"IN: expected a run's name or a checkpoint's path, got '{source}'"
+            f"{nearest(source, store.layout.runs())}"
+        )
     loaded = read_model(
-        source,
+        place,
         frames=frames,
         height=height,
         width=width,

@@ -41,6 +41,7 @@ VERBS: Verbs = {
         "Look at reconstructions, sweeps and runs in a browser.",
     ),
     "ui": ("vmae.cli.ui", "ui", "Open MLflow's own web UI on the runs."),
+    "cache": ("vmae.cli.cache", "cache", "List and trim decoded clips and other things made again."),
     "cluster": ("vmae.cli.cluster", "cluster", "Check that a Ray cluster is fit for the work."),
     "doctor": ("vmae.cli.doctor", "doctor", "Say what is installed, which kernels are active and why."),
     "data": ("vmae.cli.data", "data", "Make, list, check and re-encode sets of videos."),

@@ -65,9 +65,11 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """`4h`, `90m`, `1h30m`, `45s` as seconds; InputError (naming the option) for anything else."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    total = sum(float(n) * s for n, s in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0
+    """`7d`, `4h`, `90m`, `1h30m`, `45s` as seconds; InputError (naming the option) for anything else."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in "dhms"), text.strip())
+    seconds = (86400, 3600, 60, 1)
+    total = sum(float(n) * s for n, s in zip(match.groups(), seconds, strict=True) if n) if match else 0
     if total <= 0:
         raise InputError(f"{option}: expected a time such as 4h, 90m or 1h30m, got '{text}'")
     return total

@@ -35,11 +35,11 @@ from vmae.core.video.sampling import dense_indices
 from vmae.core.weights.models import expect_model
 from vmae.experiments import jobs, stages
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.request import resolve_config
+from vmae.experiments.request import held_out_beside, resolve_config
 from vmae.experiments.run import default_device
 from vmae.experiments.runs import Filter, as_columns, check_columns, list_runs
-from vmae.experiments.tracking import store_at
-from vmae.experiments.weights import config_of_model, load_model_at
+from vmae.experiments.tracking import Store, store_at
+from vmae.experiments.weights import clip_of_init, config_of_model, load_model_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -341,7 +341,8 @@ class Trained:
     """Of the run: what `load`, `init` and every verb take."""
     model_path: Path
     metrics: dict[str, float]
-    """The last epoch's; of a fine-tuning also `test/*`, of a pre-training `eval/loss`."""
+    """The last epoch's; of a pre-training also `eval/loss`, of a fine-tuning `test/*`, or `val/final_*` where
+    the list that it is measured on chose the epoch."""
     stopped: bool
     """Whether it was interrupted (Ctrl-C) and can go on with `vmae ... --resume NAME`."""
 
@@ -354,20 +355,24 @@ def pretrain(
     data: str | os.PathLike[str],
     *,
     val: str | os.PathLike[str] | None = None,
-    recipe: str = "demo_pretrain",
+    recipe: str | None = None,
+    budget_s: float | None = None,
     name: str | None = None,
     init: str | None = None,
     settings: Mapping[str, Any] | None = None,
     runs_dir: Folder = None,
     report: Report | None = None,
 ) -> Trained:
-    """Pre-train on the list `data` (`path label` lines; `val` beside it by default), as `vmae pretrain` does.
+    """Pre-train on the list `data` (paths, with labels or without; `val` beside it by default), as
+    `vmae pretrain` does.
 
-    `settings` are what `--set` takes, `{"train.epochs": 3}`; `report(event, facts)` hears of every step.
+    Without a `recipe` it trains as `vmae recommend` says, in about `budget_s` seconds. `settings` are what
+    `--set` takes, `{"train.epochs": 3}`; `report(event, facts)` hears of every step.
     Raises InputError for a bad setting or list, VideoError for a held-out video that cannot be read.
     """
     store = store_at(_folder(runs_dir))
-    config = jobs.named(store, _config(stages.pretrain.STAGE.name, recipe, data, val, init, settings), name)
+    wanted = _config(store, stages.pretrain.STAGE.name, recipe, budget_s, data, val, init, settings)
+    config = jobs.named(store, wanted, name)
     outcome = jobs.pretrain_run(config, store, report=report)
     more = {} if outcome.eval_loss is None else {"eval/loss": outcome.eval_loss}
     return _trained(config, outcome.result, more)
@@ -377,7 +382,8 @@ def finetune(
     data: str | os.PathLike[str],
     *,
     val: str | os.PathLike[str] | None = None,
-    recipe: str = "demo_finetune",
+    recipe: str | None = None,
+    budget_s: float | None = None,
     name: str | None = None,
     init: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -389,10 +395,12 @@ def finetune(
     As `vmae finetune`; arguments and errors as of `pretrain`.
     """
     store = store_at(_folder(runs_dir))
-    config = jobs.named(store, _config(stages.finetune.STAGE.name, recipe, data, val, init, settings), name)
+    wanted = _config(store, stages.finetune.STAGE.name, recipe, budget_s, data, val, init, settings)
+    config = jobs.named(store, wanted, name)
     outcome = jobs.finetune_run(config, store, report=report)
     found = outcome.evaluation
-    more = {} if found is None else {f"test/{k}": v for k, v in found.metrics().items()}
+    on = stages.finetune.measured_on(config, best=outcome.result.best_model_path is not None)
+    more = {} if found is None else {f"{on.prefix}{k}": v for k, v in found.metrics().items()}
     return _trained(config, outcome.result, more)
 
 
@@ -418,25 +426,40 @@ def runs(*, runs_dir: Folder = None, where: Sequence[str] = (), kind: str | None
 
 
 def _config(
+    store: Store,
     job: str,
-    recipe: str,
+    recipe: str | None,
+    budget_s: float | None,
     data: str | os.PathLike[str],
     val: str | os.PathLike[str] | None,
     init: str | None,
     settings: Mapping[str, Any] | None,
 ) -> ExperimentConfig:
     from vmae.core.config import override
+    from vmae.experiments.advice import advise
+    from vmae.experiments.recommend import recipe_for
 
-    config = resolve_config(
-        recipe=recipe,
-        train_csv=Path(data),
-        val_csv=None if val is None else Path(val),
-        data_root=None,
-        size=None,
-        epochs=None,
-        assignments=(),
-        init=init,
-    )
+    lists: dict[str, Any] = {"train_csv": Path(data), "val_csv": None if val is None else Path(val)}
+    lists["needs_val"] = stages.STAGES[job].labels
+    given: dict[str, Any] = {"data_root": None, "size": None, "epochs": None, "assignments": (), "init": init}
+    taken = None if init is None else clip_of_init(store, init)[0]
+    if recipe is not None:
+        if budget_s is not None:
+            raise InputError("expected recipe or budget_s, got both")
+        config = resolve_config(recipe=recipe, **lists, **given, taken=taken)
+    else:
+        device = default_device()
+        base = recipe_for(job, gpu=device.type == "cuda")  # type: ignore[arg-type]
+        start = resolve_config(recipe=None, start=base, **lists, **given, taken=taken)
+        advice = advise(
+            job,  # type: ignore[arg-type]
+            lists["train_csv"],
+            held_out_beside(lists["train_csv"], lists["val_csv"], lists["needs_val"]),
+            device=device,
+            budget_s=budget_s,
+            start=start if taken else None,
+        )
+        config = resolve_config(recipe=None, start=advice.found.config, **lists, **given)
     if config.job != job:
         raise InputError(f"expected a recipe for {job}, got '{recipe}', which is for {config.job}")
     return override(config, dict(settings or {}))

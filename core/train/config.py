@@ -49,7 +49,8 @@ class TrainConfig:
     log_every: int = 10
     """Steps between `step` events."""
     picture_every: int = 0
-    """Epochs between reconstruction pictures; 0: none."""
+    """Epochs between reconstruction pictures (of long runs more, so that there are at most about twenty); 0:
+    none."""
     max_bad_steps: int = 20
     """Steps in a row with NaN or infinite gradients after which the run stops."""
 

@@ -163,6 +163,8 @@ class DecodedCache:
             cache.require_whole()
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # when it was last used
         return cache
 
 
@@ -199,6 +201,18 @@ def sweep_unfinished(root: Path) -> list[Path]:
             shutil.rmtree(left, ignore_errors=True)
             gone.append(left)
     return gone
+
+
+def being_built(folder: Path) -> bool:
+    """Whether a process is building the cache of this folder now."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    if lock.exists():
+        try:
+            with _locked(lock, wait=False):
+                return False
+        except BlockingIOError:
+            return True
+    return any(folder.parent.glob(f".{folder.name}.*{TEMPORARY}"))
 
 
 @contextlib.contextmanager

@@ -136,6 +136,7 @@ def train(context: Context) -> TrainResult:
     config, data, watch = context.config, context.data(), context.watch
     model = fresh_model(context)
     draw = config.train.picture_every if config.model.predicts_pixels else 0
+    draw = draw and max(draw, config.train.epochs // 20)
     measure, evaluate = config.pipeline.measure_every, config.evaluation_every
     if evaluate is None:
         evaluate = max(1, config.train.epochs // 10)

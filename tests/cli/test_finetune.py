@@ -425,3 +425,18 @@ def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(
     assert "fold 2, seed 1 (6 of 6)" in again.err and "fold 0" not in again.err.replace("fold 0:", "")
     assert vmae("finetune", "--recipe", "demo_finetune", "--seeds", 2, "--runs-dir", runs) == 2
     assert "--seeds: expected --folds to go with it" in capsys.readouterr().err
+
+
+def test_convert_takes_a_run_s_name(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vmae("convert", "pt", tmp_path / "hf", "--to", "hf", "--runs-dir", store) == 0
+    assert "VideoMAE" in capsys.readouterr().out and (tmp_path / "hf" / "config.json").exists()
+    assert vmae("convert", "pz", tmp_path / "x", "--to", "hf", "--runs-dir", store) == 2
+    assert "expected a run's name or a checkpoint's path, got 'pz' (did you mean" in capsys.readouterr().err
+
+
+def test_the_end_says_the_held_out_accuracy_and_the_best_epoch(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vmae("finetune", "--resume", "ft", "--runs-dir", store) == 0
+    out = capsys.readouterr().out
+    assert "validation accuracy on val.csv: " in out and " after epoch 2, best " in out and " of 2" in out
