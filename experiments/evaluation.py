@@ -23,7 +23,7 @@ from vmae.experiments.locks import given_up
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.stages.finetune import class_names, measured_on, write_evaluation
 from vmae.experiments.stages.stage import Tested, Work
-from vmae.experiments.tracking import Store, Tracker, create_store, tags
+from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
 from vmae.experiments.weights import config_of_model, load_model_at, model_source, place_of
 
 
@@ -93,7 +93,7 @@ def evaluate_run(
         store,
         home.path,
         name=name,
-        key=f"run:{name}",
+        key=key_of(home, name),
         kind="evaluate",
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},

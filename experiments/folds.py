@@ -24,7 +24,7 @@ from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunDir, fold_lists
 from vmae.experiments.provenance import config_tags
-from vmae.experiments.tracking import Store, Tracker
+from vmae.experiments.tracking import Store, Tracker, key_of
 
 _PLAN = "plan.json"
 TABLES = ("folds.csv", "groups.csv")
@@ -247,7 +247,7 @@ def conclude(
         store,
         home.path,
         name=config.name,
-        key=f"run:{config.name}",
+        key=key_of(home, config.name),
         kind="folds",
         params=flatten(config),
         tags={**config_tags(config), **(more_tags or {})},

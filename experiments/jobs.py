@@ -36,7 +36,7 @@ from vmae.experiments.provenance import config_tags
 from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
-from vmae.experiments.tracking import Store, Tracker, create_store, tags
+from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
 from vmae.experiments.weights import model_source, with_init
 
 Ahead = Callable[[ExperimentConfig], ExperimentConfig]
@@ -210,7 +210,7 @@ def training(
             store,
             home.path,
             name=config.name,
-            key=f"run:{config.name}",
+            key=key_of(home, config.name),
             kind=stage.name,
             params=flatten(config),
             tags={**config_tags(config), **more_tags(config)},
@@ -391,11 +391,12 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> tuple
     result, answers = probe.read_out(Here(store.storage()).process.context(work))
     create_store(store)
     name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
+    home = store.layout.run(name)
     with Tracker(
         store,
-        store.layout.run(name).path,
+        home.path,
         name=name,
-        key=f"run:{name}",
+        key=key_of(home, name),
         kind=probe.PROBE.name,
         params=flatten(config),
         tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},

@@ -127,6 +127,7 @@ def _run_sweep(
     observe: Observe | None,
     trials: Callable[..., None],
 ) -> list[TrialState]:
+    plan = plan.begun(sweep)
     plan.save(sweep)
     # What an attempt on another machine could not send.
     storage.pull(sweep.path, only=is_of_sweeps_spool)

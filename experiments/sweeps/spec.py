@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ class Plan:
     """Seconds after which this attempt ends, finished or not."""
     ranking: Metric | None = None
     """What there is to know about `metric`, for whoever cannot import the stage that has it."""
+    id: str = ""
+    """What tells this sweep from one that had its name before, drawn when it first starts."""
 
     @property
     def ranked_by(self) -> Metric:
@@ -109,11 +112,15 @@ class Plan:
     @property
     def key(self) -> str:
         """Identity of the sweep's parent run in the store."""
-        return f"sweep:{self.name}"
+        return f"sweep:{self.name}:{self.id}" if self.id else f"sweep:{self.name}"
 
     def trial_key(self, trial: Trial) -> str:
         """Identity of a trial's run in the store."""
-        return f"sweep:{self.name}/{trial.id}"
+        return f"{self.key}/{trial.id}"
+
+    def begun(self, sweep: SweepDir) -> Plan:
+        """The plan with an identity of its own; that of a sweep which began before stays as it is."""
+        return self if self.id or sweep.plan.exists() else replace(self, id=uuid.uuid4().hex[:12])
 
     def save(self, sweep: SweepDir) -> None:
         """Write the plan in its sweep's folder."""

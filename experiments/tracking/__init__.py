@@ -1,7 +1,7 @@
 """Runs in MLflow: the store, its client, and a run's way there (tracker -> spool -> sender)."""
 
 from vmae.experiments.tracking.client import EXPERIMENT, create_store, reachable
-from vmae.experiments.tracking.spool import spooled_metrics
+from vmae.experiments.tracking.spool import key_of, spooled_metrics
 from vmae.experiments.tracking.store import Store, TrackingConfig, default_runs_dir, store_at
 from vmae.experiments.tracking.sync import sync
 from vmae.experiments.tracking.tracker import Tracker
@@ -13,6 +13,7 @@ __all__ = [
     "TrackingConfig",
     "create_store",
     "default_runs_dir",
+    "key_of",
     "reachable",
     "spooled_metrics",
     "store_at",

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,15 @@ def _parsed(line: bytes) -> Event | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and "event" in event else None
+
+
+def key_of(home: Tracked, name: str) -> str:
+    """The identity in the store of the run in a folder: what its spool says, a new one where it has none.
+
+    A name is no identity: the folder of a run may be removed and its name taken by another.
+    """
+    start = Spool(home).start()
+    return str(start["key"]) if start is not None else f"run:{name}:{uuid.uuid4().hex[:12]}"
 
 
 def spooled_metrics(spool: Path) -> dict[str, list[tuple[int, float]]]:

@@ -76,12 +76,12 @@ def test_finetune_takes_clips_as_its_init_run_did(store: Path) -> None:
 def artifacts(runs: Path, name: str) -> dict[str, int]:
     """Every file among the artifacts of a run, with its size."""
 
-    from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
+    from vmae.experiments.runs import find
+    from vmae.experiments.tracking.client import mlflow_client
 
     store = store_at(runs)
     client = mlflow_client(store.uri)
-    run_id = find_run(client, experiment_id(store, client), f"run:{name}")
-    assert run_id is not None
+    run_id = find(store, name).run_id
     found: dict[str, int] = {}
     folders = [""]
     while folders:

@@ -115,6 +115,19 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert Plan.load(SweepDir(tmp_path)) == plan
 
 
+def test_a_name_taken_again_is_another_sweep_and_a_resumed_one_the_same(tmp_path: Path) -> None:
+    sweep = RunsDir(tmp_path).sweep("ratio-1")
+    plan = _plan("mask.ratio=0.5,0.9")
+    first = plan.begun(sweep)
+    first.save(sweep)
+    assert Plan.load(sweep).begun(sweep).key == first.key
+    assert {first.trial_key(t).rpartition("/")[0] for t in first.trials} == {first.key}
+    sweep.plan.unlink()
+    assert plan.begun(sweep).key != first.key
+    plan.save(sweep)  # as versions without identities did
+    assert Plan.load(sweep).begun(sweep).key == f"sweep:{plan.name}"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

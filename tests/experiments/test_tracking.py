@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -15,7 +16,17 @@ import pytest
 
 from vmae.core.errors import VmaeError
 from vmae.experiments.layout import REFUSED
-from vmae.experiments.tracking import Store, Tracker, create_store, spooled_metrics, store_at, sync, tags
+from vmae.experiments.runs import list_runs
+from vmae.experiments.tracking import (
+    Store,
+    Tracker,
+    create_store,
+    key_of,
+    spooled_metrics,
+    store_at,
+    sync,
+    tags,
+)
 from vmae.experiments.tracking import tracker as tracker_module
 from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
 from vmae.experiments.tracking.sender import patience
@@ -75,6 +86,28 @@ def test_a_resumed_run_is_one_run_and_counts_each_step_once(store: Store) -> Non
     assert _history(store, "k1", "train/loss") == [(s, float(s)) for s in range(15)]
     client = mlflow_client(store.uri)
     assert len(client.search_runs([experiment_id(store, client)])) == 1
+
+
+def test_a_removed_folders_name_is_no_identity(store: Store) -> None:
+    """The run that takes the name of a removed one is another run; one that was moved stays the same."""
+    home = store.layout.run("a")
+
+    def attempt(name: str, ratio: float, steps: int) -> None:
+        where = store.layout.run(name)
+        key = key_of(where, name)
+        with Tracker(
+            store, where.path, name=name, key=key, kind="pretrain", params={"mask.ratio": ratio}
+        ) as t:
+            t.log_metrics({"pretrain/loss": ratio}, steps)
+
+    attempt("a", 0.5, 6)
+    shutil.rmtree(home.path)
+    attempt("a", 0.9, 5)
+    found = [(r.params["mask.ratio"], r.metrics["pretrain/loss"]) for r in list_runs(store)]
+    assert found == [("0.9", 0.9), ("0.5", 0.5)]
+    home.path.rename(store.layout.run("b").path)
+    attempt("b", 0.9, 7)
+    assert len(list_runs(store)) == 2 and list_runs(store)[0].params["mask.ratio"] == "0.9"
 
 
 def test_steps_that_a_killed_attempt_spooled_but_did_not_send_count_once(store: Store) -> None:
