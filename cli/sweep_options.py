@@ -320,12 +320,15 @@ def _saved_plan(store: Store, name: str | None, resume: str) -> Plan:
         name, resume = resume, LATEST
     if resume != LATEST:
         return Plan.load(driver.find_sweep(store, resume))
-    found = [s for s in store.layout.all_sweeps() if name is None or Plan.load(s).sweep == name]
+    plans = [p for _, p in driver.all_plans(store)]
+    found = [p for p in plans if name is None or (isinstance(p, Plan) and p.sweep == name)]
     if not found:
         raise InputError(
             f"--resume: expected a sweep{f' of {name}' if name else ''} in {store.layout.sweeps}; found none"
         )
-    return Plan.load(max(found, key=lambda s: s.plan.stat().st_mtime))
+    if isinstance(found[0], Plan):
+        return found[0]
+    raise found[0]
 
 
 def _gpus_here() -> float:

@@ -39,11 +39,14 @@ def list_(as_json: bool, runs_dir: Path | None) -> None:
     from vmae.experiments.sweeps.status import groups, trial_states, winner
 
     store = driver.open_store(runs_dir, "reader")
-    found = sorted(store.layout.all_sweeps(), key=lambda s: s.plan.stat().st_mtime, reverse=True)
     entries: list[dict[str, object]] = []
     rows: list[list[str]] = []
-    for sweep in found:
-        plan = Plan.load(sweep)
+    for sweep, plan in driver.all_plans(store):
+        if not isinstance(plan, Plan):
+            entries.append({"name": sweep.name, "state": "damaged", "error": str(plan)})
+            rows.append([sweep.name, "damaged", *["-"] * 4])
+            click.echo(f"warning: {plan}", err=True)
+            continue
         states = trial_states(plan, sweep)
         counts = _counts(states)
         state = _state(states, sweep)

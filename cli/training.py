@@ -144,9 +144,9 @@ def show_training(verb: str, config: ExperimentConfig, result: TrainResult, wher
 
 def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Accuracies over all videos with an interval, on which list, and where the details are."""
-    from vmae.core.files import read_json
+    from vmae.core.files import read_record
 
-    facts = read_json(folder / "metrics.json") or {}
+    facts = read_record(folder / "metrics.json") or {}
     videos = len(evaluation.predictions)
     views = max(p.views for p in evaluation.predictions)
     name, chance = Path(facts.get("list", "")).name, 1 / len(evaluation.confusion)

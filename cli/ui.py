@@ -23,6 +23,7 @@ def ui(port: int, host: str, runs_dir: Path | None) -> None:
     from vmae.cli.ports import check_port
     from vmae.experiments.signals import ignored, interrupts
     from vmae.experiments.tracking import create_store, store_at
+    from vmae.experiments.tracking.client import as_url
 
     store = store_at(runs_dir)
     if store.sqlite_path is None:
@@ -30,7 +31,7 @@ def ui(port: int, host: str, runs_dir: Path | None) -> None:
         return
     check_port(host, port)
     create_store(store)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", as_url(store.uri)]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     # Without its job workers the server is two processes instead of ten.
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

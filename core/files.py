@@ -58,6 +58,19 @@ def write_json(path: Path, data: Any, *, durable: bool = False) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n", durable=durable)
 
 
+def read_record(path: Path, *needed: str) -> dict[str, Any] | None:
+    """The JSON object in a file of ours that says where work stands, or None where there is none to go by.
+
+    A file that is absent, cut short, of another kind or without the `needed` keys counts as never written:
+    what it stood for is done again. For what cannot be done again, `read_json`.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= set(needed) else None
+
+
 def read_json(path: Path) -> Any:
     """The file's content, or None where it is absent. Raises ValueError where it is no JSON."""
     try:

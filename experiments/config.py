@@ -135,10 +135,10 @@ class ExperimentConfig:
         import yaml
 
         try:
-            data: Any = yaml.safe_load(path.read_text())
+            data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as e:
             raise InputError(f"--config: expected a readable file, got {path} ({e.strerror})") from e
-        except yaml.YAMLError as e:
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise InputError(f"--config: expected YAML, got {path}: {str(e).splitlines()[0]}") from e
         config: ExperimentConfig = from_dict(cls, data)
         return config

@@ -132,7 +132,7 @@ def test_run(
         store,
         home.path,
         name=name,
-        key=f"run:{name}",
+        key=key_of(home, name),
         kind="evaluate",
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
-from vmae.core.files import read_json, write_json, write_text
+from vmae.core.files import read_record, write_json, write_text
 from vmae.core.measure.statistics import Interval
 from vmae.core.video.annotations import read_annotations, write_annotations
 from vmae.core.video.classes import CLASSES, class_names
@@ -138,7 +138,10 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
     the runs go on with the same folds whatever becomes of the list. Raises InputError as `find_folds`.
     """
     home = store.layout.run(config.name)
-    begun = read_json(home.folds / _PLAN)
+    plan = home.folds / _PLAN
+    begun = read_record(plan, "said", "seeds")
+    if begun is None and plan.exists():
+        raise InputError(f"{plan}: expected the folds of run '{config.name}', got a damaged file")
     if begun is not None:
         config = ExperimentConfig.load(home.config)
         listed = replace(config.data, train_csv=str(home.folds / "all.csv"), data_root="")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_record, write_json
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.config import DataConfig, weighted
 from vmae.core.video.samples import Sample
@@ -33,7 +33,7 @@ def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDi
         getattr(config.data, name) == getattr(base.data, name)
         for name in ("train_csv", "more_lists", "val_csv", "test_csv", "data_root", "annotation_format")
     )
-    kept = read_json(sweep.data) if same else None
+    kept = read_record(sweep.data, "digest") if same else None
     return config_tags(config, kept["digest"] if kept else None)
 
 

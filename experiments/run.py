@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vmae.core.files import read_json, write_json, write_text
+from vmae.core.files import read_record, write_json, write_text
 from vmae.core.train.state import list_states
 from vmae.core.train.task import Report
 from vmae.core.weights.checkpoint import CONFIG_NAME
@@ -109,7 +109,7 @@ def log_checkpoints(
     facts: dict[str, Any] = {"host": os.uname().nodename, "uploaded": how == "upload"}
     upload: list[Path] = []
     for model in (home.model, home.best):
-        header = read_json(model / CONFIG_NAME)
+        header = read_record(model / CONFIG_NAME, "meta")
         if header is not None:
             meta = {k: header["meta"][k] for k in ("epochs", "metrics") if k in header["meta"]}
             facts[model.name] = {**_place_of(model, where), **meta}

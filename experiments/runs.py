@@ -337,7 +337,7 @@ def artifact_folder(run: Run) -> Path | None:
     parsed = urlparse(run.artifact_uri)
     if parsed.scheme not in ("", "file"):
         return None
-    path = Path(unquote(parsed.path) if parsed.scheme else run.artifact_uri)
+    path = Path(unquote(parsed.path if parsed.scheme else run.artifact_uri))
     return path if path.is_dir() else None
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.files import read_json
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.weights.checkpoint import CONFIG_NAME
+from vmae.core.weights.files import WEIGHTS_NAME, read_header
 from vmae.core.weights.models import Loaded
 from vmae.core.weights.zoo import load_init
 from vmae.experiments import stages
@@ -31,7 +30,7 @@ def model_source(store: Store, text: str) -> str:
         return str(fetched(text, copy))
     home = store.layout.run(text)
     if text and Path(text).name == text and home.config.exists():
-        header = read_json(home.best / CONFIG_NAME) or {}
+        header = read_header(home.best / WEIGHTS_NAME) or {}
         stage = stages.STAGES.get(header.get("meta", {}).get("job", ""))
         return str(home.best if stage is not None and stage.best_counts else home.model)
     return text

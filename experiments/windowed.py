@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from vmae.core.errors import InputError, VideoError, VmaeError
-from vmae.core.files import read_json, replacing, write_json
+from vmae.core.files import read_record, replacing, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.videomae import VideoMAE
@@ -235,8 +235,8 @@ def read_features(file: Path, dim: int | None = None) -> np.ndarray:
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The settings and the journal (the last line of each video) of a folder of windowed features."""
-    settings = read_json(folder / SETTINGS)
-    if not isinstance(settings, dict):
+    settings = read_record(folder / SETTINGS)
+    if settings is None:
         raise InputError(f"{folder}: expected windowed features ({SETTINGS}; `vmae features --window`)")
     return settings, list(_journal(folder).values())
 
@@ -310,7 +310,9 @@ def _settings(work: WindowedWork, source: str, weights: str, dim: int) -> dict[s
 
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or raise InputError where the folder's features were made with others."""
-    before = read_json(folder / SETTINGS)
+    before = read_record(folder / SETTINGS)
+    if before is None and (folder / SETTINGS).exists():
+        raise InputError(f"{folder}: expected the settings of its features in {SETTINGS}, got a damaged file")
     if before is None:
         write_json(folder / SETTINGS, settings)
         return

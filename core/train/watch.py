@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vmae.core.errors import VmaeError
+from vmae.core.files import read_json, write_json
 from vmae.core.model.masking import TokenMask
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.train.parallel import World
@@ -36,6 +38,7 @@ class BadSteps:
 
     def __init__(self, run_dir: Path, limit: int, report: Report) -> None:
         self.in_a_row = 0
+        self._entries: list[dict[str, Any]] = []
         self._limit, self._report, self._file = limit, report, run_dir / "bad_batches.json"
 
     def add(self, step: int, loss: float, paths: list[str]) -> None:
@@ -49,14 +52,23 @@ class BadSteps:
         text = f"step {step}: loss {loss}, gradient not finite; step skipped"
         self._report("warning", {"step": step, "text": text})
         if world.rank == 0:
-            previous = json.loads(self._file.read_text()) if self._file.exists() else []
-            entry = {"step": step, "loss": str(loss), "paths": paths}
-            self._file.write_text(json.dumps([*previous, entry], indent=1))
+            self._keep({"step": step, "loss": str(loss), "paths": paths})
         if self.in_a_row >= self._limit:
             raise TrainingDiverged(
                 f"expected finite gradients; {self.in_a_row} steps in a row up to step {step} had none "
                 f"(loss {loss}); the clips of those steps are in {self._file}"
             )
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        """Add one to the file. No room, or a damaged file, is not worth the run's end."""
+        try:
+            with contextlib.suppress(ValueError):
+                found = read_json(self._file)
+                self._entries = found if isinstance(found, list) else self._entries
+            self._entries.append(entry)
+            write_json(self._file, self._entries)
+        except OSError as e:
+            self._report("warning", {"step": entry["step"], "text": f"{self._file} NOT written ({e})"})
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.errors import CheckpointError, InputError
-from vmae.core.files import fsync, replacing, write_text
+from vmae.core.files import fsync, read_record, replacing, write_text
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.videomae import VideoMAEConfig
@@ -73,8 +73,9 @@ def load_model(path: str | os.PathLike[str]) -> tuple[VideoModel, dict[str, Any]
             " `vmae convert` reads official and Hugging Face files"
         )
     if target.is_dir() and (target / CONFIG_NAME).is_file():
-        beside = (target / CONFIG_NAME).read_text()
-        if json.loads(beside) != header:
+        # A copy that was cut short says nothing: the weights' own header does.
+        beside = read_record(target / CONFIG_NAME)
+        if beside is not None and beside != header:
             raise CheckpointError(
                 f"{target / CONFIG_NAME}: expected the configuration in {WEIGHTS_NAME}'s header, got another:"
                 " it is a copy to read, not to edit"

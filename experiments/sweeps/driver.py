@@ -70,6 +70,17 @@ def find_sweep(store: Store, name: str) -> SweepDir:
     )
 
 
+def all_plans(store: Store) -> list[tuple[SweepDir, Plan | VmaeError]]:
+    """Every sweep with its plan, or with why that cannot be read; the latest first."""
+    found: list[tuple[SweepDir, Plan | VmaeError]] = []
+    for sweep in sorted(store.layout.all_sweeps(), key=lambda s: s.plan.stat().st_mtime, reverse=True):
+        try:
+            found.append((sweep, Plan.load(sweep)))
+        except VmaeError as e:
+            found.append((sweep, e))
+    return found
+
+
 def run_sweep(
     plan: Plan,
     store: Store,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.config import flatten, override
+from vmae.core.errors import VmaeError
 from vmae.core.files import read_json, write_json
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir, TrialDir, is_small
@@ -86,19 +87,37 @@ class Judge:
                 {p: settings[p] for p in self._plan.params}, self._trial.id, self.epoch or 0
             ),
         }
-        write_json(self._home.adopted, [*(read_json(self._home.adopted) or []), taken])
+        write_json(self._home.adopted, [*_steps(self._home), taken])
         return taken
 
 
 def history(sweep: SweepDir, trial_id: str) -> list[tuple[int, float]]:
     """A trial's scores by epoch, as the stopping rules read them."""
-    return [(int(e), float(v)) for e, v in read_json(sweep.trial(trial_id).history) or []]
+    try:
+        return [(int(e), float(v)) for e, v in read_json(sweep.trial(trial_id).history) or []]
+    except (ValueError, TypeError):
+        return []  # damaged: as a trial that has none yet
 
 
 def adopted(home: TrialDir, config: ExperimentConfig) -> ExperimentConfig:
     """The configuration with what pbt last took over."""
-    steps = read_json(home.adopted)
+    steps = _steps(home)
     return override(config, steps[-1]["overrides"]) if steps else config
+
+
+def _steps(home: TrialDir) -> list[dict[str, Any]]:
+    """What pbt took over so far; VmaeError where that cannot be read: it would be another experiment."""
+    try:
+        steps = read_json(home.adopted) or []
+        whole = isinstance(steps, list) and all(isinstance(s["overrides"], dict) for s in steps)
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise VmaeError(
+            f"{home.adopted}: expected what pbt took over, got a damaged file; remove {home.path} to run the "
+            "trial from the beginning"
+        )
+    return list(steps)
 
 
 def _copy_newest(source: Path, target: Path, before: int) -> bool:

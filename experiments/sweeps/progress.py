@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_record, write_json
 from vmae.experiments.stages.stage import Numbers
 
 
@@ -16,7 +16,7 @@ class ProgressFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        before = read_json(path) or {}
+        before = read_record(path, "seconds", "attempts") or {}
         self._seconds_before: float = before.get("seconds", 0.0)
         self.attempts: int = before.get("attempts", 0) + 1
         self._start = time.monotonic()

@@ -11,7 +11,7 @@ import statistics
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmae.core.errors import InputError
-from vmae.core.files import read_json
+from vmae.core.files import read_record
 from vmae.core.numerics import derive_seed
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.sweeps.space import Param, rounded
@@ -78,10 +78,10 @@ def _told(
     """What the files say of one setting, as Optuna's record."""
     import optuna
 
-    results = [read_json(sweep.trial(i).result) for i in trial_ids]
+    results = [read_record(sweep.trial(i).result, "metrics") for i in trial_ids]
     scores = [r["metrics"].get(plan.metric) for r in results if r is not None]
     failed = any(
-        (read_json(sweep.trial(i).progress) or {}).get("error")
+        (read_record(sweep.trial(i).progress) or {}).get("error")
         for i, r in zip(trial_ids, results, strict=True)
         if r is None
     )

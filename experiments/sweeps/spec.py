@@ -130,10 +130,15 @@ class Plan:
 
     @classmethod
     def load(cls, sweep: SweepDir) -> Plan:
-        """Read a sweep's plan; VmaeError where there is none."""
-        tree = read_json(sweep.plan)
+        """Read a sweep's plan; VmaeError where there is none, or a damaged one."""
+        try:
+            tree = read_json(sweep.plan)
+        except ValueError as e:
+            raise VmaeError(f"expected a sweep's plan at {sweep.plan}, got a damaged file: {e}") from e
         if tree is None:
             raise VmaeError(f"expected a sweep's plan at {sweep.plan}, found none")
+        if not isinstance(tree, dict):
+            raise VmaeError(f"expected a sweep's plan at {sweep.plan}, got {type(tree).__name__}")
         own = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(Resources)}
         tree["resources"] = {k: tree.pop(name) for k, name in own.items() if name in tree}
         plan: Plan = from_dict(cls, tree)

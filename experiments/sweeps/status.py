@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmae.core.files import read_json
+from vmae.core.files import read_record
 from vmae.experiments import stages
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.stages.stage import Metric
@@ -20,6 +20,9 @@ STOPPED = "stopped"
 
 
 _ALIVE_S = 30.0
+RESULT = ("metrics", "seconds")
+"""What a trial's result is not whole without."""
+_PROGRESS = ("error", "stage", "fraction", "metrics", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ def trial_states(plan: Plan, sweep: SweepDir) -> list[TrialState]:
     states = []
     for trial in plan.trials:
         home = sweep.trial(trial.id)
-        result, progress = read_json(home.result), read_json(home.progress)
+        result = read_record(home.result, *RESULT)
+        progress = read_record(home.progress, *_PROGRESS)
         if result is not None:
             states.append(
                 TrialState(
@@ -163,5 +167,5 @@ def is_running(sweep: SweepDir) -> bool:
     A trial's own files are no such sign: a stage may take many minutes between two of them, or wait for room
     on the cluster.
     """
-    alive = read_json(sweep.alive)
+    alive = read_record(sweep.alive, "ended", "time")
     return alive is not None and not alive["ended"] and time.time() - alive["time"] < _ALIVE_S

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmae.core.config import flatten
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_record, write_json
 from vmae.experiments.answers import answers_of, write_answers
 from vmae.experiments.layout import RunsDir, SweepDir
 from vmae.experiments.provenance import shared_tags
@@ -26,6 +26,7 @@ from vmae.experiments.storage import Storage, StorageAway
 from vmae.experiments.sweeps.population import Judge, adopted
 from vmae.experiments.sweeps.progress import ProgressFile
 from vmae.experiments.sweeps.spec import Plan, Trial
+from vmae.experiments.sweeps.status import RESULT
 from vmae.experiments.tracking import Store, Tracker, tags
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run_trial(sweep: SweepDir, trial_id: str, store: Store, emit: Emit | None = 
         for path in (own.plan, own.data):
             storage.pull_file(path)
         storage.pull(home.path, fresh=True)
-        done = read_json(home.result)
+        done = read_record(home.result, *RESULT)
         if done is None:
             plan = Plan.load(own)
             trial = next(t for t in plan.trials if t.id == trial_id)
@@ -165,7 +166,7 @@ class _Running:
         resources = self.plan.resources
         self.executor = Apart(self.storage, resources) if resources.staged else Here(self.storage)
         for turn in self._turns():
-            kept = read_json(self.home.numbers(turn.stage.record))
+            kept = read_record(self.home.numbers(turn.stage.record), "metrics")
             if kept is None:
                 at = {} if turn.first else {"stage": turn.stage.name}
                 self.progress.update(force=True, fraction=turn.at(0.0), metrics=self.metrics, **at)

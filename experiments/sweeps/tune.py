@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from vmae.core.errors import TransientError, VmaeError
-from vmae.core.files import read_json, write_json
+from vmae.core.files import read_record, write_json
 from vmae.experiments.cluster import Ahead
 from vmae.experiments.layout import SweepDir, is_small
 from vmae.experiments.storage import Storage
@@ -179,7 +179,7 @@ def _mark_lost(plan: Plan, sweep: SweepDir, storage: Storage) -> None:
     for state in trial_states(plan, sweep):
         if state.status not in (DONE, FAILED):
             path = sweep.trial(state.trial.id).progress
-            kept = read_json(path) or {"fraction": 0.0, "metrics": {}, "seconds": 0.0}
+            kept = read_record(path) or {"fraction": 0.0, "metrics": {}, "seconds": 0.0}
             text = f"its process ended {kept.get('attempts', 0)} times without an error of its own (killed?)"
             write_json(path, {**kept, "stage": "failed", "error": text})
             storage.push_file(path)

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
 from vmae.core.errors import VmaeError
 from vmae.experiments.layout import RunsDir
 from vmae.experiments.locks import locked
 from vmae.experiments.tracking import tags
-from vmae.experiments.tracking.store import Store
+from vmae.experiments.tracking.store import SQLITE, Store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -76,12 +76,30 @@ def mlflow_client(uri: str) -> MlflowClient:
         from mlflow.tracking import MlflowClient
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return MlflowClient(uri)
-    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder = Path(uri.removeprefix(SQLITE)).parent
     folder.mkdir(parents=True, exist_ok=True)
     with locked(RunsDir(folder).making):
-        return MlflowClient(uri)
+        return MlflowClient(as_url(uri))
+
+
+def as_url(uri: str) -> str:
+    """A store's URI as MLflow reads it: of an SQLite file the path has its odd characters escaped.
+
+    SQLAlchemy unescapes a path from 2.1 on; before, it cuts it at a question mark and leaves the rest as it
+    is, but SQLite unescapes a name that begins with `file:`. The driver is named because MLflow would make
+    the folder of a bare `sqlite:` URI, escapes and all.
+    """
+    path = uri.removeprefix(SQLITE)
+    if path == uri or quote(path) == path:
+        return uri
+    from sqlalchemy.engine import make_url
+
+    escaped = f"sqlite+pysqlite:///{quote(path)}"
+    if make_url(escaped).database == path:
+        return escaped
+    return f"sqlite+pysqlite:///file:{quote(path)}?uri=true"
 
 
 def experiment_id(store: Store, client: MlflowClient) -> str:
@@ -89,7 +107,8 @@ def experiment_id(store: Store, client: MlflowClient) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    location = str(store.layout.artifacts) if store.sqlite_path else None
+    # MLflow unescapes a plain path too.
+    location = str(store.layout.artifacts).replace("%", "%25") if store.sqlite_path else None
     # Without this tag MLflow's own UI opens in its GenAI mode.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))

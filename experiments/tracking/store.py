@@ -11,6 +11,9 @@ from vmae.core.errors import InputError
 from vmae.experiments.layout import RunsDir
 from vmae.experiments.storage import Storage, open_storage, scratch
 
+SQLITE = "sqlite:///"
+"""What the URI of a database file begins with; the path follows as it is (`client.as_url` escapes it)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
@@ -53,7 +56,7 @@ class Store:
     @property
     def sqlite_path(self) -> Path | None:
         """The database file, or None where the store is a server."""
-        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
 
 
 def default_runs_dir() -> Path:
@@ -83,4 +86,4 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
             )
         return Store(uri=tracking, runs_dir=scratch(text, role), remote=text.rstrip("/"))
     directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
-    return Store(uri=tracking or f"sqlite:///{RunsDir(directory).database}", runs_dir=directory)
+    return Store(uri=tracking or f"{SQLITE}{RunsDir(directory).database}", runs_dir=directory)

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import socket
+import string
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from vmae.core.errors import VmaeError
 from vmae.experiments.layout import REFUSED
-from vmae.experiments.runs import list_runs
+from vmae.experiments.runs import list_runs, pictures
 from vmae.experiments.tracking import (
     Store,
     Tracker,
@@ -86,6 +87,22 @@ def test_a_resumed_run_is_one_run_and_counts_each_step_once(store: Store) -> Non
     assert _history(store, "k1", "train/loss") == [(s, float(s)) for s in range(15)]
     client = mlflow_client(store.uri)
     assert len(client.search_runs([experiment_id(store, client)])) == 1
+
+
+def test_a_run_directory_may_have_any_printable_character(tmp_path: Path) -> None:
+    """In a URI `?` and `#` end the path, and `%20` is a space: the database lies where its folder is."""
+    odd = "".join(c for c in string.printable if c.isprintable() and c != "/") + " ünï 模%20型"
+    for name in (odd, "what?", "100%"):
+        store = store_at(tmp_path / name)
+        create_store(store)
+        with _open(store, "k") as tracker:
+            tracker.log_metrics({"train/loss": 0.5}, 1)
+            tracker.log_image(np.zeros((8, 8, 3), np.uint8), "reconstruction", 1)
+        (run,) = list_runs(store)
+        assert run.metrics["train/loss"] == 0.5 and run.status == "FINISHED"
+        ((step, picture),) = pictures(run)
+        assert step == 1 and picture.is_relative_to(store.layout.artifacts) and picture.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([odd, "what?", "100%"])
 
 
 def test_a_removed_folders_name_is_no_identity(store: Store) -> None:
