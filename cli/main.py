@@ -15,6 +15,7 @@ import click
 
 from vmae import __version__
 from vmae.cli.lazy import LazyGroup, Verbs
+from vmae.cli.streams import lost_output, make_safe
 
 # verb -> (module, attribute, help line). The order here is the order in `vmae --help`.
 VERBS: Verbs = {
@@ -81,6 +82,8 @@ def run(argv: list[str] | None = None) -> None:
     Without `argv` it is the command of its own process; verbs see that in the context's `obj`.
     """
     own_process = argv is None
+    if own_process:
+        make_safe()
     argv = sys.argv[1:] if argv is None else argv
     os.environ["VMAE_COMMAND"] = " ".join(["vmae", *argv])  # runs record it, in Ray's workers too
     # --debug works wherever it stands on the line.
@@ -104,6 +107,11 @@ def run(argv: list[str] | None = None) -> None:
     except Exception as e:
         from vmae.core.errors import VmaeError
 
+        lost = None if debug else lost_output(e)
+        if lost is not None:
+            if lost:
+                click.echo(f"vmae: error: the output could not be written: {lost}", err=True)
+            sys.exit(1)
         if debug or not isinstance(e, VmaeError):
             raise
         click.echo(f"vmae: error: {e}", err=True)

@@ -98,7 +98,7 @@ class SweepOptions:
         """The saved plan of the sweep that --resume names, on the resources that are given anew."""
         from vmae.experiments.sweeps.spec import check_resources
 
-        plan = _saved_plan(store, name, self.resume or LATEST)
+        plan = saved_plan(store, name, self.resume or LATEST)
         plan = replace(plan, resources=self.on(plan.resources), budget_s=self.budget_s)
         check_resources(plan)
         return plan
@@ -311,7 +311,7 @@ def sweep_options(command: Command) -> Command:
     )
 
 
-def _saved_plan(store: Store, name: str | None, resume: str) -> Plan:
+def saved_plan(store: Store, name: str | None, resume: str) -> Plan:
     from vmae.core.errors import InputError
     from vmae.experiments.sweeps import definitions, driver
     from vmae.experiments.sweeps.spec import Plan

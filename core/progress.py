@@ -11,6 +11,8 @@ inside tests and Ray workers nothing; with `callback` every update goes to a fun
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -122,12 +124,11 @@ class _Printer:
         elapsed = time.monotonic() - self._start
         if self.kind == "bar":
             self._draw()
-            self.stream.write("\n")
+            self._write("\n")
         elif kind is None and (elapsed > 2 or self.fields):
             whole = self.total is None or self.done >= self.total
             said = "done in" if whole else f"stopped at {self._count()} after"
-            self.stream.write(f"{self.title}: {said} {format_duration(elapsed)}{self._fields_text()}\n")
-        self.stream.flush()
+            self._write(f"{self.title}: {said} {format_duration(elapsed)}{self._fields_text()}\n")
 
     @property
     def eta_s(self) -> float | None:
@@ -160,18 +161,21 @@ class _Printer:
         if self.kind == "bar":
             self._draw()
         else:
-            self.stream.write(self._line() + "\n")
-            self.stream.flush()
+            self._write(self._line() + "\n")
 
     def note(self, text: str) -> None:
         if self.kind == "silent":
             return
-        if self._line_open:
-            self.stream.write("\r\x1b[K")
-        self.stream.write(text + "\n")
+        self._write(("\r\x1b[K" if self._line_open else "") + text + "\n")
         if self.kind == "bar":
             self._draw()
-        self.stream.flush()
+
+    def _write(self, text: str) -> None:
+        """What only informs ends no work: a full disk, a reader that has gone, a stream that was closed."""
+        # RuntimeError: a signal's handler writes while a line is being written.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self.stream.write(text)
+            self.stream.flush()
 
     def _count(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
@@ -215,8 +219,7 @@ class _Printer:
             width = os.get_terminal_size(self.stream.fileno()).columns
         except (OSError, ValueError):
             width = 100
-        self.stream.write("\r\x1b[K" + self._fitted(width - 1))
-        self.stream.flush()
+        self._write("\r\x1b[K" + self._fitted(width - 1))
         self._line_open = True
 
 
@@ -239,7 +242,8 @@ def progress(
     `callback` is called after every update, whatever the kind. Prints to stderr unless `stream` is given.
     Raises InputError for an unknown kind.
     """
-    stream = sys.stderr if stream is None else stream
+    # A process whose standard error is closed has none.
+    stream = (sys.stderr or io.StringIO()) if stream is None else stream
     if kind == "auto":
         kind = os.environ.get("VMAE_PROGRESS", "auto")
     if kind not in KINDS:

@@ -111,7 +111,11 @@ class Stop:
 
     def ask(self, number: int, frame: object) -> None:
         """A signal's handler."""
-        if self._asked.is_set() or not self.training:
+        # A terminal that closes and a service that ends send more than one signal.
+        again = self._asked.is_set()
+        if again and number != signal.SIGINT:
+            return
+        if again or not self.training:
             raise KeyboardInterrupt
         self._asked.set()
         self._say(
@@ -122,15 +126,19 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(say: Callable[[str], None] = lambda text: None) -> Iterator[Stop]:
-    """Inside, Ctrl-C and SIGTERM ask the run to stop after its step instead of ending the process.
+    """Inside, Ctrl-C, SIGTERM and SIGHUP ask the run to stop after its step instead of ending the process.
 
-    A second Ctrl-C ends it at once. `say` is told that it was asked, in a signal's handler.
+    A second Ctrl-C ends it at once. A SIGHUP that is ignored (`nohup`) stays ignored. `say` is told that it
+    was asked, in a signal's handler.
     """
     stop = Stop(say)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stopping.append(signal.SIGHUP)
+    before = {s: signal.signal(s, stop.ask) for s in stopping}
     try:
         yield stop
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from vmae.experiments.layout import RunDir
 from vmae.experiments.provenance import environment
 from vmae.experiments.stages.stage import Stage, Watch
 from vmae.experiments.tracking import Tracker
+
+_log = logging.getLogger("vmae")
 
 
 def default_device() -> torch.device:
@@ -83,7 +86,10 @@ def tracked(
 
 def log_start(tracker: Tracker, home: RunDir) -> None:
     """Put the run's configuration (which can be run again) and its environment among the artifacts."""
-    write_text(home.environment, environment())
+    try:
+        write_text(home.environment, environment())
+    except OSError as e:
+        _log.warning("%s NOT written: %s", home.environment, e)
     for path in (home.config, home.environment):
         tracker.log_artifact(path)
 
@@ -118,7 +124,10 @@ def log_checkpoints(
     facts["training"] = [_place_of(path, where) for path in states]
     if stopped:
         upload += states[-1:]
-    write_json(home.checkpoints_list, facts)
+    try:
+        write_json(home.checkpoints_list, facts)
+    except OSError as e:
+        _log.warning("%s NOT written: %s", home.checkpoints_list, e)
     tracker.log_artifact(home.checkpoints_list, place)
     for path in upload if how == "upload" else ():
         for file in sorted(path.iterdir()):

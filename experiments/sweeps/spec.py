@@ -141,7 +141,10 @@ class Plan:
             raise VmaeError(f"expected a sweep's plan at {sweep.plan}, got {type(tree).__name__}")
         own = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(Resources)}
         tree["resources"] = {k: tree.pop(name) for k, name in own.items() if name in tree}
-        plan: Plan = from_dict(cls, tree)
+        try:
+            plan: Plan = from_dict(cls, tree)
+        except InputError as e:
+            raise VmaeError(f"expected a sweep's plan at {sweep.plan}, got: {e}") from e
         return plan
 
 

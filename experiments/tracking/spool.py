@@ -35,7 +35,10 @@ class Spool:
 
     def end_with_newline(self) -> None:
         """End a line that was left half-written, so that the next event stands alone."""
-        if self.path.exists() and self.path.stat().st_size:
+        # Where there is no room, that line and the next are lost.
+        with contextlib.suppress(OSError):
+            if not self.path.exists() or not self.path.stat().st_size:
+                return
             with open(self.path, "rb+") as f:
                 f.seek(-1, os.SEEK_END)
                 if f.read(1) != b"\n":

@@ -126,9 +126,9 @@ class Tracker:
 
         with self._counted():
             folder = self._files.pictures
-            folder.mkdir(exist_ok=True)
             path = folder / f"{key.replace('/', '_')}_{step:06d}.png"
             try:
+                folder.mkdir(exist_ok=True)
                 Image.fromarray(image).save(path)
             except OSError as e:
                 log.warning("the picture %s could not be kept: %s", path, first_line(e))
@@ -224,7 +224,12 @@ class Tracker:
         self._wake.set()
 
     def _log_system(self) -> None:
-        step, values = self._system.measure()
+        try:
+            step, values = self._system.measure()
+        except Exception as e:
+            # A container that hides /proc, a GPU that has fallen off: its numbers are missing, no more.
+            log.debug("the machine of run %s was not measured: %s", self.key, first_line(e))
+            return
         self._write({"event": "metrics", "values": values, "step": step})
 
     def _loop(self) -> None:
