@@ -7,9 +7,8 @@ import os
 import sys
 from typing import Any, TextIO
 
-
 _UNWRITTEN = (OSError, ValueError, RuntimeError)
-"""A full disk or a reader that is gone, a closed stream, a signal's handler that writes in a line's middle."""
+"""A full disk, a reader that is gone; a closed stream; a signal's handler that writes amid a line."""
 
 
 class _Informing:
