@@ -85,6 +85,7 @@ def check(
     Videos that look nearly like one of the other lists' are named (perceptual hashes of five frames of each),
     and all of them written to CSV.leaks.csv.
     """
+    from vmae.core.files import write_text
     from vmae.core.progress import progress
     from vmae.core.video.annotations import read_annotations, write_annotations
     from vmae.core.video.check import check_samples, write_report
@@ -113,7 +114,7 @@ def check(
         )
         bad = len(result.bad)
     write_report(result, report)
-    report.with_suffix(".txt").write_text(f"{csv}\n{result.summary()}\n", encoding="utf-8")
+    write_text(report.with_suffix(".txt"), f"{csv}\n{result.summary()}\n")
     # Paths as the list has them, so that it can be moved with its videos, unless it is written elsewhere.
     as_listed = samples
     if data_root is not None or clean.absolute().parent == csv.absolute().parent:

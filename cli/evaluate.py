@@ -76,19 +76,19 @@ def evaluate(
         if address is not None:
             got = stages.STAGES[config.job].task
             raise InputError(f"--address: expected a model of task {STAGE.task}, got one of {got}")
-        tested, folder = evaluation.test_run(
+        tested, home = evaluation.test_run(
             config,
             store,
             checkpoint,
             progress=lambda videos: progress("evaluate", videos, unit="video"),
         )
         if as_json:
-            click.echo(json.dumps({**tested.numbers, "folder": str(folder)}))
+            click.echo(json.dumps({**tested.numbers, "folder": str(home.path)}))
             return
         show_tested(tested)
         return
     with fitness_shown():
-        result, folder = evaluation.evaluate_run(
+        result, home = evaluation.evaluate_run(
             config,
             store,
             checkpoint,
@@ -97,6 +97,8 @@ def evaluate(
             progress=lambda videos: progress("evaluate", videos, unit="video"),
         )
     if as_json:
-        click.echo(json.dumps({**result.metrics(), "videos": len(result.predictions), "folder": str(folder)}))
+        click.echo(
+            json.dumps({**result.metrics(), "videos": len(result.predictions), "folder": str(home.path)})
+        )
         return
-    show_evaluation(result, folder)
+    show_evaluation(result, home)

@@ -102,7 +102,7 @@ def finetune(options: TrainingOptions) -> None:
     where = in_runs_dir(store)
     show_training(STAGE.name, config, outcome.result, where)
     if outcome.evaluation is not None:
-        show_evaluation(outcome.evaluation, outcome.folder / "evaluation")
+        show_evaluation(outcome.evaluation, outcome.home.evaluation)
     click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
     click.echo(f"\nnext:\n  vmae predict VIDEO --checkpoint {config.name}{where}")
 

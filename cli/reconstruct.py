@@ -64,12 +64,11 @@ def reconstruct(
     the original, so it looks better than the model is; "model only" does not.
     """
     from vmae.core.errors import InputError
-    from vmae.core.measure.films import film, film_rows, form_label
+    from vmae.core.measure.films import form_label
     from vmae.core.measure.reconstruct import FORMS, reconstruction_metrics
     from vmae.experiments import api
 
-    kind = output.suffix.lower()
-    if kind not in KINDS:
+    if output.suffix.lower() not in KINDS:
         raise InputError(f"--output: expected a name ending in {', '.join(KINDS)}; got '{output}'")
     if not output.parent.is_dir():
         raise InputError(f"--output: expected an existing folder, got '{output.parent}'")
@@ -84,7 +83,7 @@ def reconstruct(
     forms = list(FORMS) if form == "both" else [form]
     if made.target == "raw":
         forms = ["as_trained"]
-    output.write_bytes(film(kind.removeprefix("."), film_rows(made, forms), fps))
+    api.save_film(made, output, forms=forms, fps=fps)
     for f in forms:
         numbers = reconstruction_metrics(made, f).means()
         text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmae.core.measure.evaluate import Evaluation
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.layout import EvaluationDir
     from vmae.experiments.recommend import Speed
     from vmae.experiments.stages.stage import Metric, Tested
     from vmae.experiments.tracking import Store
@@ -142,11 +143,11 @@ def show_training(verb: str, config: ExperimentConfig, result: TrainResult, wher
         click.echo(line)
 
 
-def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
+def show_evaluation(evaluation: Evaluation, home: EvaluationDir) -> None:
     """Accuracies over all videos with an interval, on which list, and where the details are."""
     from vmae.core.files import read_record
 
-    facts = read_record(folder / "metrics.json") or {}
+    facts = read_record(home.metrics) or {}
     videos = len(evaluation.predictions)
     views = max(p.views for p in evaluation.predictions)
     name, chance = Path(facts.get("list", "")).name, 1 / len(evaluation.confusion)
@@ -162,7 +163,7 @@ def show_evaluation(evaluation: Evaluation, folder: Path) -> None:
         )
     if evaluation.unreadable:
         click.echo(f"{evaluation.unreadable} videos could not be read and count as wrong")
-    click.echo(f"details: {folder}/predictions.csv, confusion.png")
+    click.echo(f"details: {home.predictions}, {home.confusion.name}")
 
 
 def show_tested(tested: Tested) -> None:

@@ -53,6 +53,12 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_json(path: Path, data: Any, *, durable: bool = False) -> None:
     """Write JSON as `write_text` does."""
     write_text(path, json.dumps(data, indent=1) + "\n", durable=durable)

@@ -150,7 +150,7 @@ def _number(text: str) -> int:
 
 def answers_of(run: RunDir, *, seed: int = 0) -> Answers | None:
     """The answers in a run's folder, whatever measured them; None where there are none."""
-    for place in (run.answers, run.evaluation / "predictions.csv"):
+    for place in (run.answers, run.evaluation.predictions):
         if place.is_file():
             return read_answers(place, seed=seed)
     return None

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from vmae.core.errors import InputError
+from vmae.core.files import write_bytes
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.films import KINDS, film, film_rows
 from vmae.core.measure.probe import Pooling
 from vmae.core.measure.reconstruct import FORMS, Reconstruction, reconstruct
-from vmae.core.measure.windowed import clip_features
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoModel, all_indices
@@ -216,7 +216,7 @@ class Model:
     def _features(self, pooling: Pooling) -> Callable[[torch.Tensor], torch.Tensor]:
         def run(video: torch.Tensor) -> torch.Tensor:
             if pooling == "mean":
-                return clip_features(self.module, video)
+                return self.module.features(video)
             tokens = self.module.encoder(video, all_indices(video, self.module.grid))  # [B, N, D]
             by_time = tokens.unflatten(1, (self.module.grid.t, -1)).mean(2).flatten(1)
             return tokens if pooling == "tokens" else by_time
@@ -329,7 +329,7 @@ def save_film(
     kind = path.suffix.lower().removeprefix(".")
     if kind not in KINDS:
         raise InputError(f"expected a name ending in {', '.join(f'.{k}' for k in KINDS)}; got '{path}'")
-    path.write_bytes(film(kind, film_rows(made, forms[:1] if made.target == "raw" else forms), fps))
+    write_bytes(path, film(kind, film_rows(made, forms[:1] if made.target == "raw" else forms), fps))
     return path
 
 

@@ -18,7 +18,7 @@ from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import open_test
 from vmae.experiments.executors import Here
-from vmae.experiments.layout import found_config
+from vmae.experiments.layout import EvaluationDir, found_config
 from vmae.experiments.locks import given_up
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.stages.finetune import class_names, measured_on, write_evaluation
@@ -35,7 +35,7 @@ def evaluate_run(
     address: str | None = None,
     gpus: float = 0.0,
     progress: Callable[[int], Progress] | None = None,
-) -> tuple[Evaluation, Path]:
+) -> tuple[Evaluation, EvaluationDir]:
     """Evaluate the classifier at `source` on the configuration's test list, recorded as a run of its own.
 
     With `address` the nodes of that Ray cluster share the videos; each task takes one CPU and `gpus` GPUs.
@@ -111,7 +111,7 @@ def test_run(
     source: str,
     *,
     progress: Callable[[int], Progress] | None = None,
-) -> tuple[Tested, Path]:
+) -> tuple[Tested, EvaluationDir]:
     """Test the model at `source`, of the task that `config.job` trains, recorded as a run of its own.
 
     Returns the result and the folder with its files. Raises InputError for a model of another kind.

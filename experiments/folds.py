@@ -17,16 +17,15 @@ from vmae.core.errors import InputError
 from vmae.core.files import read_record, write_json, write_text
 from vmae.core.measure.statistics import Interval
 from vmae.core.video.annotations import read_annotations, write_annotations
-from vmae.core.video.classes import CLASSES, class_names
+from vmae.core.video.classes import class_names
 from vmae.core.video.folds import describe_folds, make_folds, read_column, read_folds, table_of, write_folds
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import RunDir, fold_lists
+from vmae.experiments.layout import FoldsDir, RunDir
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, key_of
 
-_PLAN = "plan.json"
 TABLES = ("folds.csv", "groups.csv")
 """Files beside a list in which its groups are looked for."""
 
@@ -138,14 +137,14 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
     the runs go on with the same folds whatever becomes of the list. Raises InputError as `find_folds`.
     """
     home = store.layout.run(config.name)
-    plan = home.folds / _PLAN
+    plan = home.folds.plan
     begun = read_record(plan, "said", "seeds")
     if begun is None and plan.exists():
         raise InputError(f"{plan}: expected the folds of run '{config.name}', got a damaged file")
     if begun is not None:
         config = ExperimentConfig.load(home.config)
-        listed = replace(config.data, train_csv=str(home.folds / "all.csv"), data_root="")
-        found = find_folds(str(home.folds / "folds.csv"), replace(config, data=listed))
+        listed = replace(config.data, train_csv=str(home.folds.listed), data_root="")
+        found = find_folds(str(home.folds.table), replace(config, data=listed))
         found = replace(found, said=begun["said"])
         return FoldRuns(found=found, runs=_runs(config, found, begun["seeds"], home))
     if seeds < 1:
@@ -153,26 +152,25 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
     found = find_folds(spec, config)
     keep_lists(found, home.folds, Path(config.data.train_csv))
     config.save(home.config)
-    write_json(home.folds / _PLAN, {"said": found.said, "seeds": seeds})
+    write_json(home.folds.plan, {"said": found.said, "seeds": seeds})
     return FoldRuns(found=found, runs=_runs(config, found, seeds, home))
 
 
-def keep_lists(found: Folds, folder: Path, listed: Path) -> Path:
+def keep_lists(found: Folds, home: FoldsDir, listed: Path) -> Path:
     """Write the lists of every fold, the whole one (returned), the folds and the names of the classes.
 
     `listed` is where the videos were listed. Paths are whole, so that the lists mean the same anywhere.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = class_names(str(listed))
     if names:
-        write_text(folder / CLASSES, "".join(f"{name}\n" for name in names))
-    _write(folder / "all.csv", found.samples)
+        write_text(home.classes, "".join(f"{name}\n" for name in names))
+    home.path.mkdir(parents=True, exist_ok=True)
+    _write(home.listed, found.samples)
     for fold in found.numbers:
-        train, held_out = fold_lists(folder, fold)
-        _write(train, found.outside(fold))
-        _write(held_out, found.inside(fold))
-    write_folds(folder / "folds.csv", found.samples, found.groups, found.folds)
-    return folder / "all.csv"
+        _write(home.train(fold), found.outside(fold))
+        _write(home.test(fold), found.inside(fold))
+    write_folds(home.table, found.samples, found.groups, found.folds)
+    return home.listed
 
 
 def _write(path: Path, samples: Sequence[Sample]) -> None:
@@ -190,9 +188,9 @@ def _runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> t
                 name=f"{config.name}-fold{fold}-seed{seed}",
                 data=replace(
                     config.data,
-                    train_csv=str(fold_lists(home.folds, fold)[0]),
+                    train_csv=str(home.folds.train(fold)),
                     val_csv="",
-                    test_csv=str(fold_lists(home.folds, fold)[1]),
+                    test_csv=str(home.folds.test(fold)),
                     data_root="",
                 ),
                 train=replace(config.train, seed=seed, best_by=None),
@@ -205,12 +203,12 @@ def _runs(config: ExperimentConfig, found: Folds, seeds: int, home: RunDir) -> t
 
 def has_folds(run: RunDir) -> bool:
     """Whether a run's folder is that of a setting over folds."""
-    return (run.folds / _PLAN).is_file()
+    return run.folds.plan.is_file()
 
 
 def is_done(run: RunDir) -> bool:
     """Whether a fold's run has been measured."""
-    return (run.evaluation / "metrics.json").is_file()
+    return run.evaluation.metrics.is_file()
 
 
 def finish(config: ExperimentConfig, store: Store, runs: FoldRuns) -> FoldSummary:
@@ -219,7 +217,7 @@ def finish(config: ExperimentConfig, store: Store, runs: FoldRuns) -> FoldSummar
     Raises InputError where a run has no answers.
     """
     home = store.layout.run(config.name)
-    listed = replace(config.data, train_csv=str(home.folds / "all.csv"), val_csv="", data_root="")
+    listed = replace(config.data, train_csv=str(home.folds.listed), val_csv="", data_root="")
     config = replace(config, data=listed)  # the copy, which stays as it was
     rows: list[Answer] = []
     for run in runs.runs:

@@ -58,7 +58,7 @@ class FinetuneOutcome:
 
     result: TrainResult
     evaluation: Evaluation | None
-    folder: Path
+    home: RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,6 @@ class TaskOutcome:
 
     result: TrainResult
     tested: Tested | None
-    folder: Path
 
 
 def named(store: Store, config: ExperimentConfig, name: str | None) -> ExperimentConfig:
@@ -148,9 +147,10 @@ def stop_on_signal(say: Callable[[str], None] = lambda text: None) -> Iterator[S
 
 def check_config(config: ExperimentConfig, device: torch.device, *, processes: int = 1) -> None:
     """Raise InputError for what cannot be trained here, whatever the lists hold."""
+    stage = STAGES[config.job]
     if config.train.cuda_graph:
-        check_capturable(config.job, config.train, device, processes=processes)
-    STAGES[config.job].ready(config)
+        check_capturable(config.train, device, varies=stage.varies, processes=processes)
+    stage.ready(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +296,7 @@ def finetune_run(
             on = finetune.measured_on(done.config, best=done.result.best_model_path is not None)
             evaluation, files = finetune.evaluated(done.context(), done.model, on, test_progress)
             log_evaluation(done.tracker, evaluation, files, on)
-    return FinetuneOutcome(result=done.result, evaluation=evaluation, folder=done.home.path)
+    return FinetuneOutcome(result=done.result, evaluation=evaluation, home=done.home)
 
 
 @at_work
@@ -318,7 +318,7 @@ def task_run(
         if stage.test is not None and (data.test_csv or data.val_csv) and not done.result.stopped:
             tested = stage.test(done.context(), done.model, test_progress)
             log_tested(done.tracker, tested)
-    return TaskOutcome(result=done.result, tested=tested, folder=done.home.path)
+    return TaskOutcome(result=done.result, tested=tested)
 
 
 def log_tested(tracker: Tracker, tested: Tested) -> None:

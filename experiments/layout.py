@@ -54,6 +54,10 @@ class Tracked(Folder):
     """Locked by the process that works on the run."""
     pictures = Inside("pictures")
 
+    @property
+    def folds(self) -> FoldsDir:
+        return FoldsDir(self.path / "folds")
+
 
 class RunDir(Tracked):
     """A run's folder, or that of a trial's training stage: configuration, checkpoints, models, results."""
@@ -66,12 +70,8 @@ class RunDir(Tracked):
     """Where each checkpoint lies, its size and epoch: the artifact of that name."""
     model, best = Inside("model"), Inside("best")
     """The last weights, and those of the best epoch."""
-    evaluation = Inside("evaluation")
-    """Predictions, confusion and numbers of a classifier."""
     answers = Inside(_ANSWERS)
     """Who was right, a line a video and seed (`vmae.experiments.answers`)."""
-    folds = Inside("folds")
-    """The lists of a run over folds."""
     events = Inside("events.jsonl")
     """What rank 0 of several workers reported."""
     result = Inside("result.json")
@@ -82,6 +82,30 @@ class RunDir(Tracked):
     """The last epoch of which the process that started the workers has heard."""
     ray = Inside("ray")
     """Ray Train's own files."""
+
+    @property
+    def evaluation(self) -> EvaluationDir:
+        return EvaluationDir(self.path / "evaluation")
+
+
+class EvaluationDir(Folder):
+    """What measuring a model on its test views left."""
+
+    predictions, confusion = Inside("predictions.csv"), Inside("confusion.png")
+    metrics = Inside("metrics.json")
+
+
+class FoldsDir(Folder):
+    """The lists of a run or sweep over folds: all videos, their folds, and two lists for each."""
+
+    plan, table = Inside(_PLAN), Inside("folds.csv")
+    listed, classes = Inside("all.csv"), Inside("classes.txt")
+
+    def train(self, fold: int) -> Path:
+        return self.path / f"fold{fold}.train.csv"
+
+    def test(self, fold: int) -> Path:
+        return self.path / f"fold{fold}.test.csv"
 
 
 class RunsDir(Folder):
@@ -128,8 +152,6 @@ class SweepDir(Tracked):
     """A sweep's folder in a run directory."""
 
     plan = Inside(_PLAN)
-    folds = Inside("folds")
-    """The lists of a sweep over folds."""
     data = Inside("data.json")
     """The digest of the sweep's data, for its trials."""
     alive = Inside("alive.json")
@@ -179,11 +201,6 @@ class TrialDir(Tracked):
     def stage(self, name: str) -> RunDir:
         """The folder of a training stage."""
         return RunDir(self.path / name)
-
-
-def fold_lists(folder: Path, fold: int) -> tuple[Path, Path]:
-    """Where a fold's lists lie among those of all folds: what is trained on, and what is held out."""
-    return folder / f"fold{fold}.train.csv", folder / f"fold{fold}.test.csv"
 
 
 def is_small(name: str) -> bool:

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from vmae.core.errors import InputError, VideoError, VmaeError
 from vmae.core.files import read_record, replacing, write_json
 from vmae.core.measure.windowed import window_features
-from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.videomae import VideoMAE
+from vmae.core.model.encoder import VideoModel
 from vmae.core.progress import Progress
 from vmae.core.video.annotations import read_annotations
 from vmae.core.video.isolate import Outcome, run_isolated
@@ -179,7 +177,7 @@ def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
     Raises InputError for a model that has no feature of a whole clip (a detector).
     """
     model, meta, _ = load_model_at(store, source)
-    if not isinstance(model, VideoMAE | VideoClassifier):
+    if not model.describes_clips:
         raise InputError(f"expected a pre-trained model or a classifier, got {model.title} at {source}")
     checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)
     with open(weights_file(checkpoint), "rb") as file:
@@ -356,6 +354,6 @@ def _journal(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(checkpoint: str, modified: int) -> nn.Module:
+def _model(checkpoint: str, modified: int) -> VideoModel:
     """Loaded once in each process."""
     return load_model(checkpoint)[0]

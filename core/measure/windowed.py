@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from vmae.core.errors import InputError
-from vmae.core.model.classifier import VideoClassifier
+from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
 from vmae.core.video.loader import read_ahead
@@ -17,22 +14,9 @@ from vmae.core.video.probe import VideoInfo
 from vmae.core.video.windows import WindowConfig, read_windows
 
 
-def clip_features(model: nn.Module, video: Tensor) -> Tensor:
-    """What a head reads of a clip [B, C, T, H, W]: [B, D].
-
-    A classifier's is `fc_norm` of the mean token (V2's and InternVideo's extractors), a pre-trained model's
-    the mean of its normed tokens.
-    """
-    if isinstance(model, VideoClassifier):
-        return model.forward_features(video)
-    encode: Any = model.encode
-    features: Tensor = encode(video).mean(1)
-    return features
-
-
 @torch.no_grad()
 def window_features(
-    model: nn.Module,
+    model: VideoModel,
     path: str,
     config: WindowConfig,
     *,
@@ -56,7 +40,7 @@ def window_features(
     for clips in read_ahead(read_windows(path, config, batch=batch, info=info, timeout_s=timeout_s), _same):
         flat = torch.from_numpy(clips.reshape(-1, *clips.shape[2:]))
         with autocast(precision, device):
-            features = clip_features(model, clip_to_video(flat, device)).float()
+            features = model.features(clip_to_video(flat, device)).float()
         parts.append(features.unflatten(0, clips.shape[:2]).mean(1).cpu().numpy())
         if progress is not None:
             progress.update(len(clips))

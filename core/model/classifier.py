@@ -73,15 +73,15 @@ class VideoClassifier(VideoModel):
     def from_description(cls, values: dict[str, Any]) -> Self:
         return cls(VideoClassifierConfig.from_dict(values["config"]), values["num_classes"])
 
-    def forward_features(self, video: Tensor) -> Tensor:
-        """[B, C, T, H, W] (uint8, or floating point in [0, 1]) to [B, D], before dropout and head."""
+    def features(self, video: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, D], before dropout and head."""
         self.grid.check_video(video)
         tokens = self.encoder(video, all_indices(video, self.grid))  # [B, N, D]
         return self.fc_norm(tokens.mean(1)) if self.config.pool == "mean" else tokens[:, 0]
 
     def forward(self, video: Tensor) -> Tensor:
         """Class scores [B, num_classes] before softmax. Raises InputError on a video of another shape."""
-        return self.head(self.dropout(self.forward_features(video)))
+        return self.head(self.dropout(self.features(video)))
 
     def load_encoder(self, source: VideoModel) -> None:
         """Take over the encoder's weights of another model of the same clip shape and widths.

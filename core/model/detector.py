@@ -61,6 +61,7 @@ class VideoDetector(VideoModel):
     """
 
     title = "a detector"
+    describes_clips = False
     config: VideoDetectorConfig
 
     def __init__(self, config: VideoDetectorConfig, num_classes: int) -> None:

@@ -230,11 +230,21 @@ class VideoModel(nn.Module):
     """What it is called in an error's sentence, with its article."""
     config: EncoderConfig
     encoder: Encoder
+    describes_clips: ClassVar[bool] = True
+    """Whether it has a feature of a whole clip."""
 
     @property
     def grid(self) -> TokenGrid:
         """The token grid."""
         return self.config.grid
+
+    def features(self, video: Tensor) -> Tensor:
+        """What a head reads of a clip: [B, C, T, H, W] (uint8, or floating point in [0, 1]) to [B, D].
+
+        A pre-trained model's is the mean of its normed tokens; a classifier's `fc_norm` of the mean token
+        (V2's and InternVideo's extractors). Raises InputError on a video of another shape.
+        """
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """The JSON values that `from_description` makes it again from, with fresh weights."""

@@ -192,6 +192,10 @@ class VideoMAE(VideoModel):
         self.grid.check_video(video)
         return self.encoder(video, all_indices(video, self.grid))
 
+    def features(self, video: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, D]: the mean of `encode`."""
+        return self.encode(video).mean(1)
+
     def _check(self, video: Tensor, mask: TokenMask) -> None:
         self.grid.check_video(video)
         if mask.visible.shape[0] != video.shape[0] or mask.num_tokens != self.grid.num_tokens:

@@ -85,12 +85,15 @@ def metric_of_best(wanted: str | None, measured: tuple[str, ...]) -> str | None:
 
 
 def check_capturable(
-    job: str, train: TrainConfig, device: torch.device, *, draws: bool = False, processes: int = 1
+    train: TrainConfig, device: torch.device, *, varies: str = "", draws: bool = False, processes: int = 1
 ) -> None:
-    """Raise InputError where a step of this run cannot be one CUDA graph, with the first reason."""
+    """Raise InputError where a step of this run cannot be one CUDA graph, with the first reason.
+
+    `varies`: what the task is and why its steps differ; empty where they do not (`Task.varies`).
+    """
     reasons = {
         f"a CUDA device, got {device.type}": device.type != "cuda",
-        f"pre-training, got {job} (mixing changes what a step computes)": job != "pretrain",
+        f"pre-training, got {varies}": bool(varies),
         f"one process, got {processes} (gradients are exchanged during the step)": processes > 1,
         f"train.accumulate = 1, got {train.accumulate}": train.accumulate > 1,
         "no drop path (it draws in every step), got some": draws,

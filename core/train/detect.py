@@ -128,6 +128,7 @@ class Detecting(Task):
     """The task: what each person of the key frame does."""
 
     name = "detection"
+    varies = "detection (the number of people differs from step to step)"
 
     def __init__(
         self,

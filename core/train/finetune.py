@@ -108,6 +108,7 @@ class Finetuning(Task):
     """The task: name the class of each (mixed) clip; measured on the held-out list."""
 
     name = "finetune"
+    varies = "finetune (mixing changes what a step computes)"
 
     def __init__(
         self,

@@ -108,7 +108,7 @@ class Trainer:
         self.device = torch.device(device)
         self.draws = draws_in_forward(model)
         if train.cuda_graph:
-            check_capturable(task.name, train, self.device, draws=self.draws, processes=world.size)
+            check_capturable(train, self.device, varies=task.varies, draws=self.draws, processes=world.size)
         self.task, self.model, self.dataset = task, model, dataset
         self.optim, self.train, self.world = optim, train, world
         self.lead = world.rank == 0

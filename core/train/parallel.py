@@ -75,7 +75,7 @@ def wrap(model: nn.Module, *, shard: bool, device: torch.device) -> nn.Module:
                 fully_shard(block)
         fully_shard(model)
         # These run parts of the model outside forward(): their weights must be gathered first too.
-        for method in ("predict", "encode", "forward_features"):
+        for method in ("predict", "encode", "features", "forward_features"):
             if hasattr(model, method):
                 register_fsdp_forward_method(model, method)
     module: nn.Module = model

@@ -74,6 +74,8 @@ class Task:
 
     name: ClassVar[str]
     """Of the job, in events and checkpoints."""
+    varies: ClassVar[str] = ""
+    """Where steps do not all compute the same, and so cannot be one CUDA graph: the name and why."""
     measured: tuple[str, ...]
     """Metrics of an epoch that `train.best_by` may choose, besides `loss`; `auto` is the first."""
     meta: dict[str, Any]

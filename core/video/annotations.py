@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vmae.core.errors import InputError, nearest
-from vmae.core.files import replacing
+from vmae.core.files import write_bytes
 from vmae.core.video.ava import ava_rows, looks_like_ava, read_ava
 from vmae.core.video.classes import HEADER, class_names, label_of, split_named
 from vmae.core.video.coco import read_coco
@@ -154,8 +154,7 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
         raise InputError(
             f"{csv}:{line}: a path that is no UTF-8 cannot be listed: {lines[line - 1]!r}"
         ) from None
-    with replacing(csv) as temporary:
-        temporary.write_bytes(text)
+    write_bytes(csv, text)
 
 
 _ONE = re.compile(r"^(?P<path>.*?\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<a>[+-]?\d+)$")

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.video.demo_data import encode_clip, whole_file, write_text
+from vmae.core.files import replacing, write_text
+from vmae.core.video.demo_data import encode_clip
 from vmae.core.video.demo_scene import SPLITS, draw_sprite, make_sprite, soft_noise
 
 # action -> (what it changes, by how much over a scene at least and at most). The id is the place, from 1.
@@ -205,7 +206,7 @@ def _make_film(out: Path, config: DemoBoxesConfig, split: str, film: int) -> Non
         scene_frames(config.seed, split, film, k, size=config.size, frames=config.frames)[0]
         for k in range(config.scenes)
     ]
-    with whole_file(_film(out, split, film)) as part:
+    with replacing(_film(out, split, film)) as part:
         encode_clip(part, np.concatenate(scenes), config.fps)
 
 

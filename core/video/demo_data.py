@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vmae.core.errors import InputError
+from vmae.core.files import TEMPORARY, replacing, write_text
 from vmae.core.progress import progress
 from vmae.core.video.container import file_url
 from vmae.core.video.demo_scene import CLASSES, FORMAT, SPLITS, clip_frames
@@ -126,7 +124,7 @@ def make_demo_data(
     if missing or not complete:
         for split in SPLITS:
             (out / split).mkdir(parents=True, exist_ok=True)
-        for stray in out.glob("**/.*.part"):  # of a run that was killed
+        for stray in out.glob(f"**/.*{TEMPORARY}"):  # of a run that was killed
             stray.unlink(missing_ok=True)
         if not (out / MANIFEST).is_file() or overwrite:
             write_text(out / MANIFEST, _manifest(config, {}))
@@ -238,7 +236,7 @@ def _start_worker() -> None:
 def _make_clips(out: Path, config: DemoDataConfig, jobs: list[tuple[str, str, int, int]]) -> int:
     for path, split, label, index in jobs:
         clip = clip_frames(config.seed, split, label, index, size=config.size, frames=config.frames)
-        with whole_file(out / path) as part:
+        with replacing(out / path) as part:
             encode_clip(part, clip, config.fps)
     return len(jobs)
 
@@ -258,19 +256,3 @@ def encode_clip(path: Path, clip: np.ndarray, fps: int) -> None:
             planes = cv2.cvtColor(pixels, cv2.COLOR_RGB2YUV_I420)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` only when the block ends without an error."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with whole_file(path) as part:
-        part.write_text(text)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmae.core.errors import InputError, nearest
+from vmae.core.files import write_text
 from vmae.core.video.annotations import write_annotations
 from vmae.core.video.ava import read_ava, read_excluded, read_label_map
 from vmae.core.video.folders import SPELLINGS, SPLITS, LeftOut, read_class_folders, videos_below
@@ -117,7 +118,7 @@ def write_index(index: DatasetIndex, out: str | Path, *, relative_to: str | Path
         written.append(out / f"{name}.csv")
     if not index.classes:
         return written
-    (out / "classes.txt").write_text("".join(f"{c}\n" for c in index.classes), encoding="utf-8")
+    write_text(out / "classes.txt", "".join(f"{c}\n" for c in index.classes))
     return [*written, out / "classes.txt"]
 
 

@@ -216,9 +216,7 @@ def run_model(model: VideoModel, inputs: dict[str, Tensor]) -> np.ndarray:
     with torch.no_grad():
         if isinstance(model, VideoDetector):
             return model(video, inputs["boxes"], inputs["clips"]).sigmoid().numpy()
-        if isinstance(model, VideoMAE):
-            return model.encode(video).mean(1).numpy()
-        out: Tensor = model(video)
+        out: Tensor = model.features(video) if isinstance(model, VideoMAE) else model(video)
     return out.numpy()
 
 

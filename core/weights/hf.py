@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vmae.core.errors import CheckpointError
+from vmae.core.files import write_text
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
@@ -264,7 +265,7 @@ def write_hf(folder: Path, model: VideoModel, meta: dict[str, Any], layout: str)
         "image_std": list(c.std or (1.0,) * c.channels),
     }
     for name, values in ((CONFIG_NAME, config), ("preprocessor_config.json", images)):
-        (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        write_text(folder / name, json.dumps(values, indent=2, sort_keys=True) + "\n")
     return notes
 
 

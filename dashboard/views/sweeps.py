@@ -134,7 +134,7 @@ def _curves(settings: Settings, rows: list[TrialRow], fields: list[str]) -> None
         charts.curves(points, colour=_title(fields), x="step", y=metric), width="stretch", key="sweep_curves"
     )
     changed = task_fields(fields)
-    if changed and metric.removeprefix("pretrain/") in ("loss", "step_loss"):
+    if changed and not stages.metric(metric.replace("/step_", "/")).comparable:
         st.caption(
             f"What the loss measures depends on {', '.join(changed)}: its height does not rank the trials."
         )

@@ -230,12 +230,13 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
         actions=actions,
         on=on,
     )
-    folder = context.home.evaluation
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "predictions.csv", folder / "metrics.json"]
-    write_detections(files[0], found, actions.evaluated)
-    write_json(files[1], reached.facts())
-    return Tested(numbers=reached.numbers(), files=files, lines=reached.lines(), on=on)
+    home = context.home.evaluation
+    home.path.mkdir(parents=True, exist_ok=True)
+    write_detections(home.predictions, found, actions.evaluated)
+    write_json(home.metrics, reached.facts())
+    return Tested(
+        numbers=reached.numbers(), files=[home.predictions, home.metrics], lines=reached.lines(), on=on
+    )
 
 
 def chance(found: Detections, classes: Sequence[int]) -> float:
@@ -380,6 +381,7 @@ STAGE = Stage(
     check=check,
     ready=ready,
     flops=flops,
+    varies="detection (the number of people differs from step to step)",
     task="detection",
     recipe="demo_detection",
     check_list=check_list,

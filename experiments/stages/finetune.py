@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vmae.core.progress import Progress
     from vmae.core.train.task import TrainResult
     from vmae.core.video.samples import Sample
+    from vmae.experiments.layout import EvaluationDir
 
 HELD_OUT = "on held-out videos"
 TEST = Metric(name="test/top1", title="test accuracy", unit=SHARE, score=True, where=HELD_OUT)
@@ -189,21 +190,20 @@ def evaluation_metrics(found: Evaluation) -> Numbers:
 
 
 def write_evaluation(
-    found: Evaluation, folder: Path, names: list[str] | None, views: int, on: Measured
+    found: Evaluation, home: EvaluationDir, names: list[str] | None, views: int, on: Measured
 ) -> list[Path]:
-    """Write predictions.csv, confusion.png and metrics.json to `folder`; returns the files."""
+    """Write predictions.csv, confusion.png and metrics.json to `home`; returns the files."""
     from PIL import Image
 
     from vmae.core.files import write_json
     from vmae.core.measure.evaluate import confusion_picture, write_predictions
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("predictions.csv", "confusion.png", "metrics.json")]
-    write_predictions(files[0], found, names)
-    Image.fromarray(confusion_picture(found.confusion, names)).save(files[1])
+    home.path.mkdir(parents=True, exist_ok=True)
+    write_predictions(home.predictions, found, names)
+    Image.fromarray(confusion_picture(found.confusion, names)).save(home.confusion)
     facts = {"videos": len(found.predictions), "views": views, "list": on.listed, "chose": on.chose}
-    write_json(files[2], {**evaluation_metrics(found), **facts})
-    return files
+    write_json(home.metrics, {**evaluation_metrics(found), **facts})
+    return [home.predictions, home.confusion, home.metrics]
 
 
 STAGE = Stage(
@@ -236,6 +236,7 @@ STAGE = Stage(
     settings=settings,
     check=check,
     flops=flops,
+    varies="finetune (mixing changes what a step computes)",
     task="classification",
     recipe="demo_finetune",
     advised=True,

@@ -231,6 +231,8 @@ class Stage:
     """Of one that trains: whether `vmae recommend` chooses its settings from the list."""
     masked: bool = False
     """Of one that trains: whether its clips are masked."""
+    varies: str = ""
+    """Of one that trains: `Task.varies` of what it trains by."""
     labels: bool = False
     """Of one that trains: whether it learns from the list's labels."""
     check_list: Callable[[Config, Sequence[Sample], str], None] = _any_list

@@ -16,7 +16,7 @@ from vmae.core.errors import InputError, VmaeError
 from vmae.core.files import read_json, write_json
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import SweepDir, fold_lists
+from vmae.experiments.layout import FoldsDir, SweepDir
 from vmae.experiments.stages.stage import Metric, Stage
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
@@ -40,8 +40,9 @@ class Trial:
         """The trial's whole configuration."""
         lists = {}
         if self.fold is not None:
-            train, held_out = fold_lists(Path(base.data.train_csv).parent, self.fold)
-            lists = {"data.train_csv": str(train), "data.val_csv": str(held_out), "data.test_csv": ""}
+            home = FoldsDir(Path(base.data.train_csv).parent)
+            lists = {"data.train_csv": str(home.train(self.fold)), "data.val_csv": str(home.test(self.fold))}
+            lists["data.test_csv"] = ""
         return override(base, {**self.overrides, **lists, "train.seed": self.seed, "name": self.id})
 
 

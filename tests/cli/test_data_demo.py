@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from vmae.cli.data_demo import demo
+from vmae.core.files import TEMPORARY
 from vmae.core.video.demo_data import DemoDataConfig
 from vmae.core.video.demo_scene import CLASSES
 
@@ -76,7 +77,7 @@ def test_ctrl_c_stops_it_in_seconds_and_leaves_no_process_and_no_part(tmp_path: 
     assert errors.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
     assert list(out.glob("train/*.mp4"))
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(f"*{TEMPORARY}"))
     deadline = time.monotonic() + 10
     while _alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)

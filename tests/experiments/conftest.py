@@ -128,7 +128,7 @@ def undisturbed_numbers(
     """What the trials of `sweeps.command` give when nothing happens: run one after the other, without Ray."""
     runs = tmp_path_factory.mktemp("quiet") / "runs"
     done = subprocess.run(
-        [sys.executable, str(ONE_BY_ONE), *sweeps.command(runs)[3:]],
+        [sys.executable, str(ONE_BY_ONE), *sweeps.command(runs)[4:]],
         env=sweeps.environment(),
         cwd=runs.parent,
         capture_output=True,

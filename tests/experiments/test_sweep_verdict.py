@@ -10,7 +10,7 @@ import pytest
 from vmae.core.errors import InputError
 from vmae.experiments import recipes
 from vmae.experiments.answers import Answer, write_answers
-from vmae.experiments.layout import SweepDir, fold_lists
+from vmae.experiments.layout import FoldsDir, SweepDir
 from vmae.experiments.sweeps.space import Param
 from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, TrialState, groups
@@ -91,9 +91,9 @@ def test_every_setting_has_every_fold_and_seed(tmp_path: Path) -> None:
     plan, sweep = planned(seeds=2, folds=(0, 1, 2)), SweepDir(tmp_path)
     assert len(plan.trials) == plan.expected_trials == 4 * 2 * 3
     assert len({t.id for t in plan.trials}) == len(plan.trials)
-    train, held_out = fold_lists(Path("data/demo"), 1)
+    home = FoldsDir(Path("data/demo"))
     config = next(t for t in plan.trials if t.fold == 1).config(plan.base)
-    assert (config.data.train_csv, config.data.val_csv) == (str(train), str(held_out))
+    assert (config.data.train_csv, config.data.val_csv) == (str(home.train(1)), str(home.test(1)))
     plan.save(sweep)
     assert Plan.load(sweep) == plan
     shares = {"0.5": 0.4, "0.75": 0.5, "0.9": 0.8, "baseline": 0.3}

@@ -86,7 +86,7 @@ def test_features_are_those_of_each_window_by_itself(
                 video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None]
                 with torch.no_grad():
                     per_view.append(
-                        net.forward_features(video) if model == "classifier" else net.encode(video).mean(1)  # type: ignore[operator]
+                        net.features(video) if model == "classifier" else net.encode(video).mean(1)  # type: ignore[operator]
                     )
             expected.append(torch.cat(per_view).mean(0))
         np.testing.assert_allclose(got, torch.stack(expected).numpy(), atol=2e-5)

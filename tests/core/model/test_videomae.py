@@ -344,9 +344,9 @@ class TestClassifier:
         pre = build().float()
         video = clip(pre.grid).float()
         mean, first = (on_encoder(pre, pool=p).eval() for p in ("mean", "first"))
-        torch.testing.assert_close(first.forward_features(video), pre.encode(video)[:, 0])
+        torch.testing.assert_close(first.features(video), pre.encode(video)[:, 0])
         tokens = mean.encoder(video, torch.arange(pre.grid.num_tokens).expand(2, -1))
-        torch.testing.assert_close(mean.forward_features(video), mean.fc_norm(tokens.mean(1)))
+        torch.testing.assert_close(mean.features(video), mean.fc_norm(tokens.mean(1)))
         with pytest.raises(InputError, match="expected pool among mean, first; got 'max'"):
             VideoClassifierConfig.from_size("tiny", pool="max")
 

@@ -157,7 +157,7 @@ def test_classifier(golden: Open) -> None:
     load_official_state(model, file.group("sd/"), "golden")
     video = file.pixels(torch.float32)
     close(model(video), file["logits"], 1e-5)
-    close(model.forward_features(video), file["features"], 1e-5)
+    close(model.features(video), file["features"], 1e-5)
     loss = torch.nn.functional.cross_entropy(model(video), file["labels"])
     close(loss, file["loss"], 1e-5)
     model.double()

@@ -21,6 +21,7 @@ from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import derive_seed, make_generator
 from vmae.core.train.config import TrainConfig, check_capturable
+from vmae.core.train.finetune import Finetuning
 from vmae.core.train.loop import Trainer
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.pretrain import Pretraining, pretrain
@@ -398,16 +399,16 @@ def test_a_captured_run_has_the_losses_of_a_plain_one(tiny_videos: Path, tmp_pat
 
 def test_what_a_graph_needs_besides_a_gpu() -> None:
     gpu, graph = torch.device("cuda"), replace(TRAIN, cuda_graph=True)
-    check_capturable("pretrain", graph, gpu)
-    refused: dict[str, tuple[str, TrainConfig, dict[str, Any]]] = {
-        "pre-training, got finetune": ("finetune", graph, {}),
-        "one process, got 2": ("pretrain", graph, {"processes": 2}),
-        "train.accumulate = 1, got 2": ("pretrain", replace(graph, accumulate=2), {}),
-        "no drop path": ("pretrain", graph, {"draws": True}),
+    check_capturable(graph, gpu, varies=Pretraining.varies)
+    refused: dict[str, tuple[TrainConfig, dict[str, Any]]] = {
+        "pre-training, got finetune": (graph, {"varies": Finetuning.varies}),
+        "one process, got 2": (graph, {"processes": 2}),
+        "train.accumulate = 1, got 2": (replace(graph, accumulate=2), {}),
+        "no drop path": (graph, {"draws": True}),
     }
-    for message, (job, train, more) in refused.items():
+    for message, (train, more) in refused.items():
         with pytest.raises(InputError, match=f"train.cuda_graph: expected {message}"):
-            check_capturable(job, train, gpu, **more)
+            check_capturable(train, gpu, **more)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
+from vmae.core.files import TEMPORARY
 from vmae.core.video.demo_data import DemoDataConfig, DemoDataSummary, make_demo_data
 from vmae.core.video.demo_scene import CLASSES, clip_frames
 
@@ -120,7 +121,7 @@ def test_a_killed_run_leaves_no_half_written_file_and_the_next_completes_it(tmp_
     assert not (out / "train.csv").exists()  # its presence would say that the set is complete
 
     # What is there counts, also for the run that finishes the job; a stray part is swept up.
-    (out / "train" / ".x.mp4.1234.part").write_bytes(b"half")
+    (out / "train" / f".x.mp4.1234{TEMPORARY}").write_bytes(b"half")
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["config"]["clips_per_class"] = 2
     (out / "manifest.json").write_text(json.dumps(manifest))
@@ -128,7 +129,7 @@ def test_a_killed_run_leaves_no_half_written_file_and_the_next_completes_it(tmp_
     stamp = first.stat().st_mtime_ns
     assert _make(out).made < 2 * len(CLASSES)
     assert first.stat().st_mtime_ns == stamp
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(f"*{TEMPORARY}"))
 
 
 def test_another_data_set_is_not_mixed_in(tmp_path: Path, small: Path) -> None:
