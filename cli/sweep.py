@@ -85,19 +85,18 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
 
     from vmae.cli.sweep_display import Display, report
     from vmae.experiments.cluster import ClusterUnfit
-    from vmae.experiments.locks import given_up
     from vmae.experiments.sweeps import driver
     from vmae.experiments.sweeps.ready import check_place, prepare
     from vmae.experiments.sweeps.spec import Plan
     from vmae.experiments.sweeps.status import DONE, FAILED
     from vmae.experiments.sweeps.tune import ray_ahead
 
-    claimed = store.layout.sweep(plan.name).path
+    storage, claimed = store.storage(), store.layout.sweep(plan.name).path
     try:
-        with given_up(claimed, above=2):
+        with storage.given_up(claimed, above=2):
             check_place(plan)
         with (
-            given_up(claimed, above=2),
+            storage.given_up(claimed, above=2),
             ray_ahead(plan) if ahead is None else nullcontext(ahead) as ray_start,
         ):
             with cache_progress("decode") as progress:

@@ -65,7 +65,6 @@ class SweepOptions:
 
     def plan(self, store: Store, name: str | None) -> Plan:
         """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""
-        from vmae.experiments.locks import given_up
         from vmae.experiments.sweeps import definitions, driver
         from vmae.experiments.sweeps.resources import Resources
         from vmae.experiments.sweeps.space import describe
@@ -76,7 +75,7 @@ class SweepOptions:
         params = self._params(definition, base)
         sweep_name = "custom" if definition is None else definition.name
         run_name = driver.new_name(store, sweep_name, self.run_name)
-        with given_up(store.layout.sweep(run_name).path, above=2):
+        with store.storage().given_up(store.layout.sweep(run_name).path, above=2):
             base, folds = self._over_folds(base, store.layout.sweep(run_name))
             return make_plan(
                 name=run_name,

@@ -47,10 +47,10 @@ def claim(folder: Path) -> bool:
     return True
 
 
-def claim_numbered(parent: Path, name: str) -> str:
-    """Claim `name-1`, or the first of `-2`, `-3`, ... that is free."""
+def claim_numbered(parent: Path, name: str, claimed: Callable[[Path], bool] = claim) -> str:
+    """Claim `name-1`, or the first of `-2`, `-3`, ... that is free, by `claim` or the storage's."""
     number = 1
-    while not claim(parent / f"{name}-{number}"):
+    while not claimed(parent / f"{name}-{number}"):
         number += 1
     return f"{name}-{number}"
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from vmae.core.errors import InputError, TransientError
 from vmae.core.files import replacing
 from vmae.experiments.background import repeated
 from vmae.experiments.layout import RunsDir
+from vmae.experiments.locks import claim, given_up
 
 SCRATCH_ENV = "VMAE_SCRATCH"
 SMALL = (".json", ".jsonl", ".offset")
@@ -36,9 +39,12 @@ SMALL = (".json", ".jsonl", ".offset")
 EVERY_S = 3.0
 PART = ".part"
 """Ending of a file that is being written, where files appear before they are whole."""
+CLAIM = "claim-"
+"""Beginning of the object that says whose a name on an object store is."""
 Wanted = Callable[[str], bool]
 """Whether a file is asked for, by its name from the run directory on."""
 _TRIES = 3
+_CLAIMS = 6  # attempts at a name that another machine asks for at the same moment
 
 
 class StorageAway(TransientError):
@@ -136,6 +142,17 @@ class Storage:
         else:
             path.unlink(missing_ok=True)
 
+    def claim(self, folder: Path) -> bool:
+        """Make a folder that is not there: whoever does has its name, and only one process anywhere can."""
+        return claim(folder)
+
+    @contextlib.contextmanager
+    def given_up(self, folder: Path, above: int = 1) -> Iterator[None]:
+        """Where the body fails before anything was put into a claimed folder, its name is free again; so many
+        folders above it go too, if they are empty then."""
+        with given_up(folder, above=above):
+            yield
+
     @contextlib.contextmanager
     def kept_up(self, home: Path) -> Iterator[None]:
         """While the body runs, the small files of `home` are kept every few seconds."""
@@ -230,6 +247,54 @@ class Mirror(Storage):
         with self._lock:
             self._again(work)
         super().delete(path)
+
+    def claim(self, folder: Path) -> bool:
+        if not super().claim(folder):
+            return False
+        mine = f"{self._key(folder)}/{CLAIM}{uuid.uuid4().hex}"
+        try:
+            for attempt in range(_CLAIMS):
+                alone = self._again(lambda: self._alone(folder, mine))
+                if alone is not None:
+                    break
+                # At the same moment as another machine: neither has it, and who asks first next time does.
+                time.sleep(random.uniform(0, 0.2 * 2**attempt))
+        except BaseException:
+            folder.rmdir()
+            raise
+        if not alone:
+            folder.rmdir()
+        return bool(alone)
+
+    def _alone(self, folder: Path, mine: str) -> bool | None:
+        """Whether this process alone has a folder's name; None where another tried at the same time.
+
+        Object stores have no exclusive creation that all file systems here offer. But what is written is
+        listed at once: of two that both write a claim before they list, at least one sees the other's, and
+        whoever sees one takes its own back.
+        """
+        if set(self._list(folder)) - {mine}:
+            return False
+        place = f"{self.root}/{mine}"
+        if self._local_store:
+            self.fs.create_dir(place.rpartition("/")[0], recursive=True)
+        with self.fs.open_output_stream(place) as out:
+            out.write(b"claimed")
+        if not set(self._list(folder)) - {mine}:
+            return True
+        self.fs.delete_file(place)
+        return None
+
+    @contextlib.contextmanager
+    def given_up(self, folder: Path, above: int = 1) -> Iterator[None]:
+        try:
+            with super().given_up(folder, above):
+                yield
+        except BaseException:
+            if not folder.exists():
+                with contextlib.suppress(StorageAway):
+                    self.delete(folder)
+            raise
 
     @contextlib.contextmanager
     def kept_up(self, home: Path) -> Iterator[None]:

@@ -16,7 +16,7 @@ from vmae.experiments import stages
 from vmae.experiments.background import repeated
 from vmae.experiments.cluster import Ahead
 from vmae.experiments.layout import SweepDir, is_of_sweeps_spool, is_small
-from vmae.experiments.locks import check_name, claim, claim_numbered, held
+from vmae.experiments.locks import check_name, claim_numbered, held
 from vmae.experiments.provenance import keep_digest
 from vmae.experiments.storage import Storage, StorageAway
 from vmae.experiments.sweeps.spec import Plan
@@ -43,15 +43,16 @@ def open_store(runs_dir: Path | str | None, role: str = "driver") -> Store:
 
 
 def new_name(store: Store, sweep: str, asked: str | None = None) -> str:
-    """A fresh name for a sweep, claimed by making its folder: `asked`, or `masking_ratio-1`, `-2`, ...
+    """A fresh name for a sweep, claimed wherever its files are kept: `asked`, or `masking_ratio-1`, `-2`, ...
 
     Raises:
         InputError: the name asked for is taken, or is not a plain one.
     """
+    storage = store.storage()
     if asked is None:
-        return claim_numbered(store.layout.sweeps, sweep)
+        return claim_numbered(store.layout.sweeps, sweep, storage.claim)
     check_name("--run-name", asked)
-    if not claim(store.layout.sweep(asked).path):
+    if not storage.claim(store.layout.sweep(asked).path):
         raise InputError(
             f"--run-name: expected a new name, got '{asked}', which exists; go on with it by --resume {asked}"
         )

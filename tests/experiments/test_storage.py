@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from vmae.core.errors import InputError
 from vmae.experiments import housekeeping
 from vmae.experiments.layout import is_small
+from vmae.experiments.locks import claim_numbered
 from vmae.experiments.runs import find, history
 from vmae.experiments.storage import Mirror, StorageAway, fetched
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at
@@ -48,6 +50,61 @@ def test_what_changed_is_copied_and_what_went_is_deleted(tmp_path: Path) -> None
     assert [p.parent.name for p in twin.rglob("state.pt")] == ["step-3"]
     got = fetched(one.url(trial / "pretrain"), tmp_path / "got")
     assert (got / "checkpoints" / "step-3" / "state.pt").read_text() == "newer"
+
+
+def _ask_for_names(uri: str, machine: Path, count: int) -> list[str]:
+    mirror = Mirror(uri, machine)
+    return [claim_numbered(machine / "sweeps", "ratio", mirror.claim) for _ in range(count)]
+
+
+def _all_different(uri: str, tmp_path: Path) -> None:
+    """Four machines ask for five names each at the same time."""
+    machines = [(uri, tmp_path / f"machine{k}", 5) for k in range(4)]
+    # Not forked: pyarrow's threads would be missing there.
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        found = pool.starmap(_ask_for_names, machines)
+    names = [name for some in found for name in some]
+    assert len(names) == 20 and len(set(names)) == 20, sorted(names)
+    # What each has on its machine is what it was given.
+    for some, (_, machine, _) in zip(found, machines, strict=True):
+        assert sorted(p.name for p in (machine / "sweeps").iterdir()) == sorted(some)
+
+
+def test_machines_that_claim_names_at_once_share_none(tmp_path: Path) -> None:
+    _all_different((tmp_path / "store").as_uri(), tmp_path)
+
+
+@pytest.mark.slow
+def test_machines_that_claim_names_on_s3_at_once_share_none(
+    bucket: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    _all_different("s3://bucket/runs", tmp_path)
+
+
+def test_a_claim_on_a_store_is_seen_elsewhere_and_given_up_with_its_work(tmp_path: Path) -> None:
+    uri = (tmp_path / "store").as_uri()
+    one, two = (Mirror(uri, tmp_path / name) for name in ("one", "two"))
+    here, there = (m.local / "sweeps" / "mine" for m in (one, two))
+    assert one.claim(here) and not two.claim(there) and not there.exists()
+    with pytest.raises(RuntimeError), one.given_up(here, above=2):
+        raise RuntimeError("refused before anything was written")
+    assert not here.exists() and two.claim(there)
+    # Written by both before either looked: neither may keep it.
+    assert one._alone(one.local / "sweeps" / "x", "sweeps/x/claim-1") is True
+    other = tmp_path / "store" / "sweeps" / "y" / "claim-2"
+    looked = one._list
+
+    def and_then_another(folder: Path) -> dict[str, Any]:
+        found = looked(folder)
+        if not other.exists():
+            _write(other, "claimed")
+        return found
+
+    one._list = and_then_another  # type: ignore[method-assign]
+    assert one._alone(one.local / "sweeps" / "y", "sweeps/y/claim-1") is None
+    assert [p.name for p in other.parent.iterdir()] == ["claim-2"]
 
 
 def test_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
