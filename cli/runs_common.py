@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 KINDS = (*stages.JOBS, "probe", "evaluate", "trial", "sweep")
 
 
+RESULT = "result"
+"""A column of tables: the number that a run is for, whatever its kind."""
+
+
 def filter_options(command: Command) -> Command:
     """`--where`, `--kind` and `--sweep`, read by `filters_of`."""
     for option in (
@@ -73,6 +77,9 @@ def cell(run: Run, column: str) -> str:
         return run.run_id[:8]
     if column == "started":
         return datetime.fromtimestamp(run.start_ms / 1000).strftime("%Y-%m-%d %H:%M")
+    if column == RESULT:
+        found = stages.result(run.metrics)
+        return "-" if found is None else f"{found[1].text(found[2])} {found[0]}"
     if column == "minutes":
         return f"{run.duration_s / 60:.1f}" if run.duration_s is not None else "-"
     value = run.value(column)

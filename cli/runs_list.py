@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import runs_dir_option
-from vmae.cli.runs_common import cell, filter_options, filters_of, open_store
+from vmae.cli.runs_common import RESULT, cell, filter_options, filters_of, open_store
 from vmae.experiments import stages
 from vmae.experiments.stages.stage import SPEED
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 DEFAULT_COLUMNS = ",".join(
-    ["id", "name", "kind", "status", "started", "minutes"]
-    + [m.name for m in stages.columns() if m.unit != SPEED]
+    ["id", "name", "kind", "status", "started", "minutes", RESULT]
+    + [m.name for m in stages.columns() if m.unit != SPEED and not m.score]
 )
 
 
@@ -61,7 +61,7 @@ def list_(
     store = open_store(ctx, runs_dir)
     filters = filters_of(store, where, kind, sweep)
     names = [n.strip() for n in (columns or DEFAULT_COLUMNS).split(",") if n.strip()]
-    check_columns(store, [*(names if columns else []), *([sort] if sort else [])])
+    check_columns(store, [*(n for n in names if columns and n != RESULT), *([sort] if sort else [])])
     ranked = _sweep_metric(store, sweep) if sweep and not sort else None
     found = list_runs(
         store,
@@ -69,7 +69,7 @@ def list_(
         sort=ranked.name if ranked else sort or "start_ms",
         descending=(ranked is None or ranked.higher_is_better) != ascending,
         limit=limit or None,
-        columns=None if as_json else names,
+        columns=None if as_json else [*names, *(stages.RESULTS if RESULT in names else ())],
     )
     if as_json:
         click.echo(json.dumps([r.to_json() for r in found], indent=1))

@@ -139,7 +139,8 @@ class _Printer:
 
     def update(self, n: float = 1, **fields: Any) -> None:
         self.done += n
-        self.fields.update(fields)
+        # What is said now stands first, in its order.
+        self.fields = {**fields, **{k: v for k, v in self.fields.items() if k not in fields}}
         if self._callback is not None:
             elapsed = time.monotonic() - self._start
             self._callback(

@@ -316,3 +316,56 @@ def ratios(rows: Rows) -> dict[str, Any]:
         ],
         "height": {"step": 22},
     }
+
+
+def confusion(rows: Rows, *, order: Sequence[str]) -> dict[str, Any]:
+    """A confusion matrix whose cells can be clicked (selection `cell`): rows have label, predicted, count and
+    share (of the label's); `order` is that of the classes."""
+    size = max(260, min(560, 26 * len(order) + 60))
+    axis = {"labelLimit": 110, "labelOverlap": False, "ticks": False, "domain": False}
+    x = {"field": "predicted", "type": "nominal", "sort": list(order), "title": "predicted"}
+    y = {"field": "label", "type": "nominal", "sort": list(order), "title": "label", "axis": axis}
+    tooltip = [{"field": "label"}, {"field": "predicted"}, {"field": "count"}]
+    layers: list[dict[str, Any]] = [
+        {
+            "params": [
+                {
+                    "name": "cell",
+                    "select": {"type": "point", "fields": ["label", "predicted"], "toggle": False},
+                }
+            ],
+            "mark": {"type": "rect", "cursor": "pointer"},
+            "encoding": {
+                "color": {
+                    "field": "share",
+                    "type": "quantitative",
+                    "scale": {"domain": [0, 1], "scheme": "blues"},
+                    "legend": None,
+                },
+                "stroke": {"condition": {"param": "cell", "empty": False, "value": ORANGE}, "value": None},
+                "strokeWidth": {"value": 2.5},
+                "tooltip": tooltip,
+            },
+        }
+    ]
+    if len(order) <= 30:
+        layers.append(
+            {
+                "transform": [{"filter": "datum.count > 0"}],
+                "mark": {"type": "text", "fontSize": 11},
+                "encoding": {
+                    "text": {"field": "count"},
+                    "color": {
+                        "condition": {"test": "datum.share > 0.5", "value": "white"},
+                        "value": "#1f2328",
+                    },
+                    "tooltip": tooltip,
+                },
+            }
+        )
+    return {
+        "data": {"values": list(rows)},
+        "encoding": {"x": {**x, "axis": {**axis, "labelAngle": -45}}, "y": y},
+        "layer": layers,
+        "height": size,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,12 +96,14 @@ def neighbours(x: np.ndarray, row: int, count: int) -> list[tuple[int, float]]:
     return [(i, float(near[i])) for i in order]
 
 
-def leave_one_out(x: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
-    """Accuracy in [0, 1] of a vote among each clip's k nearest other clips."""
+def leave_one_out(x: np.ndarray, labels: np.ndarray, groups: Sequence[str], k: int = 5) -> float:
+    """Accuracy in [0, 1] of a vote among each clip's k nearest clips of other groups; a clip for which there
+    is none counts as wrong."""
     near = similarities(x)
-    np.fill_diagonal(near, -np.inf)
-    k = min(k, len(x) - 1)
-    votes = labels[np.argsort(-near, axis=1)[:, :k]]  # [M, k]
+    of = np.unique(np.asarray(groups), return_inverse=True)[1]
+    near[of[:, None] == of[None, :]] = -np.inf
+    order = np.argsort(-near, axis=1)[:, : min(k, len(x) - 1)]
+    votes = np.where(np.isfinite(np.take_along_axis(near, order, axis=1)), labels[order], -1)  # [M, k]
     guess = np.array([np.bincount(v[v >= 0], minlength=1).argmax() if (v >= 0).any() else -1 for v in votes])
     return float((guess == labels).mean())
 

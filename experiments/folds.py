@@ -18,16 +18,21 @@ from vmae.core.files import read_record, write_json, write_text
 from vmae.core.measure.statistics import Interval
 from vmae.core.video.annotations import read_annotations, write_annotations
 from vmae.core.video.classes import class_names
-from vmae.core.video.folds import describe_folds, make_folds, read_column, read_folds, table_of, write_folds
+from vmae.core.video.folds import (
+    describe_folds,
+    groups_beside,
+    make_folds,
+    read_column,
+    read_folds,
+    table_of,
+    write_folds,
+)
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, RunDir
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.tracking import Store, Tracker, key_of
-
-TABLES = ("folds.csv", "groups.csv")
-"""Files beside a list in which its groups are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +117,9 @@ def find_folds(spec: str, config: ExperimentConfig) -> Folds:
 
 
 def _groups_beside(listed: Path, samples: Sequence[Sample]) -> tuple[list[str], str]:
-    for name in TABLES:
-        table = listed.with_name(name)
-        if table.is_file() and "group" in table_of(table)[1]:
-            return read_column(table, samples, "group"), f"folds of whole groups of {table}"
+    found = groups_beside(listed, samples)
+    if found is not None:
+        return found[0], f"folds of whole groups of {found[1]}"
     return [s.path for s in samples], (
         "folds by video: no groups are known (folds.csv or groups.csv beside the list names them), so clips "
         "of one session may stand on both sides"

@@ -37,7 +37,7 @@ from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
-from vmae.experiments.weights import model_source, with_init, with_teacher_at
+from vmae.experiments.weights import model_source, with_init
 
 Ahead = Callable[[ExperimentConfig], ExperimentConfig]
 """Told the configuration once it is known to be possible, before anything is decoded; gives it with what was
@@ -190,7 +190,6 @@ def training(
     the initial model where there is one; what that changed goes to `notes`. Nothing is written before the
     lists are read and every held-out video is known to decode. A stopped run is not to be measured.
     """
-    config = with_teacher_at(config, store)
     check_config(config, run.default_device(), processes=workers.count if workers else 1)
     home = store.layout.run(config.name)
     init: VideoModel | None = None

@@ -213,3 +213,16 @@ def describe_folds(labels: Sequence[int], groups: Sequence[str], folds: Sequence
             f"{min(counts, default=0)} to {max(counts, default=0)} of a class"
         )
     return lines
+
+
+TABLES = ("folds.csv", "groups.csv")
+"""Files beside a list in which its groups are looked for."""
+
+
+def groups_beside(listed: str | Path, samples: Sequence[Sample]) -> tuple[list[str], Path] | None:
+    """The group of each sample, and the table beside the list that names them; None without one."""
+    for name in TABLES:
+        table = Path(listed).with_name(name)
+        if table.is_file() and "group" in table_of(table)[1]:
+            return read_column(table, samples, "group"), table
+    return None

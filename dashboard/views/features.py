@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from vmae.core.errors import InputError
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.video.folds import groups_beside
 from vmae.core.video.samples import Sample
 from vmae.dashboard import charts, features, render, viewer
 from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices
@@ -152,7 +154,8 @@ def _neighbourhood(
     with left:
         _map(entry, dataset, found, samples, names, row)
     with right:
-        accuracy = features.leave_one_out(found.x, found.labels)
+        groups, of = _groups(dataset, samples)
+        accuracy = features.leave_one_out(found.x, found.labels, [groups[i] for i in found.index])
         chance = 1 / max(1, len(set(found.labels.tolist())))
         st.metric(
             "Five nearest clips vote on the class",
@@ -160,9 +163,25 @@ def _neighbourhood(
             f"chance {chance:.1%}",
             delta_color="off",
             delta_arrow="off",
-            help="Each clip in turn is named by the five other clips nearest to it, by cosine similarity.",
+            help="Each clip in turn is named by the five clips nearest to it, by cosine similarity. "
+            "Those of its own group are left out: clips of one session look alike whatever they show.",
         )
+        st.caption(of)
         _nearest(found, samples, names, row)
+
+
+def _groups(dataset: DatasetEntry, samples: list[Sample]) -> tuple[list[str], str]:
+    """The group of each sample, and what is left out of a clip's votes by it."""
+    try:
+        found = groups_beside(dataset.csv, samples)
+    except InputError as e:
+        return [s.path for s in samples], f"Only clips of its own file are left out of a vote: {e}"
+    if found is not None:
+        return found[0], f"A clip's own group ({found[1].name}, {len(set(found[0]))} groups) does not vote."
+    return [s.path for s in samples], (
+        "Only clips of its own file are left out of a vote: no groups are known (groups.csv or folds.csv "
+        "beside the list), so clips of its session may vote."
+    )
 
 
 def _map(

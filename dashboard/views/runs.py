@@ -14,17 +14,17 @@ from vmae.core.errors import InputError
 from vmae.dashboard import charts
 from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import probe_score
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
+from vmae.dashboard.views.errors import error_browser
 from vmae.experiments.runs import Filter, Run, history, list_runs, pictures
-from vmae.experiments.stages import SCORES
+from vmae.experiments.stages import RESULTS, SCORES, result
 from vmae.experiments.stages.measure import ERROR
 from vmae.experiments.tracking import tags
 
 MAX_COMPARED = 12
 MAX_ROWS = 2000
 # What the table shows: of ten thousand runs, reading all else takes seconds.
-_COLUMNS = (tags.KIND, tags.SWEEP, "mask.ratio", ERROR.name, *SCORES, *CURVES)
+_COLUMNS = (tags.KIND, tags.SWEEP, "mask.ratio", *RESULTS, *CURVES)
 
 
 def page() -> None:
@@ -116,7 +116,8 @@ def _frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "status": r.status.lower(),
                 "started": datetime.datetime.fromtimestamp(r.start_ms / 1000),
                 "minutes": None if r.duration_s is None else r.duration_s / 60,
-                "accuracy": probe_score(r.metrics),
+                "accuracy": accuracy,
+                "of": title,
                 ERROR.title: r.metrics.get(ERROR.name),
                 "loss": training_loss(r),
                 "mask ratio": r.params.get("mask.ratio"),
@@ -124,8 +125,15 @@ def _frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "run": r.run_id[:8],
             }
             for r in runs
+            for accuracy, title in [_accuracy(r)]
         ]
     )
+
+
+def _accuracy(run: Run) -> tuple[float | None, str]:
+    """The share that a run is for, and of what it is."""
+    found = result(run.metrics)
+    return (None, "") if found is None or not found[1].percent else (found[2], found[0])
 
 
 def compare(settings: Settings, runs: Sequence[Run]) -> None:
@@ -140,6 +148,7 @@ def compare(settings: Settings, runs: Sequence[Run]) -> None:
         _parameters(runs)
         _mlflow(settings, runs)
     _pictures(runs)
+    error_browser(runs)
 
 
 def _curves(settings: Settings, runs: Sequence[Run]) -> None:

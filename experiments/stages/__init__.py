@@ -42,6 +42,23 @@ SCORES: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.score)
 """By what runs are ranked, the first that one has."""
 
 
+BEST = "best/"
+"""Before a metric's name: of a sweep's own run, its best trial's."""
+RESULTS: tuple[str, ...] = (*SCORES, *(f"{BEST}{name}" for name in SCORES), measure.ERROR.name)
+"""What a run is for, whatever its kind; see `result`."""
+
+
+def result(metrics: Mapping[str, float]) -> tuple[str, Metric, float] | None:
+    """The number that a run is for: what it is called in a table, its metric, its value; None without one."""
+    own = next((name for name in RESULTS if name in metrics), None)
+    if own is None:
+        own = next((name for name in sorted(metrics) if name.startswith(BEST)), None)
+    if own is None:
+        return None
+    found = metric(own.removeprefix(BEST))
+    return ("best " if own.startswith(BEST) else "") + found.title, found, metrics[own]
+
+
 def check_name(name: str) -> None:
     """Raise InputError for what cannot be a stage after pre-training; a user's module is not imported."""
     if name not in THEN and not is_object_name(name):

@@ -177,7 +177,7 @@ def _conclude(
     """What the sweep's own run says in the end: the best setting, the figures, the trials that failed."""
     best = winner(groups(states), plan.ranked_by)
     if best is not None:
-        tracker.log_metrics({f"best/{plan.metric}": best.mean[plan.metric]}, len(states))
+        tracker.log_metrics({f"{stages.BEST}{plan.metric}": best.mean[plan.metric]}, len(states))
         said = judge(plan, states, sweep)
         tracker.set_tags({tags.BEST: best.label, tags.VERDICT: said.line if said is not None else ""})
     from vmae.experiments.sweeps.plots import save_figures

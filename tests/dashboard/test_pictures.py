@@ -126,9 +126,15 @@ def test_neighbours_and_the_vote_find_the_clusters() -> None:
     labels = np.repeat(np.arange(3), 12)
     x = (np.eye(3)[labels] * 8 + rng.normal(size=(36, 3))).astype(np.float32)
     assert {labels[i] for i, _ in features.neighbours(x, 0, 5)} == {0}
-    assert features.leave_one_out(x, labels) > 0.95
+    alone = [str(i) for i in range(36)]
+    assert features.leave_one_out(x, labels, alone) > 0.95
     shuffled = rng.permutation(labels)
-    assert features.leave_one_out(x, shuffled) < 0.7
+    assert features.leave_one_out(x, shuffled, alone) < 0.7
+    # Where a group is a class, only other classes are left to vote.
+    assert features.leave_one_out(x, labels, [str(label) for label in labels]) == 0
+    assert features.leave_one_out(x, labels, ["one"] * 36) == 0, "nobody is left to vote"
+    halves = [f"{label} {i % 2}" for i, label in enumerate(labels)]
+    assert features.leave_one_out(x, labels, halves) > 0.95
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])

@@ -271,3 +271,58 @@ def test_ours_stands_beside_the_published_curve_from_its_own_best(mini: Any) -> 
     assert sorted(places, key=lambda v: places[v]) == ["0.5", "0.75", "0.9"]
     ssv2 = {p["value"]: p["below"] for p in points if p["name"].endswith("V2")}
     assert ssv2 == {"0.75": pytest.approx(-1.6), "0.9": 0}
+
+
+def test_the_errors_of_an_evaluated_run(
+    dashboard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from vmae.core.measure.evaluate import VideoPrediction, summarise, write_predictions
+    from vmae.experiments.runs import list_runs
+    from vmae.experiments.tracking import Tracker, create_store, store_at
+
+    videos = [str(v) for v in dashboard.videos]
+    probs = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]
+    found = [
+        VideoPrediction(index=i, path=p, label=i % 2, probs=np.array(probs[i]), views=1, error="")
+        for i, p in enumerate(videos)
+    ]
+    write_predictions(tmp_path / "predictions.csv", summarise(found, 2), ["left", "right"])
+    store = store_at(tmp_path / "runs")
+    create_store(store)
+    with Tracker(store, store.layout.run("ev").path, name="ev", key="run:ev", kind="evaluate") as tracker:
+        tracker.log_metrics({"test/top1": 0.75}, 0)
+        tracker.log_artifact(tmp_path / "predictions.csv", "evaluation")
+    assert len(list_runs(store)) == 1
+    monkeypatch.setenv(VARIABLE, json.dumps({"runs_dir": str(tmp_path / "runs")}))
+    app = healthy(open_page("runs"))
+    table = app.dataframe[0].value
+    assert table["accuracy"].tolist() == [0.75] and table["of"].tolist() == ["test accuracy"]
+    assert "Errors" in headings(app)
+    assert any(c.value.startswith("3 of 4 videos right") for c in app.caption)
+    boxes = {b.label: b for b in app.selectbox}
+    # The most frequent confusion, before anything is clicked.
+    assert (boxes["Label"].value, boxes["Predicted"].value) == ("right", "left")
+    name = Path(videos[1]).name
+    assert any(c.value == f"1 videos: {name}" for c in app.caption)
+    assert len(app.get("bidi_component")) == 1
+    healthy(boxes["Predicted"].set_value("right").run())
+    assert any(c.value == f"1 videos: {Path(videos[3]).name}" for c in app.caption)
+    healthy(app.toggle(key="errors_least").set_value(True).run())
+
+
+def test_a_vote_leaves_out_the_clip_s_own_group_and_says_so(dashboard: Any, tmp_path: Path) -> None:
+    from vmae.dashboard.sources import DatasetEntry, read_samples
+    from vmae.dashboard.views.features import _groups
+
+    csv = tmp_path / "val.csv"
+    csv.write_text("".join(f"{v} {i % 2}\n" for i, v in enumerate(dashboard.videos)))
+    entry = DatasetEntry(id="x", label="x", csv=str(csv), data_root="")
+    samples = read_samples(entry)
+    groups, of = _groups(entry, samples)
+    assert groups == [s.path for s in samples] and "no groups are known" in of
+    rows = "".join(f"{v},{'ab'[i // 2]}\n" for i, v in enumerate(dashboard.videos))
+    (tmp_path / "groups.csv").write_text("path,group\n" + rows)
+    groups, of = _groups(entry, samples)
+    assert groups == ["a", "a", "b", "b"] and of == "A clip's own group (groups.csv, 2 groups) does not vote."
