@@ -48,6 +48,7 @@ class VideoClassifier(VideoModel):
     """
 
     title = "a classifier"
+    config_class = VideoClassifierConfig
     config: VideoClassifierConfig
 
     def __init__(self, config: VideoClassifierConfig, num_classes: int) -> None:

@@ -62,6 +62,7 @@ class VideoDetector(VideoModel):
 
     title = "a detector"
     describes_clips = False
+    config_class = VideoDetectorConfig
     config: VideoDetectorConfig
 
     def __init__(self, config: VideoDetectorConfig, num_classes: int) -> None:

@@ -228,6 +228,8 @@ class VideoModel(nn.Module):
 
     title: ClassVar[str]
     """What it is called in an error's sentence, with its article."""
+    config_class: ClassVar[type[EncoderConfig]]
+    """What `config` is an instance of."""
     config: EncoderConfig
     encoder: Encoder
     describes_clips: ClassVar[bool] = True

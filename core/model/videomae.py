@@ -107,6 +107,7 @@ class VideoMAE(VideoModel):
     """
 
     title = "a pre-trained model"
+    config_class = VideoMAEConfig
     config: VideoMAEConfig
     pos_embed: Tensor
 

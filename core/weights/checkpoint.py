@@ -17,7 +17,7 @@ from vmae.core.files import fsync, read_record, replacing, write_text
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.videomae import VideoMAEConfig
-from vmae.core.weights.models import FORMAT, build_model, describe_model
+from vmae.core.weights.models import FORMAT, build_held, build_model, describe_model
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -65,7 +65,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[VideoModel, dict[str, Any]
     state, metadata = open_safetensors(file)
     try:
         header = json.loads(metadata.get("vmae", "null"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{file}: expected JSON in the header, got {e}") from e
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(
@@ -80,7 +80,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[VideoModel, dict[str, Any]
                 f"{target / CONFIG_NAME}: expected the configuration in {WEIGHTS_NAME}'s header, got another:"
                 " it is a copy to read, not to edit"
             )
-    model = build_model(header)
+    model = build_held(header, state, str(file))
     match_dtype(model, state, str(file))
     load_matching(model, state, str(file))
     return model, header["meta"]

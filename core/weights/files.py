@@ -87,7 +87,7 @@ def read_header(file: Path) -> dict[str, Any] | None:
                 return None
             header = json.loads(f.read(length))
         found = json.loads(header["__metadata__"]["vmae"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

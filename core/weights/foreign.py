@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; CheckpointError for anything else."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: expected JSON: {first_line(e)}") from e
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")

@@ -15,6 +15,7 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, open_safetensors
+from vmae.core.weights.claims import require_held
 from vmae.core.weights.foreign import (
     export_state,
     import_state,
@@ -175,7 +176,9 @@ def read_hf(source: Path, num_heads: int | None) -> Loaded:
     if "classifier.weight" in state:
         classes = state["classifier.weight"].shape[0]
         pool = "mean" if config.get("use_mean_pooling", True) else "first"
-        model = VideoClassifier(VideoClassifierConfig(**common, pool=pool), classes)
+        tuned = VideoClassifierConfig(**common, pool=pool)
+        require_held(tuned, state, str(source), classes)
+        model = VideoClassifier(tuned, classes)
         names = config.get("id2label") or {}
         if len(names) == classes:
             meta["labels"] = [names[k] for k in sorted(names, key=int)]
@@ -195,6 +198,7 @@ def read_hf(source: Path, num_heads: int | None) -> Loaded:
                 f"{source}: expected one MLP ratio for encoder and decoder (a decoder width of"
                 f" {pretrain.decoder_mlp_dim}), got {decoder_mlp}"
             )
+        require_held(pretrain, state, str(source))
         model = VideoMAE(pretrain)
     else:
         raise CheckpointError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.detector import VideoDetector
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
+from vmae.core.weights.claims import require_held
 
 FORMAT = "vmae-1"
 M = TypeVar("M", bound=VideoModel)
@@ -49,10 +53,33 @@ def describe_model(model: VideoModel, meta: dict[str, Any]) -> dict[str, Any]:
 
 def build_model(header: dict[str, Any]) -> VideoModel:
     """The model (fresh weights) that a checkpoint's header describes; CheckpointError for an unknown one."""
+    return _kind_of(header).from_description(header)
+
+
+def build_held(header: dict[str, Any], state: Mapping[str, Tensor], source: str) -> VideoModel:
+    """`build_model` of a file's header, which may say anything.
+
+    CheckpointError too where it is no description of a model, or claims more than the file's tensors `state`
+    hold (`require_held`).
+    """
+    kind = _kind_of(header)
+    try:
+        config = kind.config_class.from_dict(header["config"])
+        classes = header.get("num_classes", 0)
+        if not isinstance(classes, int) or not isinstance(header["meta"], dict):
+            raise TypeError("num_classes or meta of another type")
+        require_held(config, state, source, classes)
+        return kind.from_description(header)
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        text = (str(e).splitlines() or [""])[0]
+        raise CheckpointError(f"{source}: expected the description of a model, got: {text}") from e
+
+
+def _kind_of(header: dict[str, Any]) -> type[VideoModel]:
     kind = header.get("model")
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise CheckpointError(f"expected a checkpoint of {' or '.join(MODELS)}, got {kind!r}")
-    return MODELS[kind].from_description(header)
+    return MODELS[kind]
 
 
 def expect_model(model: VideoModel, kind: type[M], where: object, *, wanted: str = "") -> M:

@@ -12,6 +12,7 @@ from vmae.core.errors import CheckpointError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.weights.claims import require_held
 from vmae.core.weights.foreign import (
     export_state,
     import_state,
@@ -21,7 +22,7 @@ from vmae.core.weights.foreign import (
     refuse_own_target,
     some_keys,
 )
-from vmae.core.weights.models import FORMAT, Loaded, build_model
+from vmae.core.weights.models import FORMAT, Loaded, build_held
 from vmae.core.weights.wrappings import find_state
 
 
@@ -78,7 +79,7 @@ def read_official(
     state = find_state(content, source)
     header = content.get("vmae")
     if isinstance(header, dict) and header.get("format") == FORMAT:
-        model = build_model(header)
+        model = build_held(header, state, str(source))
         load_official_state(model, state, str(source))
         return Loaded(model=model, meta=header["meta"], format="official")
     args = content.get("args")
@@ -154,7 +155,9 @@ def _official_model(
                 f"{source}: expected head.weight in a fine-tuned checkpoint, got {some_keys(state)}"
             )
         tuned = VideoClassifierConfig(**common, pool="mean" if "fc_norm.weight" in state else "first")
-        return VideoClassifier(tuned, state["head.weight"].shape[0]), notes
+        classes = state["head.weight"].shape[0]
+        require_held(tuned, state, str(source), classes)
+        return VideoClassifier(tuned, classes), notes
     if "encoder_to_decoder.weight" not in state:
         raise CheckpointError(f"{source}: expected encoder_to_decoder.weight, got {some_keys(state)}")
     decoder_dim = state["encoder_to_decoder.weight"].shape[0]
@@ -172,6 +175,7 @@ def _official_model(
         decoder_num_heads=decoder_heads,
         target=target,
     )
+    require_held(config, state, str(source))
     return VideoMAE(config), notes
 
 
