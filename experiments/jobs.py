@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +33,14 @@ from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.executors import Here, OnWorkers
 from vmae.experiments.layout import RESERVED, RunDir, found_config
 from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
-from vmae.experiments.provenance import config_tags
+from vmae.experiments.provenance import config_tags, with_first_digest
 from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
 from vmae.experiments.weights import model_source, with_init
 
+_log = logging.getLogger("vmae")
 Ahead = Callable[[ExperimentConfig], ExperimentConfig]
 """Told the configuration once it is known to be possible, before anything is decoded; gives it with what was
 found out about this machine."""
@@ -212,6 +214,9 @@ def training(
     if init is not None:
         executor.process.keep_model(config, init)
     _make_store(store, notes)
+    own_tags, changed = with_first_digest(config_tags(config), home)
+    if changed:
+        (notes or _log.warning)(changed)
     config.save(home.config)
     with (
         Tracker(
@@ -221,7 +226,7 @@ def training(
             key=key_of(home, config.name),
             kind=stage.name,
             params=flatten(config),
-            tags={**config_tags(config), **more_tags(config)},
+            tags={**own_tags, **more_tags(config)},
         ) as tracker,
         stop_on_signal(notes or (lambda text: None)) as stop,
     ):

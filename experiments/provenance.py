@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,11 @@ from vmae.core.video.annotations import read_annotations
 from vmae.core.video.config import DataConfig, weighted
 from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import SweepDir
+from vmae.experiments.layout import SweepDir, Tracked
 from vmae.experiments.tracking import tags
+from vmae.experiments.tracking.spool import Spool
 
+_log = logging.getLogger("vmae")
 _THREADS = 16  # a stat waits for the disk or the network, not for the processor
 
 
@@ -38,10 +41,29 @@ def shared_tags(config: ExperimentConfig, base: ExperimentConfig, sweep: SweepDi
 
 
 def keep_digest(base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
-    """`config_tags` of a sweep, its digest kept in its folder for the trials."""
+    """The tags of a sweep, its digest kept in its folder for the trials that start now."""
     found = config_tags(base)
     write_json(sweep.data, {"digest": found[tags.DATA_DIGEST]})
-    return found
+    own, changed = with_first_digest(found, sweep)
+    if changed:
+        _log.warning(changed)
+    return own
+
+
+def with_first_digest(found: dict[str, str], home: Tracked) -> tuple[dict[str, str], str]:
+    """`config_tags` of a run or sweep, and a line to show where its data are not those that it began with.
+
+    The digest stays that of the first attempt; another one has a tag of its own.
+    """
+    start = Spool(home).start()
+    first, now = (start["tags"].get(tags.DATA_DIGEST) if start else None), found[tags.DATA_DIGEST]
+    if first is None or first == now:
+        return found, ""
+    text = (
+        f"the data changed since '{home.path.name}' began (digest {first}, now {now}): a list, a label or a "
+        "video's size or time is another; it goes on with what is there now, and its numbers are of both"
+    )
+    return {**found, tags.DATA_DIGEST: first, tags.DATA_CHANGED: now}, text
 
 
 def environment() -> str:

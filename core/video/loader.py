@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from vmae.core.errors import InputError, VideoError, VmaeError
+from vmae.core.sockets import shorten_own_sockets
 from vmae.core.video.clips import ClipDataset
 
 T = TypeVar("T")
@@ -314,6 +315,7 @@ class ClipLoader:
         self._keys[:] = keys
         if self._torch_loader is None:
             self._check_shared_memory()
+            shorten_own_sockets()
             with warnings.catch_warnings():
                 # Recipes name the workers of the machines that they were made on.
                 warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmae.core.errors import VmaeError
+from vmae.core.errors import InputError, VmaeError
+from vmae.core.sockets import MOST_BYTES, socket_folder
 from vmae.experiments.cluster.address import probe_address
 from vmae.experiments.cluster.token import ask_for_token, known_token
 from vmae.experiments.signals import ignored, interrupts
 from vmae.experiments.tracking.origin import COMMAND_ENV, COMMIT_ENV, own_commit
+
+_SOCKET = "/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store.1"
+"""The longest path of a socket below Ray's folder."""
 
 
 def _set_environment(address: str | None) -> None:
@@ -100,10 +104,13 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,
                 num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
+                _temp_dir=_folder(),
                 **quiet,
             )
         else:
             ray.init(address=address, runtime_env=shipped_code(), **quiet)
+    except InputError:
+        raise
     except Exception as e:
         where = "on this machine" if address is None else f"at {address}"
         hint = ""
@@ -118,6 +125,20 @@ def connected(address: str | None = None, *, cpus: float = 1.0) -> Iterator[None
         # A second Ctrl-C while we clean up would leave processes behind.
         with ignored():
             ray.shutdown()
+
+
+def _folder() -> str:
+    """Where a Ray of this machine's own has its sessions: below TMPDIR, or where its sockets' paths fit."""
+    given = os.environ.get("RAY_TMPDIR")
+    if given is None:
+        return os.path.join(socket_folder(f"/ray{_SOCKET}", "Ray"), "ray")
+    folder = os.path.join(given, "ray")
+    if len(os.fsencode(folder + _SOCKET)) > MOST_BYTES:
+        raise InputError(
+            f"RAY_TMPDIR: expected a folder of at most {MOST_BYTES - len(_SOCKET) - 4} bytes, as Ray has its "
+            f"sockets below it, got {given}: set a shorter one"
+        )
+    return folder
 
 
 class Ahead:

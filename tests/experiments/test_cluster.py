@@ -195,6 +195,30 @@ def test_nodes_without_gpus_may_stand_beside_those_with_them(
 
 
 @pytest.mark.slow
+def test_ray_starts_where_its_folders_are_long_or_not_to_be_written(tmp_path: Path) -> None:
+    """TMPDIR as batch systems set it, a home that cannot be written; RAY_TMPDIR is said to be too long."""
+    code = (
+        "from vmae.core.errors import VmaeError\n"
+        "from vmae.experiments.cluster import connected\n"
+        "try:\n"
+        "    with connected(): print('up')\n"
+        "except VmaeError as e: print(e)\n"
+    )
+    folder = tmp_path / ("x" * 60)
+    folder.mkdir()
+
+    def said(**variables: str) -> str:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env | variables, capture_output=True, text=True, check=False
+        )
+        return done.stdout
+
+    assert said(TMPDIR=str(folder), HOME="/proc") == "up\n"
+    assert said(RAY_TMPDIR=str(folder)).startswith("RAY_TMPDIR: expected a folder of at most ")
+
+
+@pytest.mark.slow
 def test_every_node_is_checked(cluster: Cluster, sweeps: Any, tmp_path: Path) -> None:
     def check(*extra: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vmae", "cluster", "check", "--address", cluster.address]

@@ -12,7 +12,14 @@ from vmae.core.errors import InputError
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir
-from vmae.experiments.provenance import config_tags, data_digest, keep_digest, shared_tags
+from vmae.experiments.provenance import (
+    config_tags,
+    data_digest,
+    keep_digest,
+    shared_tags,
+    with_first_digest,
+)
+from vmae.experiments.tracking import Store, Tracker, tags
 
 
 def _data(folder: Path) -> DataConfig:
@@ -43,13 +50,37 @@ def test_digest_follows_lists_and_files_not_their_place(tmp_path: Path) -> None:
 
 def test_trials_share_the_sweeps_digest_unless_their_lists_differ(tmp_path: Path) -> None:
     base = ExperimentConfig(recipe="demo_pretrain", data=_data(tmp_path / "one"))
-    tags = keep_digest(base, SweepDir(tmp_path))
-    assert tags == config_tags(base)
-    assert tags["vmae.recipe"] == "demo_pretrain"
+    found = keep_digest(base, SweepDir(tmp_path))
+    assert found == config_tags(base)
+    assert found["vmae.recipe"] == "demo_pretrain"
     (tmp_path / "one" / "a.mp4").unlink()  # the kept digest is used: nothing is computed again
-    assert shared_tags(base, base, SweepDir(tmp_path)) == tags
+    assert shared_tags(base, base, SweepDir(tmp_path)) == found
     other = ExperimentConfig(data=replace(base.data, val_csv=base.data.train_csv))
-    assert shared_tags(other, base, SweepDir(tmp_path))["vmae.data_digest"] != tags["vmae.data_digest"]
+    assert shared_tags(other, base, SweepDir(tmp_path))["vmae.data_digest"] != found["vmae.data_digest"]
+
+
+def test_data_that_changed_since_a_run_began_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digest that it began with stays; another order, label or video has a tag and a line."""
+    sweep, base = SweepDir(tmp_path), ExperimentConfig(data=_data(tmp_path / "one"))
+    store = Store(uri="sqlite:////nowhere.db", runs_dir=tmp_path)
+    first = keep_digest(base, sweep)
+    Tracker(store, sweep.path, name="s", key="s", kind="sweep", tags=first, patience_s=600)
+    assert with_first_digest(config_tags(base), sweep) == (first, "")
+    listed = tmp_path / "one" / "train.csv"
+    for change in (
+        lambda: listed.write_text("b.mp4 1\na.mp4 0\n"),
+        lambda: listed.write_text("a.mp4 1\nb.mp4 1\n"),
+        lambda: (tmp_path / "one" / "b.mp4").write_bytes(b"123456"),
+    ):
+        change()
+        now = data_digest(base.data)
+        found, said = with_first_digest(config_tags(base), sweep)
+        assert found == {**first, tags.DATA_CHANGED: now}
+        assert "the data changed since" in said and now in said
+    keep_digest(base, sweep)
+    assert "the data changed since" in caplog.text
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
