@@ -69,10 +69,12 @@ class SweepOptions:
         from vmae.experiments.sweeps.resources import Resources
         from vmae.experiments.sweeps.space import describe
         from vmae.experiments.sweeps.spec import make_plan
+        from vmae.experiments.weights import with_teacher_at
 
         definition = None if name is None else definitions.get(name)
         base, stopping = self._base(definition)
-        params = self._params(definition, base)
+        base = with_teacher_at(base, store)
+        params = [_placed(param, base, store) for param in self._params(definition, base)]
         sweep_name = "custom" if definition is None else definition.name
         run_name = driver.new_name(store, sweep_name, self.run_name)
         with store.storage().given_up(store.layout.sweep(run_name).path, above=2):
@@ -201,6 +203,17 @@ class SweepOptions:
             definition.values if self.values is None else typed_values(definition.path, self.values, base)
         )
         return [Param(path=definition.path, choices=tuple(chosen)), *given]
+
+
+def _placed(param: Param, base: ExperimentConfig, store: Store) -> Param:
+    """The parameter, its teachers (`model.target`) named by where they lie, as every trial finds them."""
+    from vmae.core.config import override
+    from vmae.experiments.weights import with_teacher_at
+
+    if param.path != "model.target" or not param.choices:
+        return param
+    configs = [override(base, {param.path: choice}) for choice in param.choices]
+    return replace(param, choices=tuple(with_teacher_at(c, store).model.target for c in configs))
 
 
 def sweep_options(command: Command) -> Command:

@@ -38,7 +38,7 @@ from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
-from vmae.experiments.weights import model_source, with_init
+from vmae.experiments.weights import model_source, with_init, with_teacher_at
 
 _log = logging.getLogger("vmae")
 Ahead = Callable[[ExperimentConfig], ExperimentConfig]
@@ -192,6 +192,7 @@ def training(
     the initial model where there is one; what that changed goes to `notes`. Nothing is written before the
     lists are read and every held-out video is known to decode. A stopped run is not to be measured.
     """
+    config = with_teacher_at(config, store)
     check_config(config, run.default_device(), processes=workers.count if workers else 1)
     home = store.layout.run(config.name)
     init: VideoModel | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.model.encoder import VideoModel
+from vmae.core.model.target import TEACHER, teacher_of
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.weights.files import WEIGHTS_NAME, read_header
 from vmae.core.weights.models import Loaded
@@ -95,6 +96,21 @@ def clip_of_init(store: Store, init: str) -> tuple[dict[str, Any], str]:
     )
 
 
+def with_teacher_at(config: ExperimentConfig, store: Store) -> ExperimentConfig:
+    """The configuration with the name of a teacher's run replaced by the absolute place of its model.
+
+    Raises InputError for a place where nothing is.
+    """
+    place = teacher_of(config.model.target)
+    if place is None:
+        return config
+    found = place_of(store, place)
+    if "://" not in found and not Path(found).exists():
+        hint = nearest(place, store.layout.runs())
+        raise InputError(f"model.target: expected a run or a path after {TEACHER}, got '{place}'{hint}")
+    return replace(config, model=replace(config.model, target=TEACHER + found))
+
+
 def with_init(
     config: ExperimentConfig, store: Store
 ) -> tuple[ExperimentConfig, VideoModel | None, tuple[str, ...]]:
@@ -111,7 +127,9 @@ def with_init(
     c = loaded.model.config
     kept = ["embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "pos_grid"]
     kept += ["mean", "std", "norm_eps", "head_norm_eps", "channels", "background"]
-    decoder = ["decoder_embed_dim", "decoder_depth", "decoder_num_heads", "target", "loss"]
+    decoder = ["decoder_embed_dim", "decoder_depth", "decoder_num_heads"]
+    if teacher_of(config.model.target) is None:  # a teacher is asked for, whatever the weights once predicted
+        decoder += ["target", "loss"]
     kept += [name for name in decoder if hasattr(c, name)]
     shape = {name: getattr(c, name) for name in kept}
     return replace(config, model=replace(config.model, **shape)), loaded.model, loaded.notes

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from vmae.core.errors import InputError, nearest
+from vmae.core.errors import InputError
 from vmae.core.model.encoder import (
     Encoder,
     EncoderConfig,
@@ -23,7 +23,8 @@ from vmae.core.model.encoder import (
 )
 from vmae.core.model.layers import Block, Linear, init_weights, run_blocks
 from vmae.core.model.masking import TokenMask
-from vmae.core.model.target import LOSSES, PIXEL_TARGETS, check_target, own_target, own_target_loss
+from vmae.core.model.target import PIXEL_TARGETS, check_loss, check_target, own_target, own_target_loss
+from vmae.core.model.teacher import Latents
 from vmae.kernels import assemble_decoder_tokens, masked_patch_loss
 
 
@@ -35,12 +36,16 @@ class VideoMAEConfig(EncoderConfig):
     decoder_depth: int = 4
     decoder_num_heads: int = 6
     target: str = "normalized"
-    """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]; or
-    `module:function` of one's own, see `vmae.core.model.target`."""
+    """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]; `teacher:PLACE`:
+    a frozen model's latents, see `vmae.core.model.teacher`; or `module:function` of one's own, see
+    `vmae.core.model.target`."""
+    target_layer: int = -1
+    """Of a teacher: after which encoder block its latents are taken, from 0, negative from the end."""
     target_dim: int | None = None
-    """Numbers that a target of one's own has for a token; none: as many as a patch has pixels, P."""
+    """Numbers that a target that is no pixels has for a token; none: as many as a patch has pixels, P, or as
+    the teacher is wide."""
     loss: str = "mse"
-    """One of mse, l1, smooth_l1."""
+    """One of mse, l1, smooth_l1; or cosine, of a target that is no pixels."""
     encoder_norm: bool = True
     """Whether the encoder ends in a norm, as published; Hugging Face's default leaves it out."""
 
@@ -67,10 +72,7 @@ class VideoMAEConfig(EncoderConfig):
             "decoder_embed_dim", self.decoder_embed_dim, "decoder_num_heads", self.decoder_num_heads
         )
         check_target(self.target, self.target_dim)
-        if self.loss not in LOSSES:
-            raise InputError(
-                f"expected loss among {', '.join(LOSSES)}; got {self.loss!r}{nearest(str(self.loss), LOSSES)}"
-            )
+        check_loss(self.loss, self.target)
 
 
 class Decoder(nn.Module):
@@ -122,12 +124,26 @@ class VideoMAE(VideoModel):
         self.register_buffer(
             "pos_embed", config_pos_embed(config, config.decoder_embed_dim), persistent=False
         )
+        self._teacher: Latents | None = None
         # As in the official code, encoder_to_decoder keeps torch's own initialisation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> Self:
         return cls(VideoMAEConfig.from_dict(values["config"]))
+
+    def learn_from(self, teacher: Latents) -> None:
+        """Predict the latents of a teacher, for a `target` that names one; it is no part of the state.
+
+        Raises InputError where its tokens lie elsewhere or its width is not `target_dim`.
+        """
+        teacher.check(self.grid)
+        if teacher.dim != self.config.predicted_dim:
+            raise InputError(
+                f"model.target_dim: expected the teacher's width {teacher.dim}, "
+                f"got {self.config.predicted_dim}"
+            )
+        self._teacher = teacher
 
     def forward(self, video: Tensor, mask: TokenMask, decode: Tensor | None = None) -> Tensor:
         """The pre-training loss, a scalar of float32 (float64 for a float64 model).
@@ -170,7 +186,9 @@ class VideoMAE(VideoModel):
         """The mean loss of `pred` [B, K, P] against the target at `masked` [B, K], weighted by [B, K]."""
         c = self.config
         if not c.predicts_pixels:
-            labels = own_target(c.target, c.predicted_dim, model_input(video, c), masked, self.grid)
+            # A teacher makes its own input of the clip.
+            seen = model_input(video, c) if self._teacher is None else video
+            labels = own_target(c.target, c.predicted_dim, seen, masked, self.grid, self._teacher)
             return own_target_loss(pred, labels, weights, c.loss)
         return masked_patch_loss(
             pred,

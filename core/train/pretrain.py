@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vmae.core.config import to_dict
 from vmae.core.model.masking import MaskConfig, TokenMask, check_mask, sample_masks
-from vmae.core.model.target import target_function
+from vmae.core.model.target import target_function, teacher_of
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import clip_to_video
 from vmae.core.train.config import TrainConfig
@@ -78,7 +78,7 @@ def pretrain(
 def check_objective(mask: MaskConfig, model: VideoMAEConfig) -> None:
     """Raise InputError where masks or targets cannot be made: counts, and functions of one's own."""
     check_mask(mask, model.grid)
-    if not model.predicts_pixels:
+    if not model.predicts_pixels and teacher_of(model.target) is None:
         target_function(model.target)
 
 

@@ -19,12 +19,13 @@ def run(context: Context) -> Numbers:
     """Mean loss on the held-out clips at the common evaluation ratio, with the same tube masks always."""
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.models import expect_model
+    from vmae.core.weights.teacher import with_teacher
     from vmae.experiments.stages.pretrain import held_out_error
 
     config, data = context.config, context.data()
     given = context.model()
     assert given is not None
-    model = expect_model(given, VideoMAE, config.init)
+    model = with_teacher(expect_model(given, VideoMAE, config.init))
     assert data.val is not None
     return {ERROR.name: held_out_error(model, data.val, config, context.device)}
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
     from vmae.core.train.task import TrainResult
     from vmae.core.video.clips import ClipDataset
 
@@ -93,7 +93,7 @@ def flops(config: Config) -> float:
     return training_flops(config.model, config.mask)
 
 
-def random_model(config: Config) -> VideoMAE:
+def random_model(config: Config, model: VideoMAEConfig | None = None) -> VideoMAE:
     """The model with weights drawn from the run's seed; torch's global generator is left as it was."""
     import torch
 
@@ -102,7 +102,7 @@ def random_model(config: Config) -> VideoMAE:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
-        return VideoMAE(config.model)
+        return VideoMAE(model or config.model)
 
 
 def fresh_model(context: Context) -> VideoMAE:
@@ -113,12 +113,16 @@ def fresh_model(context: Context) -> VideoMAE:
     from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.checkpoint import load_matching
     from vmae.core.weights.models import expect_model
+    from vmae.core.weights.teacher import read_teacher, sized
 
     config = context.config
-    model, init = random_model(config), context.initial()
+    teacher = read_teacher(config.model)
+    model, init = random_model(config, sized(config.model, teacher)), context.initial()
     if init is not None:
         init = expect_model(init, VideoMAE, config.init, wanted="a pre-trained model with a decoder")
         load_matching(model, init.state_dict(), config.init)
+    if teacher is not None:
+        model.learn_from(teacher)
     return model
 
 
