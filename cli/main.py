@@ -21,10 +21,11 @@ from vmae.cli.streams import lost_output, make_safe
 VERBS: Verbs = {
     "sweep": ("vmae.cli.sweep", "sweep", "Run many trials that differ in one thing, and rank them."),
     "pretrain": ("vmae.cli.pretrain", "pretrain", "Pre-train a masked autoencoder."),
-    "finetune": ("vmae.cli.finetune", "finetune", "Train a classifier from pre-trained or fresh weights."),
-    "evaluate": ("vmae.cli.evaluate", "evaluate", "Measure a classifier on several views of each video."),
+    "finetune": ("vmae.cli.finetune", "finetune", "Train a classifier or another head end to end."),
+    "evaluate": ("vmae.cli.evaluate", "evaluate", "Measure a fine-tuned model on held-out videos."),
     "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
     "features": ("vmae.cli.features", "features", "Write a model's features of each video of a list."),
+    "localise": ("vmae.cli.localise", "localise", "Find when actions happen, from windowed features."),
     "export": ("vmae.cli.export", "export", "Write a model for onnxruntime, torch.export or transformers."),
     "retrieve": ("vmae.cli.retrieve", "retrieve", "Find the videos of an index that look like one."),
     "predict": ("vmae.cli.predict", "predict", "Say what is in videos."),

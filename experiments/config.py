@@ -16,6 +16,7 @@ from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.detect import DetectConfig
 from vmae.core.train.finetune import FinetuneConfig
+from vmae.core.train.localise import LocaliseConfig
 from vmae.core.train.optim import OptimConfig
 from vmae.core.video.config import DataConfig
 from vmae.experiments import stages
@@ -30,8 +31,8 @@ class PipelineConfig:
     """In this order. probe: as the probe section says; knn: nearest neighbours on the same features;
     finetune: a classifier trained end to end (finetune section, with the optimiser and loop below), then
     measured over `data.segments x data.crops` views of each held-out video; detection: a detector trained end
-    to end on key frames (detect section, the same optimiser and loop); `module:object`: a stage of your own
-    (`vmae.experiments.stages`)."""
+    to end on key frames (detect section, the same optimiser and loop); localise: a head on windowed features
+    of untrimmed videos (localise section); `module:object`: a stage of your own."""
     measure_every: int = 0
     """Epochs between measurements of `pretrain/knn_top1` during pre-training; 0: none."""
     finetune_optim: OptimConfig = field(
@@ -80,6 +81,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    localise: LocaliseConfig = field(default_factory=LocaliseConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluation_ratio: float = 0.75

@@ -25,10 +25,9 @@ from vmae.core.files import read_record, replacing, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.model.encoder import VideoModel
 from vmae.core.progress import Progress
-from vmae.core.video.annotations import read_annotations
 from vmae.core.video.isolate import Outcome, run_isolated
+from vmae.core.video.listing import list_videos, video_ids
 from vmae.core.video.probe_store import cached_info
-from vmae.core.video.samples import VIDEO_SUFFIXES, read_lines
 from vmae.core.video.windows import WindowConfig
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments.cluster.video_map import place, shared_checkpoint, weights_file
@@ -66,37 +65,6 @@ class WindowedResult:
     before: int
     """Videos that an earlier run had done."""
     failed: list[tuple[str, str]]
-
-
-def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list[str]:
-    """The videos of a folder (all below it, sorted), or of a list.
-
-    Raises InputError where there is none.
-    """
-    path = Path(listed)
-    if path.is_dir():
-        found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    else:
-        listed_paths = [s.path for s in read_annotations(path, data_root)] if read_lines(path) else []
-        found = list(dict.fromkeys(listed_paths))
-    if not found:
-        raise InputError(f"{listed}: expected at least one video, got none")
-    return found
-
-
-def video_ids(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
-    """Name of the feature file (without suffix) -> path: the video's stem, beginning with `prefix`.
-
-    Raises InputError where two videos would share a file.
-    """
-    ids: dict[str, str] = {}
-    for path in paths:
-        stem = Path(path).stem if Path(path).suffix.lower() in VIDEO_SUFFIXES else Path(path).name
-        name = stem if stem.startswith(prefix) else prefix + stem
-        if name in ids:
-            raise InputError(f"expected every video's name once, got {ids[name]} and {path}")
-        ids[name] = path
-    return ids
 
 
 def windowed_run(

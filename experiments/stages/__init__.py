@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.named import is_object_name, load_object
-from vmae.experiments.stages import detection, finetune, measure, monitor, pretrain, probe
+from vmae.experiments.stages import detection, finetune, localise, measure, monitor, pretrain, probe
 from vmae.experiments.stages.stage import SPEED, Metric, Stage, plain
 from vmae.experiments.tracking import tags
 
@@ -26,6 +26,7 @@ STAGES: dict[str, Stage] = {
         finetune.STAGE,
         detection.STAGE,
         monitor.STAGE,
+        localise.STAGE,
     )
 }
 """In the order in which they can come in a trial."""

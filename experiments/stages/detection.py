@@ -233,10 +233,18 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
     home = context.home.evaluation
     home.path.mkdir(parents=True, exist_ok=True)
     write_detections(home.predictions, found, actions.evaluated)
-    write_json(home.metrics, reached.facts())
+    write_json(home.metrics, {**reached.facts(), "data": _reading(config)})
     return Tested(
         numbers=reached.numbers(), files=[home.predictions, home.metrics], lines=reached.lines(), on=on
     )
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    """How the list and its clips were read, so that they can be shown."""
+    from vmae.core.config import to_dict
+
+    kept = ("data_root", "annotation_format", "excluded", "time_origin_s", "frames", "sampling_rate")
+    return {name: to_dict(config.data)[name] for name in kept}
 
 
 def chance(found: Detections, classes: Sequence[int]) -> float:
@@ -336,6 +344,7 @@ class _Reached:
             "list": self.on.listed,
             "chose": self.on.chose,
             "without_truth": [self.name(c) for c in self.scored.without_truth],
+            "names": [{"id": i, "name": name} for i, name in enumerate(self.actions.names, 1)],
             "classes": [
                 {"id": c, "name": self.name(c), "ap": ap, "true_boxes": self.scored.true_boxes[c]}
                 for c, ap in self.scored.ap.items()
@@ -392,6 +401,7 @@ STAGE = Stage(
         "probe.",
         "monitor.",
         "finetune.",
+        "localise.",
         "model.decoder_",
         "model.drop_path",
         "data.crops",

@@ -287,7 +287,7 @@ STAGE = Stage(
     recipe="demo_pretrain",
     advised=True,
     masked=True,
-    unused=("finetune.", "detect.", "pipeline.then", "pipeline.finetune_"),
+    unused=("finetune.", "detect.", "localise.", "pipeline.then", "pipeline.finetune_"),
     model_tag=tags.CHECKPOINT,
     kept_as="pretrained",
 )

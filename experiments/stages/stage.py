@@ -220,7 +220,7 @@ class Stage:
     check: Callable[[Config], None] = _nothing
     """Of one that trains: raises InputError for a configuration that it cannot train by."""
     ready: Callable[[Config], None] = _nothing
-    """Of one that trains: raises InputError for what shows when it begins (functions of a user's own)."""
+    """Raises InputError for what shows when it begins: functions of a user's own, files that it reads."""
     flops: Callable[[Config], float] | None = None
     """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
     task: str = ""
@@ -236,8 +236,7 @@ class Stage:
     labels: bool = False
     """Of one that trains: whether it learns from the list's labels."""
     check_list: Callable[[Config, Sequence[Sample], str], None] = _any_list
-    """Of one that trains: raises InputError for samples (of the list with this name) that it cannot learn
-    from or be measured on."""
+    """Raises InputError for samples (of the list with this name) that it cannot learn from or measure."""
     test: Testing | None = None
     """Of one that trains: what the model in a folder reaches on the test list (the held-out one where there
     is none). The function is told of how many videos it is to show the progress."""

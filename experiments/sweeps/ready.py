@@ -52,7 +52,13 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
         require_labels(read_list(data, data.train_csv), data.train_csv)
     elif not data.val_csv:
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
-    open_data(data, plan.base.train.seed, store.layout.cache, progress)
+    opened = open_data(data, plan.base.train.seed, store.layout.cache, progress)
+    assert opened.val is not None
+    both = ((opened.train_plain.samples, data.train_csv), (opened.val.samples, data.val_csv))
+    for stage in plan.stages():
+        stage.ready(stage.settings(plan.base))
+        for samples, name in both:
+            stage.check_list(plan.base, samples, name)
     require_held_out(data, plan.base.train.seed, progress)
     lists: dict[str, list[Sample]] = {}
     for stage in plan.stages():

@@ -100,7 +100,7 @@ def test_a_stage_of_ones_own_is_found_by_module_and_object(own_module: str) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("prob", "expected a stage of probe, knn, finetune, detection, monitor or one of your own"),
+        ("prob", f"expected a stage of {', '.join(stages.THEN)} or one of your own"),
         ("prob", "as module:object, got 'prob'"),
         ("prob", "did you mean 'probe'"),
         ("pretrain", "expected a stage of probe, knn, finetune"),

@@ -34,7 +34,7 @@ def headings(app: Any) -> list[str]:
     return [h.value for h in app.subheader]
 
 
-PAGES = ["reconstruct", "sweeps", "runs", "data", "features"]
+PAGES = ["reconstruct", "sweeps", "runs", "detection", "data", "features"]
 
 
 @pytest.mark.parametrize("name", PAGES)
