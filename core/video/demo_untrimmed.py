@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.video.demo_data import encode_clip, whole_file, write_text
+from vmae.core.files import replacing, write_text
+from vmae.core.video.demo_data import encode_clip
 from vmae.core.video.demo_scene import draw_sprite, make_sprite, soft_noise
 
 # action -> (what changes, per second at least and at most)
@@ -193,5 +194,5 @@ def _write(
         clip(rng, action, frames=n, size=config.size, fps=config.fps)
         for action, n in zip(parts, lengths, strict=True)
     ]
-    with whole_file(file) as half:
+    with replacing(file) as half:
         encode_clip(half, np.concatenate(clips), config.fps)
