@@ -53,7 +53,7 @@ def list_files(folders: tuple[str, ...], skip: Collection[str] = ()) -> list[Mod
 def describe(file: Path, below: Path) -> ModelFile | None:
     """What the header says; None for anything but a pre-training checkpoint of ours."""
     header = read_header(file)
-    if header is None or header.get("model") != "VideoMAE":
+    if header is None or header.get("model") != "VideoMAE" or not _is_text(file):
         return None
     meta = header.get("meta")
     mask = meta.get("mask") if isinstance(meta, dict) else None
@@ -67,7 +67,7 @@ def describe(file: Path, below: Path) -> ModelFile | None:
         path=str(file),
         name=_name(file, below),
         stamp=stamp,
-        ratio=float(ratio) if isinstance(ratio, int | float) else None,
+        ratio=float(ratio) if isinstance(ratio, int | float) and 0 < ratio < 1 else None,
         mask_type=str(mask.get("type", "")),
     )
 
@@ -75,7 +75,17 @@ def describe(file: Path, below: Path) -> ModelFile | None:
 def _name(file: Path, below: Path) -> str:
     # A model's folder says more than the one name that all files in such folders have.
     shown = file.parent if file.name == WEIGHTS_NAME else file
-    return str(shown.relative_to(below)) if below in shown.parents else shown.name
+    name = str(shown.relative_to(below)) if below in shown.parents else shown.name
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a path can be shown and sent: one of another encoding holds letters that no text has."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
@@ -100,5 +110,6 @@ def _walk(start: Path, skip: Collection[str]) -> Iterator[Path]:
         depth = len(Path(folder).relative_to(start).parts)
         inside[:] = sorted(d for d in inside if d not in skip and depth < MAX_DEPTH)
         for name in sorted(names):
-            if name.endswith(".safetensors"):
+            # A pipe would keep whoever opens it waiting; a link may lead to itself or nowhere.
+            if name.endswith(".safetensors") and os.path.isfile(f"{folder}/{name}"):
                 yield Path(folder) / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,50 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 64)
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04" + b"cos\nsystem\n" * 9)
     return tmp_path
+
+
+def _with_mask(**mask: object) -> bytes:
+    """A file whose header is a pre-trained model's with this mask."""
+    said = json.dumps({"format": "vmae-1", "model": "VideoMAE", "config": {}, "meta": {"mask": mask}})
+    head = json.dumps({"__metadata__": {"vmae": said}}).encode()
+    return len(head).to_bytes(8, "little") + head
+
+
+def _nested(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+ODD: dict[str, Any] = {
+    "a pipe": os.mkfifo,
+    "a link to itself": lambda p: p.symlink_to(p.name),
+    "a link to nowhere": lambda p: p.symlink_to("nowhere"),
+    "a folder": lambda p: p.mkdir(),
+    "nested without end": lambda p: p.write_bytes(_nested("[" * 200_000)),
+    "an entry nested without end": lambda p: p.write_bytes(
+        _nested(json.dumps({"__metadata__": {"vmae": "[" * 200_000}}))
+    ),
+    "a header of an exabyte": lambda p: p.write_bytes((2**60).to_bytes(8, "little") + b"{}"),
+    "metadata that are a list": lambda p: p.write_bytes(_nested(json.dumps({"__metadata__": [1]}))),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_files_are_left_out(kind: str, folder: Path) -> None:
+    ODD[kind](folder / "odd.safetensors")
+    assert {f.name for f in files.list_files((str(folder),))} == {"a.safetensors", "deep/er/model"}
+
+
+@pytest.mark.parametrize("ratio", [10**400, float("nan"), 1e300, -3, 1, True, "0.5", None])
+def test_a_ratio_that_is_none_is_not_known(ratio: object, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(_with_mask(ratio=ratio, type=["tube"]))
+    (found,) = files.list_files((str(tmp_path),))
+    assert found.ratio is None
+
+
+def test_names_are_shown_in_letters_that_a_page_has(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.safetensors").write_bytes(_with_mask(ratio=0.5))
+    (tmp_path / os.fsdecode(b"caf\xe9.safetensors")).write_bytes(_with_mask(ratio=0.5))
+    assert [f.name for f in files.list_files((str(tmp_path),))] == ["a?b.safetensors"]
 
 
 def test_only_pretraining_checkpoints_are_listed(folder: Path) -> None:
