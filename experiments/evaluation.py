@@ -48,6 +48,7 @@ def evaluate_run(
     model, meta, _ = load_model_at(store, source)
     place = f"{source}: `vmae finetune --init` or `vmae probe` it"
     model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
+    create_store(store)  # one that cannot be used is said before anything is measured
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)
     dataset = open_test(data, config.train.seed, store.layout.cache, alone=True, names=meta.get("labels"))
@@ -85,7 +86,6 @@ def evaluate_run(
         ],
         model.num_classes,
     )
-    create_store(store)
     name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
     home = store.layout.run(name)
     labels = meta.get("labels") or class_names(config, model.num_classes)

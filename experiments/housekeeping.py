@@ -14,8 +14,7 @@ from typing import Any
 from vmae.experiments.layout import NOT_RUNS, SPOOL, SweepDir, Tracked, is_of_spool
 from vmae.experiments.runs import Run, children, deleted_runs, list_runs
 from vmae.experiments.storage import PART, Seen
-from vmae.experiments.tracking import Store, tags
-from vmae.experiments.tracking.client import mlflow_client
+from vmae.experiments.tracking import Store, reachable, tags
 from vmae.experiments.tracking.spool import Spool
 
 _WEIGHTS = (tags.CHECKPOINT, tags.CLASSIFIER, tags.INIT)
@@ -43,9 +42,9 @@ def with_trials(store: Store, runs: Sequence[Run]) -> list[Run]:
 
 def delete_runs(store: Store, runs: Sequence[Run]) -> None:
     """Mark runs as deleted in the store, as MLflow does: lists leave them out, `mlflow gc` erases them."""
-    client = mlflow_client(store.uri)
-    for run in runs:
-        client.delete_run(run.run_id)
+    with reachable(store) as client:
+        for run in runs:
+            client.delete_run(run.run_id)
 
 
 def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:

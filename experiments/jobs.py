@@ -205,6 +205,8 @@ def training(
             notes(remark)
     if ahead is not None:
         config = ahead(config)
+    if store.sqlite_path is None:
+        create_store(store)  # a server that does not answer is said before anything is decoded
     storage = store.storage()
     executor = Here(storage) if workers is None else OnWorkers(storage, workers)
     data = executor.process.data(config, cache_progress)
@@ -402,8 +404,8 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> tuple
     if not config.data.val_csv:
         raise InputError("expected a held-out list (--val), got none")
     work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
+    create_store(store)  # one that cannot be used is said before anything is measured
     result, answers = probe.read_out(Here(store.storage()).process.context(work))
-    create_store(store)
     name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
     home = store.layout.run(name)
     with Tracker(

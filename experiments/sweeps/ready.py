@@ -46,6 +46,8 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     from vmae.core.video.samples import require_labels, subset
     from vmae.experiments.data import open_data, read_list, require_held_out
 
+    if store.sqlite_path is None:
+        create_store(store)  # a server that does not answer is said before anything is decoded
     data = plan.base.data
     if plan.folds:
         data = replace(data, val_csv=data.train_csv, test_csv="")  # each of its videos is held out once
@@ -80,9 +82,8 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
         from vmae.experiments.sweeps.search import check_optuna
 
         check_optuna()
-    if store.sqlite_path is None or not store.sqlite_path.exists():
-        # A server that does not answer is refused now; a database that is there can wait for its first run.
-        create_store(store)
+    if store.sqlite_path is not None and not store.sqlite_path.exists():
+        create_store(store)  # one that is there can wait for its first run
 
 
 def check_nodes(plan: Plan, store: Store) -> None:

@@ -101,6 +101,34 @@ def test_a_held_out_video_that_does_not_decode_is_refused_before_anything_runs(
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("uri", ["./mlruns", "file://{0}/mlruns", "nowhere://x"])
+def test_a_store_that_cannot_be_used_is_refused_before_anything_is_decoded(
+    uri: str,
+    tiny_videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder as MLflow's users have had it for years, a scheme that nobody knows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
+    runs = ["--runs-dir", str(tmp_path / "runs")]
+    data = ["--data", str(tiny_videos / "train.csv"), "--set", "train.batch_size=8"]
+    for argv in (
+        ["pretrain", "--recipe", "demo_pretrain", *data],
+        ["finetune", "--recipe", "demo_finetune", *data],
+        ["runs", "list"],
+        ["runs", "gc"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run([*argv, *runs])
+        lines = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and "Traceback" not in "".join(lines)
+        assert lines[-1].startswith("vmae: error: expected ") and uri.format(tmp_path) in lines[-1]
+    left = [p for p in tmp_path.rglob("*") if not p.name.startswith(".")]
+    assert left in ([], [tmp_path / "runs"])
+
+
 @pytest.mark.parametrize("verb", ["ui", "dashboard"])
 def test_a_port_in_use_is_named(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
