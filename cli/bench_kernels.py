@@ -13,8 +13,25 @@ import click
               show_default=True, help="With --aot: which kernels, by name; '' for all.")  # fmt: skip
 @click.option("--family", type=click.Choice(["80", "90", "100"]), multiple=True,
               help="With --aot: which GPU family.  [default: all]")  # fmt: skip
+@click.option("--calibrate", is_flag=True,
+              help="Measure this GPU now for --recipe: what its trainings will choose.")  # fmt: skip
+@click.option("--recipe", default="k400_base_pretrain", show_default=True,
+              help="With --calibrate: whose step is measured.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True,
+              help="With --calibrate: clips of a micro-batch.")  # fmt: skip
+@click.option("--budget", type=click.FloatRange(1), default=60.0, show_default=True,
+              help="With --calibrate: seconds, for everything.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> None:
+def kernels(
+    aot: bool,
+    only: str,
+    family: tuple[str, ...],
+    calibrate: bool,
+    recipe: str,
+    batch: int,
+    budget: float,
+    as_json: bool,
+) -> None:
     """Say which path every kernel op takes here and why; on a GPU, time each against its baselines.
 
     With --aot, compile ahead of time instead and compare registers, spills and shared memory with the table
@@ -24,6 +41,9 @@ def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> Non
 
     if aot:
         _aot(only, family)
+        return
+    if calibrate:
+        _calibrate(recipe, batch, budget, as_json)
         return
     import torch
 
@@ -47,6 +67,36 @@ def kernels(aot: bool, only: str, family: tuple[str, ...], as_json: bool) -> Non
     click.echo(format_table(["op", "path", "why"], [[s.op, s.path, s.reason] for s in status], left=3))
     if not rows:
         click.echo("\nno CUDA GPU here, so nothing is timed; --aot compiles the kernels without one")
+
+
+def _calibrate(recipe: str, batch: int, budget: float, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    import torch
+
+    from vmae.core.errors import InputError
+    from vmae.core.numerics import resolve_precision
+    from vmae.experiments import recipes
+    from vmae.experiments.bench.calibration import calibrate_recipe
+
+    config = recipes.get(recipe)
+    if config.job not in ("pretrain", "finetune"):
+        raise InputError(f"expected --recipe to pre-train or fine-tune; '{recipe}' is of job {config.job}")
+    if not torch.cuda.is_available():
+        raise InputError("expected a CUDA GPU for --calibrate, found none (on a CPU nothing is chosen)")
+    precision = resolve_precision(config.train.precision, torch.device("cuda"))
+    found = calibrate_recipe(
+        config,
+        rows=batch,
+        precision=precision,
+        budget_s=budget,
+        say=lambda line: click.echo(line, err=as_json),
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        click.echo(f"{found.measured} sites measured in {found.seconds:.0f} s, kept as {found.fingerprint}")
 
 
 def _aot(only: str, family: tuple[str, ...]) -> None:

@@ -215,6 +215,11 @@ def training_progress(config: ExperimentConfig) -> Iterator[Report]:
                 line = recipes.loss_comparison(config, share, data["loss"])
                 if line is not None:
                     bar.note(line)
+        elif event == "kernels":
+            took = f" ({data['measured']} measured in {data['seconds']:.0f} s)" if data["measured"] else ""
+            click.echo(f"kernels, as this machine measured them{took}:", err=True)
+            for line in data["lines"]:
+                click.echo(f"  {line}", err=True)
         elif event == "warning":
             if bar is not None:
                 bar.note(f"warning: {data['text']}")

@@ -18,7 +18,7 @@ from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunDir
 from vmae.experiments.provenance import environment
 from vmae.experiments.stages.stage import Stage, Watch
-from vmae.experiments.tracking import Tracker
+from vmae.experiments.tracking import Tracker, tags
 
 _log = logging.getLogger("vmae")
 
@@ -61,6 +61,12 @@ def reporter(tracker: Tracker, stage: str, then: Report | None = None) -> Report
         elif event == "epoch":
             values = {metric_of_epoch(stage, k): v for k, v in data.items() if k not in ("step", "epoch")}
             tracker.log_metrics(values, int(data["epoch"]))
+        elif event == "kernels":
+            ways: dict[str, set[str]] = {}
+            for key, choice in data["choices"].items():
+                ways.setdefault(key.split(" ")[0], set()).add(choice.split(" ")[0])
+            found = {f"{tags.KERNELS}.{op}": ", ".join(sorted(names)) for op, names in ways.items()}
+            tracker.set_tags({**found, tags.KERNELS: data["fingerprint"]})
         if then is not None:
             then(event, data)
 

@@ -2,7 +2,8 @@
 
 Each op has a folder: `reference.py` (plain torch, the specification), `op.py` (checks and dispatch),
 `triton_kernels.py`, `spec.py` (how it is timed, compiled and tried), `README.md` (derivation, bytes,
-evidence). `dispatch.py` says which path is taken and why, `registry.py` lists the ops.
+resources). `dispatch.py` says which path is taken and why, `calibrate.py` measures it on a machine,
+`registry.py` lists the ops.
 """
 
 from vmae.kernels.attention.op import fused_attention

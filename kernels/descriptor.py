@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vmae.kernels.sites import Site
+
 Inputs = dict[str, Tensor]
 
 
@@ -38,6 +40,23 @@ class OpBench:
     variants: list[Variant]
     flops: float
     bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a site's op is called while its candidates are measured, on `site.batch` clips.
+
+    make(seed): inputs, with the gradient from above as "dout" where the output is no scalar. call: the op, by
+    whichever way dispatch is told. leaves: the inputs that receive gradients. exact(inputs): output, then the
+    leaves' gradients, in float64, for `timing.checked_clips`. deterministic: our kernels give the same bits
+    twice.
+    """
+
+    make: Callable[[int], Inputs]
+    call: Callable[[Inputs], Tensor]
+    exact: Callable[[Inputs], tuple[Tensor, ...]]
+    leaves: tuple[str, ...] = ()
+    deterministic: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +118,21 @@ class Case:
 class Op:
     """One op: its names, what it is measured by, and how each of its kernels is built and tried.
 
-    size: the shape's axis that measurements are ordered by. status_sizes: ViT-B's at 16x224x224, tube masking
-    0.9. baselines: for every timed op (an op may be timed inside a larger one) the variants it is held
+    baselines: for every timed op (an op may be timed inside a larger one) the variants it is held
     against.
     """
 
     name: str
     folder: str
-    size: str
-    status_sizes: tuple[int, ...]
     baselines: dict[str, tuple[str, ...]]
     bars: tuple[Bar, ...] = ()
     benches: Callable[[str, bool, bool], list[BenchCase]]
     """(device, tiny, compiled): the published shapes at a batch of 64, most telling first; tiny: a few
     tokens, for a dry run on the CPU."""
+    choices: Callable[[Site, int], list[str]]
+    """(site, family): the ways to measure, "torch" first, most promising next."""
+    trial: Callable[[Site, str], Trial]
+    """(site, device)."""
     cases: Callable[[int], Iterator[Case]]
     """Every shipped kernel and candidate of a family, at the published shapes."""
     small_launches: Callable[[str], Iterator[tuple[Tensor, Tensor]]]

@@ -1,10 +1,9 @@
-"""Which path an op takes, and why: `auto | torch | triton`, per op and shape.
+"""Which path an op takes, and why: `auto | torch | triton`, per site (`sites.py`).
 
 - `torch`: the plain path everywhere.
 - `triton`: the kernel wherever it can run; where it cannot, the torch path, and the reason is logged once.
-- `auto` (the default): the kernel where a measurement of this GPU family, checked in under
-  `kernels/results/evidence.json`, says that it wins for the shape; the torch path otherwise. A family
-  without measurements takes the torch path: an unmeasured kernel is never chosen by itself.
+- `auto` (the default): on a GPU what was measured on this very machine (`calibrate.py`) and installed here;
+  the torch path where nothing was. An unmeasured kernel is never chosen by itself.
 
 The mode is that of the innermost `use_kernels`, else the environment's `VMAE_KERNELS`, else `auto`.
 """
@@ -13,24 +12,23 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vmae.kernels.checks import require
+from vmae.kernels.sites import Dims, Site, power_of_two, recorder, site_of
+from vmae.kernels.table import Rows
 
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 MODES = ("auto", "torch", "triton")
-EVIDENCE_FILE = Path(__file__).parent / "results" / "evidence.json"
 FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are compiled and configured for
 
 # Triton's interpreter takes bfloat16 for integers (triton issue 11585). Tests that correct it say so here;
@@ -38,6 +36,9 @@ FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are 
 interpreter_rounds_bfloat16 = False
 
 _override: str | None = None
+_forced = ""
+_rows: Rows = {}
+_refused: dict[str, str] = {}
 _log = logging.getLogger("vmae.kernels")
 _said: set[tuple[str, str]] = set()
 
@@ -133,64 +134,125 @@ def _unusable(device_type: str, device_index: int) -> str | None:
     return None
 
 
-@functools.cache
-def load_evidence() -> dict[str, Any]:
-    """Return the checked-in measurements, empty where there are none (`vmae.kernels.evidence` writes them).
+def refuse(what: str, reason: str) -> None:
+    """Never choose a kernel for these calls again in this process (`what`: see `call_name`); say so once."""
+    if what not in _refused:
+        _refused[what] = reason
+        _log.warning("%s takes the torch path from now on: %s", what, reason)
 
-    `{family: {op: [{"min_size", "max_size", "path", "why"}], "tiles": {kernel: {"tile", "why"}}}}`.
+
+def any_refused() -> bool:
+    """Whether anything was."""
+    return bool(_refused)
+
+
+def is_refused(what: str) -> bool:
+    """Whether `refuse` was told so."""
+    return what in _refused
+
+
+def call_name(op: str, dtype: torch.dtype, dims: Dims) -> str:
+    """What a kernel is compiled for, in words: "fused_attention bfloat16 N=160 H=12 D=64 first=0"."""
+    return " ".join([op, str(dtype).removeprefix("torch."), *(f"{k}={v}" for k, v in dims)])
+
+
+def install(rows: Rows) -> None:
+    """Let mode auto choose by these rows from now on; what is compiled already keeps what it was given."""
+    _rows.clear()
+    _rows.update(rows)
+
+
+def installed() -> Rows:
+    """The rows in force."""
+    return dict(_rows)
+
+
+@contextmanager
+def forced(choice: str) -> Iterator[None]:
+    """Every op called inside takes this choice, whatever the mode (measuring; for the whole process)."""
+    global _forced
+    before, _forced = _forced, choice
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(
+    op: str, x: Tensor, *, unsupported: str | None, dims: Dims, layout: str, dtype: torch.dtype
+) -> str:
+    """Return which way a call goes: "torch", "sdpa <backend>" (attention), "triton" or "triton <variant>".
+
+    x: `[clips, ...]`, whose gradient is the call's, on the call's device. unsupported: why the kernel cannot
+    take this call's dtype or shape, or None. dims, layout, dtype: of the call's site (`sites.Site`).
     """
-    if not EVIDENCE_FILE.is_file():
-        return {}
-    table: dict[str, Any] = json.loads(EVIDENCE_FILE.read_text())
-    return table
-
-
-def decide(op: str, device_type: str, device_index: int, unsupported: str | None, size: int) -> KernelStatus:
-    """Return the path of one call and why.
-
-    unsupported: why the kernel cannot take this call's dtype or shape, or None. size: the number the
-    evidence is ordered by (tokens for attention, values per patch or token for the rest).
-    """
+    if recorder() is not None:
+        return _note(op, x, unsupported, dims, layout, dtype)
+    if _forced:
+        return _forced
     chosen = mode()
     if chosen == "torch":
-        return KernelStatus(op=op, path="torch", reason="mode torch")
-    obstacle = _unusable(device_type, device_index) or unsupported
-    if obstacle:
-        return KernelStatus(op=op, path="torch", reason=obstacle)
-    if chosen == "triton":
-        return KernelStatus(op=op, path="triton", reason="mode triton")
-    if device_type == "cpu":
-        return KernelStatus(op=op, path="torch", reason="the interpreter is only used in mode triton")
-    return _by_evidence(op, f"sm_{family(device_index)}", size)
-
-
-@_assume_constant_result
-def _by_evidence(op: str, gpu: str, size: int) -> KernelStatus:
-    for row in load_evidence().get(gpu, {}).get(op, []):
-        if row["min_size"] <= size <= row["max_size"]:
-            return KernelStatus(op=op, path=row["path"], reason=f"measured on {gpu}: {row['why']}")
-    return KernelStatus(
-        op=op,
-        path="torch",
-        reason=f"unmeasured on {gpu} at size {size}: the torch path until "
-        "`python -m vmae.experiments.bench.gpu_suite` has run (VMAE_KERNELS=triton chooses the kernel now)",
-    )
-
-
-def use_triton(op: str, x: Tensor, *, unsupported: str | None, size: int) -> bool:
-    """Whether this call takes the Triton path; in mode triton, a refusal's reason is logged once per op."""
+        return "torch"
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not interpreter_rounds_bfloat16:
         unsupported = unsupported or "the interpreter multiplies bfloat16 bit patterns (triton issue 11585)"
     index = x.device.index if x.device.index is not None else -1
-    status = decide(op, x.device.type, index, unsupported, size)
-    if status.path == "triton":
-        return True
-    if not torch.compiler.is_compiling() and mode() == "triton":
-        _say_once(op, status.reason)
-    return False
+    obstacle = _unusable(x.device.type, index) or unsupported
+    compiling = torch.compiler.is_compiling()
+    if chosen == "triton":
+        if obstacle is not None:
+            if not compiling:
+                _say_once(op, obstacle)
+            return "torch"
+        return "torch" if _was_refused(op, dtype, dims) else "triton"
+    if x.device.type != "cuda":
+        return "torch"
+    grad = torch.is_grad_enabled() and x.requires_grad
+    wanted = _by_table(op, dtype, dims, int(x.shape[0]), grad, layout, compiling)
+    return "torch" if obstacle is not None and wanted.startswith("triton") else wanted
+
+
+def _note(op: str, x: Tensor, unsupported: str | None, dims: Dims, layout: str, dtype: torch.dtype) -> str:
+    record = recorder()
+    assert record is not None
+    if unsupported is not None:
+        return "torch"
+    site = site_of(op, x, dims, layout, dtype=dtype, compiled=record.compiled)
+    record.calls[site] = record.calls.get(site, 0) + 1
+    # The opaque op: it knows what it returns for fake tensors, and calls nothing of torch's.
+    return "triton"
+
+
+@_assume_constant_result
+def _was_refused(op: str, dtype: torch.dtype, dims: Dims) -> bool:
+    return bool(_refused) and call_name(op, dtype, dims) in _refused
+
+
+@_assume_constant_result
+def _by_table(
+    op: str, dtype: torch.dtype, dims: Dims, batch: int, grad: bool, layout: str, compiled: bool
+) -> str:
+    if _was_refused(op, dtype, dims):
+        return "torch"
+    site = Site(
+        op=op,
+        dtype=str(dtype).removeprefix("torch."),
+        dims=dims,
+        batch=power_of_two(batch),
+        grad=grad,
+        layout=layout,
+        compiled=compiled,
+    )
+    row = _rows.get(site.key)
+    return row.choice if row is not None and row.choice else "torch"
 
 
 def _say_once(op: str, reason: str) -> None:
     if (op, reason) not in _said:
         _said.add((op, reason))
         _log.warning("%s takes the torch path although VMAE_KERNELS=triton: %s", op, reason)
+
+
+def obstacle_here() -> str | None:
+    """Why no Triton kernel can run in this process's first device, or None."""
+    on_gpu = torch.cuda.is_available()
+    return _unusable("cuda" if on_gpu else "cpu", torch.cuda.current_device() if on_gpu else -1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vmae.kernels.checks import require
-from vmae.kernels.dispatch import family, interpreting
+from vmae.kernels.dispatch import any_refused, family, interpreting, is_refused, refuse
 from vmae.kernels.layout import channels_last
+
+Result = TypeVar("Result")
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -44,6 +48,24 @@ def video_strides(video: Tensor, layout: str) -> tuple[int, int, int, int, int]:
     span = sum((n - 1) * s for n, s in zip(x.shape[1:], (t, h, w, c), strict=True))
     require(span < 2**31, "a clip whose elements lie within 2**31 of each other", f"{span}")
     return b, c, t, h, w
+
+
+def or_plain(name: Callable[[], str], kernel: Callable[[], Result], plain: Callable[[], Result]) -> Result:
+    """The kernel's result; where it does not compile or asks for more than the chip has, that of `plain`.
+
+    Such a kernel is refused for the rest of the process under `name()` (`dispatch.call_name`), with a
+    warning; any other error is raised. What an asynchronous launch does wrong is seen by no one here.
+    """
+    if any_refused() and is_refused(name()):
+        return plain()
+    try:
+        return kernel()
+    except Exception as e:
+        if not type(e).__module__.startswith("triton."):
+            raise
+        text = (str(e).splitlines() or [""])[0][:200]
+        refuse(name(), f"{type(e).__name__}: {text}")
+        return plain()
 
 
 def row_is_run(video: Tensor, layout: str) -> bool:

@@ -16,6 +16,11 @@ OPS: tuple[Op, ...] = (ATTENTION, PATCH_GATHER, PATCH_LOSS, DECODER_TOKENS)
 BASELINES: dict[str, tuple[str, ...]] = {name: held for op in OPS for name, held in op.baselines.items()}
 
 
+def op_named(name: str) -> Op:
+    """The descriptor of a public function."""
+    return next(op for op in OPS if op.name == name)
+
+
 def bench_cases(device: str, *, tiny: bool, compiled: bool) -> list[BenchCase]:
     """Everything to time, those with a bar first."""
     found = [case for op in OPS for case in op.benches(device, tiny, compiled)]

@@ -81,39 +81,51 @@ def supervise(
     seen = len(journal.read())
     errors = journal.path.with_suffix(".err")
     for _ in range(1 + MAX_RESTARTS):
-        doing: dict[str, Any] | None = None
-        limit, heard = start_limit_s, time.monotonic()
-        with errors.open("w") as log:
+        with errors.open("a") as log:
             worker = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-        why = None
-        while True:
-            code = worker.poll()
-            events = journal.read()
-            for event in events[seen:]:
-                heard = time.monotonic()
-                if "start" in event:
-                    doing, limit = event, float(event["limit_s"])
-                on_event(event)
-            seen = len(events)
-            now = time.monotonic()
-            if code is not None:
-                why = None if code == 0 else f"the worker ended with code {code}: {_last_line(errors)}"
-                break
-            if now > deadline:
+        try:
+            seen, doing, why = _watch(worker, journal, seen, deadline, on_event, start_limit_s)
+        finally:
+            if worker.poll() is None:  # hung, out of time, or Ctrl-C here
                 kill_group(worker)
-                return
-            if now - heard > limit:
-                kill_group(worker)
-                why = f"hung: nothing heard for {limit:.0f} s"
-                break
-            time.sleep(0.1)
         if why is None:
             return
         if doing is None:
             on_event({"say": f"the worker does not start: {why}"})
             return
-        blame = {"blame": doing["start"], "part": doing["part"], "why": why}
-        journal.write(**blame)
+        journal.write(blame=doing["start"], part=doing["part"], why=why)
+
+
+def _watch(
+    worker: subprocess.Popen[bytes],
+    journal: Journal,
+    seen: int,
+    deadline: float,
+    on_event: Callable[[dict[str, Any]], None],
+    limit: float,
+) -> tuple[int, dict[str, Any] | None, str | None]:
+    """Until the worker ends, hangs or the time is up: lines seen, what it did, why it is to be replaced."""
+    doing: dict[str, Any] | None = None
+    heard = time.monotonic()
+    while True:
+        code = worker.poll()
+        events = journal.read()
+        for event in events[seen:]:
+            heard = time.monotonic()
+            if "start" in event:
+                doing, limit = event, float(event["limit_s"])
+            on_event(event)
+        seen = len(events)
+        now = time.monotonic()
+        if code is not None:
+            errors = journal.path.with_suffix(".err")
+            why = None if code == 0 else f"the worker ended with code {code}: {_last_line(errors)}"
+            return seen, doing, why
+        if now > deadline:
+            return seen, doing, None
+        if now - heard > limit:
+            return seen, doing, f"hung: nothing heard for {limit:.0f} s"
+        time.sleep(0.1)
 
 
 def _last_line(path: Path) -> str:

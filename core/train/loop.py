@@ -26,11 +26,12 @@ from torch import Tensor
 from vmae.core.errors import InputError
 from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import derive_seed, peak_memory, resolve_precision
+from vmae.core.train.calibration import prepare_kernels
 from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
 from vmae.core.train.optim import Ema, OptimConfig, build_optimizer, grad_norm, lr_schedule, set_lr
 from vmae.core.train.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
 from vmae.core.train.state import list_states, load_newest_state, save_state
-from vmae.core.train.step import Gradients, Late, draws_in_forward, mode_of, seeded, update
+from vmae.core.train.step import Gradients, Late, Window, draws_in_forward, mode_of, seeded, update
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.train.watch import BadSteps
 from vmae.core.video.clips import ClipDataset
@@ -147,6 +148,9 @@ class Trainer:
             # Their step numbers may be higher than this run's: it would be continued from them.
             for old in (*list_states(self.states_dir), self.best_dir):
                 shutil.rmtree(old, ignore_errors=True)
+        where: dict[str, Any] = {"device": self.device, "run_dir": self.run_dir, "report": self.report}
+        steps = len(self.schedule)
+        prepare_kernels(self.task, self.model, self.dataset, train=train, steps=steps, resume=resume, **where)
         self.model.to(self.device)
         self.module = wrap(self.model, shard=train.shard == "fsdp", device=self.device)
         self.optimizer = build_optimizer(self.model, self.optim)
@@ -195,7 +199,7 @@ class Trainer:
         )
         self.gradients.set_mode(mode_of(train))
         self.model.train()
-        self.window = _Window()
+        self.window = Window()
         self.saved_step, self.unkept = self.at.step, ""
         self.bad_steps = BadSteps(self.run_dir, train.max_bad_steps, self.report)
         self.known_skipped, self.skipped_files = 0.0, 0
@@ -209,7 +213,7 @@ class Trainer:
         epoch, done = divmod(at.step, self.steps_per_epoch)
         self.loader.set_epoch(epoch, skip_batches=done * train.accumulate)
         batches = iter(self.loader)
-        self.window = _Window()
+        self.window = Window()
         while not self.stopped and at.step < (epoch + 1) * self.steps_per_epoch:
             self.step(batches, should_stop)
             # The epoch's last step is saved when the epoch has ended, validation and all, or not at all.
@@ -332,7 +336,7 @@ class Trainer:
 
     def _report_step(self, done: _Pending, loss: float, norm: float) -> None:
         epochs, views = done.number / self.steps_per_epoch, self.dataset.clips_per_video
-        window, self.window = self.window, _Window()
+        window, self.window = self.window, Window()
         seconds = self.window.start - window.start
         self.clips_done += window.clips
         self.report(
@@ -491,10 +495,3 @@ class Trainer:
 
     def _warn(self, text: str, step: int) -> None:
         self.report("warning", {"step": step, "text": text})
-
-
-class _Window:
-    """What came since the last `step` event."""
-
-    def __init__(self) -> None:
-        self.start, self.wait_s, self.clips = time.perf_counter(), 0.0, 0

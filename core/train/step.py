@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -39,6 +40,13 @@ class Late:
             self._copied.synchronize()
         numbers: list[float] = self._values.tolist()
         return numbers
+
+
+class Window:
+    """What came since the last `step` event."""
+
+    def __init__(self) -> None:
+        self.start, self.wait_s, self.clips = time.perf_counter(), 0.0, 0
 
 
 class Gradients:

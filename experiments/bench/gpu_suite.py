@@ -6,15 +6,14 @@
 (b) every op against eager torch, torch.compile and SDPA's backends, with bytes and FLOPs beside this GPU's
     own measured ceilings; (c) whole pre-training steps of ViT-S/B/L/H, ours and transformers'; (d) a profile
 of the step by kernel. Needs torch, triton, numpy and (for a) pytest; transformers for its rows in (c).
-Writes one JSON, `gpu_<name>.json`, into DIR; checked in under `kernels/results/` it feeds `vmae bench report`
-and, through `python -m vmae.kernels.evidence`, dispatch. `--dry-run` walks the same code on the CPU with tiny
-shapes and marks its JSON as such.
+Writes one JSON, `gpu_<name>.json`, into DIR; checked in under `kernels/results/` it feeds
+`vmae bench report`. `--dry-run` walks the same code on the CPU with tiny shapes and marks its JSON as such.
 
 Everything on the GPU happens in watched processes (`vmae.kernels.supervise`): a kernel that hangs or crashes
-is named in the JSON and left out, the rest is measured, and the JSON is written after every result. While the
-tests run, other processes compile what will be timed, into the compilers' caches; nothing is timed before
-they end. Order: tests; ceilings; tiles; the ops and the step with a bar; the profile; all others until the
-time is up.
+is named in the JSON and left out, the rest is measured, and the JSON is written after every result; what the
+processes print stays beside it. While the tests run, other processes compile what will be timed, into the
+compilers' caches; nothing is timed before they end. Order: tests; ceilings; tiles; what calibration chooses
+for ViT-B (used from then on); the ops and the step with a bar; the profile; all others until the time is up.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +32,16 @@ import torch
 
 from vmae.core.files import write_json
 from vmae.experiments.bench import tiles
-from vmae.experiments.bench.gpu_tests import Background, environment, start_tests
-from vmae.experiments.bench.gpu_work import WARMERS, describe_op, describe_step, warm, work, work_items
+from vmae.experiments.bench.gpu_tests import SANITIZERS, Background, environment, start_tests
+from vmae.experiments.bench.gpu_work import (
+    WARMERS,
+    calibrated_line,
+    describe_op,
+    describe_step,
+    warm,
+    work,
+    work_items,
+)
 from vmae.experiments.bench.machine import machine
 from vmae.kernels.supervise import Journal, supervise
 
@@ -42,7 +49,7 @@ SCHEMA = 1
 PARTS = "abcd"
 ME = (sys.executable, "-m", "vmae.experiments.bench.gpu_suite")
 # What a part measures: where some parts are measured again, the others stay.
-RENEWED = {"b": ("ops", "tiles"), "c": ("steps",), "d": ("profile",)}
+RENEWED = {"b": ("ops", "tiles", "calibration"), "c": ("steps",), "d": ("profile",)}
 
 
 @dataclass(kw_only=True)
@@ -84,7 +91,7 @@ class Suite:
         write_json(self.path, self.result)
 
     def test(self, device: str, folder: Path, until: float) -> bool:
-        """(a) Wait for the tests; return whether one failed (the sanitizer is only reported)."""
+        """(a) Wait for the tests; return whether one failed: not one cut off, nor a sanitizer."""
         self.say("tests, small launches, sanitizer; compiling meanwhile")
         started = start_tests(device, folder)
         reports = {k: v if isinstance(v, dict) else v.result(until) for k, v in started.items()}
@@ -94,7 +101,9 @@ class Suite:
                 f"{what}: exit code {report.get('exit_code')}: " + " / ".join(report.get("tail", [])[-2:])
             )
         self.save()
-        return any(what != "sanitizer" and r.get("exit_code", 0) != 0 for what, r in reports.items())
+        return any(
+            what not in SANITIZERS and r.get("exit_code") not in (0, None) for what, r in reports.items()
+        )
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take a line of the worker's journal into the JSON, and say it."""
@@ -111,6 +120,9 @@ class Suite:
             self.say(f"{event['done']}: {event['took_s']} s")
             if key in ("ceilings", "profile"):
                 self.result[key] = value
+            elif key == "calibration":
+                self.result.setdefault(key, {}).update(value)
+                self.say(calibrated_line(value))
             else:
                 self.result.setdefault(key, []).extend(value if isinstance(value, list) else [value])
             lines = describe_op(value) if key == "ops" else []
@@ -152,18 +164,21 @@ def main(argv: list[str] | None = None) -> int:
         work(Journal(path=args.worker), device, args.parts, begin=args.begin, known=known, **how)
         return 0
     suite = Suite.start(args.out, device, args.parts, dry_run=args.dry_run)
-    with tempfile.TemporaryDirectory() as folder:
-        failed = _test_and_warm(suite, device, args.parts, Path(folder), args.budget_s)
-        journal = Journal(path=Path(folder, "journal.jsonl"))
-        if args.in_process:
-            work(journal, device, args.parts, begin=suite.begin, **how)
-            for event in journal.read():
-                suite.on_event(event)
-        else:
-            _watch(suite, journal, args.parts, **how)
-        wanted = {item.name for item in work_items(device, args.parts, dry_run=args.dry_run)}
-        left_out = suite.result["left_out"]
-        left_out += [f"{name}: cut off" for name in sorted(wanted - journal.finished())]
+    # What tests, sanitizers and workers print stays beside the JSON.
+    logs = args.out.resolve() / f"{suite.path.stem}_logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    failed = _test_and_warm(suite, device, args.parts, logs, args.budget_s)
+    journal = Journal(path=logs / "journal.jsonl")
+    if args.in_process:
+        work(journal, device, args.parts, begin=suite.begin, **how)
+        for event in journal.read():
+            suite.on_event(event)
+    else:
+        _watch(suite, journal, args.parts, **how)
+    wanted = {item.name for item in work_items(device, args.parts, dry_run=args.dry_run)}
+    left_out = suite.result["left_out"]
+    left_out += [f"{name}: cut off" for name in sorted(wanted - journal.finished())]
     suite.save()
     suite.say(f"wrote {suite.path}" + (f"; left out: {'; '.join(left_out)}" if left_out else ""))
     return 1 if failed else 0
@@ -193,7 +208,12 @@ def _watch(suite: Suite, journal: Journal, parts: str, *, dry_run: bool, budget_
     command += ["--begin", str(suite.begin)] + (["--dry-run"] if dry_run else [])
     if suite.result.get("tiles") or suite.result.get("ops"):
         known = journal.path.with_name("known.json")
-        known.write_text(json.dumps({k: suite.result.get(k, []) for k in ("tiles", "ops")}))
+        known.write_text(
+            json.dumps(
+                {k: suite.result.get(k, []) for k in ("tiles", "ops")}
+                | {"calibration": suite.result.get("calibration", {})}
+            )
+        )
         command += ["--known", str(known)]
     deadline = suite.begin + budget_s + 8
     supervise(command, journal, deadline=deadline, on_event=suite.on_event, env=environment())

@@ -23,6 +23,9 @@ from vmae.kernels.supervise import kill_group
 from vmae.kernels.timing import TOLERANCE, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
+SANITIZERS = ("memcheck", "racecheck")
+SANITIZER_LIMIT_S = 60.0
+"""Each one's; they slow a program down a hundredfold and must not hold up the rest."""
 
 
 def small_launches(device: str) -> float:
@@ -33,6 +36,13 @@ def small_launches(device: str) -> float:
             for op in OPS
             for got, ref in op.small_launches(device)
         )
+
+
+def same_twice(device: str) -> bool:
+    """Whether two runs of the small launches give the same bits; no kernel in them adds by atomics."""
+    with use_kernels("triton"):
+        runs = [[got for op in OPS for got, _ in op.small_launches(device)] for _ in range(2)]
+    return all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def environment() -> dict[str, str]:
@@ -49,19 +59,21 @@ class Background:
 
     process: subprocess.Popen[bytes]
     log: Path
+    until: float = float("inf")
+    """Its own limit, time.monotonic."""
 
     @classmethod
-    def start(cls, command: list[str], log: Path, **env: str) -> Background:
+    def start(cls, command: list[str], log: Path, *, limit_s: float = float("inf"), **env: str) -> Background:
         with log.open("wb") as f:
             process = subprocess.Popen(
                 command, stdout=f, stderr=f, cwd=ROOT, env=environment() | env, start_new_session=True
             )
-        return cls(process=process, log=log)
+        return cls(process=process, log=log, until=time.monotonic() + limit_s)
 
     def result(self, until: float) -> dict[str, Any]:
         """Wait until `until` (time.monotonic) at most: exit code (None: cut off) and the last lines."""
         try:
-            code: int | None = self.process.wait(timeout=max(0.1, until - time.monotonic()))
+            code: int | None = self.process.wait(timeout=max(0.1, min(until, self.until) - time.monotonic()))
         except subprocess.TimeoutExpired:
             kill_group(self.process)
             code = None
@@ -70,7 +82,10 @@ class Background:
 
 
 def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, Any]]:
-    """Start the kernel tests, small launches of every kernel, and compute-sanitizer over those."""
+    """Start the kernel tests, small launches of every kernel, and compute-sanitizer over those.
+
+    What they print is kept in `folder`.
+    """
     me = [sys.executable, "-m", "vmae.experiments.bench.gpu_tests", device]
     started: dict[str, Background | dict[str, Any]] = {}
     tests = ROOT / "tests" / "kernels" / "test_triton.py"
@@ -79,7 +94,8 @@ def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, A
     elif importlib.util.find_spec("pytest") is None:
         started["pytest"] = {"skipped": "pytest is not installed"}
     else:
-        command = [sys.executable, "-m", "pytest", str(tests), "-q", "-W", "ignore", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", str(tests), "-v", "--tb=short", "-W", "ignore"]
+        command += ["-p", "no:cacheprovider"]
         if device == "cpu":
             command += ["-k", "decoder_tokens and dtype0"]
         elif importlib.util.find_spec("xdist") is not None:
@@ -87,19 +103,21 @@ def start_tests(device: str, folder: Path) -> dict[str, Background | dict[str, A
         started["pytest"] = Background.start(command, folder / "pytest.log")
     started["small_launches"] = Background.start(me, folder / "small.log")
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if device != "cuda" or not Path(sanitizer).exists():
-        started["sanitizer"] = {"skipped": "no compute-sanitizer here"}
-    else:
-        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *me]
-        started["sanitizer"] = Background.start(command, folder / "sanitizer.log")
+    for tool in SANITIZERS:
+        if device != "cuda" or not Path(sanitizer).exists():
+            started[tool] = {"skipped": "no compute-sanitizer here"}
+            continue
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *me]
+        started[tool] = Background.start(command, folder / f"{tool}.log", limit_s=SANITIZER_LIMIT_S)
     return started
 
 
 def main(argv: list[str]) -> int:
     """Launch every kernel on the device named; return 1 where a result is wrong."""
     error = small_launches(argv[0])
-    print(f"largest relative error {error:.2e}")
-    return 0 if error < TOLERANCE else 1
+    same = same_twice(argv[0])
+    print(f"largest relative error {error:.2e}; two runs {'have the same bits' if same else 'DIFFER'}")
+    return 0 if error < TOLERANCE and same else 1
 
 
 if __name__ == "__main__":

@@ -14,14 +14,19 @@ from typing import Any
 
 import torch
 
+from vmae.experiments import recipes
 from vmae.experiments.bench import step as steps
 from vmae.experiments.bench import tiles
-from vmae.experiments.bench.machine import machine
-from vmae.kernels import dispatch, evidence
+from vmae.experiments.bench.calibration import work_of
+from vmae.kernels import dispatch
 from vmae.kernels.descriptor import BenchCase, Sweep
+from vmae.kernels.device import Device, Host
 from vmae.kernels.registry import bench_cases, use_candidate
+from vmae.kernels.sites import Site
 from vmae.kernels.supervise import Journal
+from vmae.kernels.table import from_json, to_json
 from vmae.kernels.timing import measure_ceilings, run_bench
+from vmae.kernels.trial import measure_site
 
 WARMERS = 3
 # Silence that means a hang: the first inductor compilation of an op, of a whole model.
@@ -54,6 +59,7 @@ def work_items(device: str, parts: str, *, dry_run: bool) -> Iterator[Item]:
     if "b" in parts:
         for sweep in tiles.sweeps(device, tiny=dry_run):
             yield _tiles(sweep, device, dry_run)
+        yield from _sites(device, dry_run)
     yield from (_op(case, device, dry_run, by=0.6) for case in ops if case.barred)
     yield from whole[:1]
     if "d" in parts:
@@ -76,6 +82,30 @@ def _tiles(sweep: Sweep, device: str, dry_run: bool) -> Item:
         by=0.5,
         run=lambda announce, skip: tiles.measure(sweep, device, tiny=dry_run, announce=announce, skip=skip),
     )
+
+
+def _sites(device: str, dry_run: bool) -> Iterator[Item]:
+    """What calibration chooses at each site of ViT-B's pre-training step, 64 clips, eager and compiled."""
+    recipe, rows = ("demo_pretrain", 2) if dry_run else ("k400_base_pretrain", 64)
+    sites: dict[Site, int] = {}
+    for compiled in (False,) if dry_run else (False, True):
+        precision = "fp32" if dry_run else "bf16"
+        sites |= work_of(recipes.get(recipe), rows=rows, precision=precision, compiled=compiled).calls
+    layer = Device() if device == "cuda" else Host()
+
+    def measured(site: Site) -> Callable[[Announce, dict[str, str]], dict[str, Any]]:
+        def run(announce: Announce, skip: dict[str, str]) -> dict[str, Any]:
+            return to_json({site.key: measure_site(site, layer, refused=skip, announce=announce)})
+
+        return run
+
+    for site in sites:
+        yield Item(name=f"site {site.key}", key="calibration", by=0.55, run=measured(site))
+
+
+def calibrated_line(rows: dict[str, Any]) -> str:
+    """What was chosen, and why."""
+    return "; ".join(f"{key}: {row['choice'] or 'torch'} ({row['why']})" for key, row in rows.items())
 
 
 def _op(case: BenchCase, device: str, dry_run: bool, *, by: float) -> Item:
@@ -111,12 +141,15 @@ def work(
     known: a former result of this machine, whose tiles and ops serve the parts that are measured now.
     """
     known = known or {}
+    chosen = from_json(known.get("calibration", {}))
     for row in known.get("tiles", []):
         use_candidate(row["kernel"], str(row["best"]))
     finished = journal.finished()
     took = {"steps": 0.0, "ops": 0.0}
     for event in journal.read():
         if "done" in event:
+            if event["key"] == "calibration":
+                chosen |= from_json(event["value"])
             if event["key"] == "tiles":
                 use_candidate(event["value"]["kernel"], str(event["value"]["best"]))
             took[event["key"]] = max(took.get(event["key"], 0.0), event["took_s"])
@@ -128,14 +161,15 @@ def work(
             journal.write(left_out=item.name)
             continue
         started = time.monotonic()
-        if item.key == "steps" and not dry_run:
-            _use_measured(journal, known.get("ops", []))
         journal.start(item.name, limit_s=item.limit_s)
 
         def announce(part: str, item: Item = item) -> None:
             journal.start(item.name, part, limit_s=item.limit_s)
 
+        dispatch.install(chosen)
         value = item.run(announce, journal.to_blame(item.name))
+        if item.key == "calibration":
+            chosen |= from_json(value)
         if item.key == "tiles":
             use_candidate(value["kernel"], str(value["best"]))
         seconds = time.monotonic() - started
@@ -143,14 +177,6 @@ def work(
         journal.done(item.name, item.key, value, took_s=seconds)
         if device == "cuda":
             torch.cuda.empty_cache()
-
-
-def _use_measured(journal: Journal, before: list[dict[str, Any]]) -> None:
-    """Let mode auto choose by what has been measured so far, as it will once that is checked in."""
-    ops = [e["value"] for e in journal.read() if e.get("key") == "ops"] or before
-    measured: dict[str, Any] = {"machine": machine(), "ops": ops}
-    if ops:
-        dispatch.load_evidence()[evidence.family_of(measured)] = evidence.rows_of(measured, "this run")
 
 
 def warm(share: int, device: str) -> None:

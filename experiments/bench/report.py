@@ -9,10 +9,10 @@ from typing import Any
 from vmae.core.plan import peak_flops
 from vmae.kernels.checks import require
 from vmae.kernels.descriptor import Bar
-from vmae.kernels.dispatch import EVIDENCE_FILE
 from vmae.kernels.registry import BASELINES, OPS
+from vmae.kernels.table import PRIORS
 
-RESULTS = EVIDENCE_FILE.parent
+RESULTS = PRIORS.parent
 
 
 def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:

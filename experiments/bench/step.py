@@ -22,6 +22,7 @@ from vmae.core.model.masking import MaskConfig, TokenMask, sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.plan import make_plan
 from vmae.core.train.graph import capture_step
+from vmae.core.train.parallel import transformer_blocks
 from vmae.experiments.bench.peers import peer_pixels, transformers_model
 from vmae.kernels import use_kernels
 
@@ -100,9 +101,15 @@ def _inputs(case: StepCase, device: str) -> tuple[Tensor, TokenMask]:
 
 
 def our_step(
-    case: StepCase, device: str, *, mode: str, compile_backend: str | None, graph: bool
+    case: StepCase,
+    device: str,
+    *,
+    mode: str,
+    compile_backend: str | None,
+    graph: bool,
+    by_block: bool = False,
 ) -> Callable[[], Tensor]:
-    """Our whole step: `mode` torch or triton, compiled or not, as one CUDA graph or not."""
+    """Our whole step: `mode` torch, triton or auto, compiled (by block or whole), as a CUDA graph, or not."""
     torch.manual_seed(0)
     model = VideoMAE(case.config()).to(device).train()
     optimizer = _optimizer(model, device)
@@ -112,7 +119,11 @@ def our_step(
         return model(video, TokenMask(visible, masked))
 
     forward = loss_of
-    if compile_backend is not None:
+    if by_block:
+        for blocks in transformer_blocks(model):
+            for block in blocks:
+                block.compile(dynamic=False, backend=compile_backend or "inductor")
+    elif compile_backend is not None:
         forward = torch.compile(loss_of, fullgraph=True, backend=compile_backend)
 
     def step(video: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
@@ -168,12 +179,18 @@ def _variants(
         yield "ours, kernels + compile", True, ours(mode="triton", compile_backend=backend, graph=True)
         yield "ours, torch path + compile", True, ours(mode="torch", compile_backend=backend, graph=True)
         yield "ours, best paths + compile", True, ours(mode="auto", compile_backend=backend, graph=True)
+        by_block: dict[str, Any] = {"mode": "auto", "compile_backend": backend, "by_block": True}
+        yield "ours, best paths + blocks compiled", True, ours(**by_block, graph=True)
+        yield "ours, best paths + blocks compiled", False, ours(**by_block, graph=False)
+        yield "ours, best paths", True, ours(mode="auto", compile_backend=None, graph=True)
+        yield "ours, torch path", True, ours(mode="torch", compile_backend=None, graph=True)
     yield "transformers sdpa", False, theirs(compile_backend=None)
     yield "transformers sdpa + compile", False, theirs(compile_backend=backend)
     if device == "cuda":
         yield "ours, kernels", True, ours(mode="triton", compile_backend=None, graph=True)
     if every:
         yield "ours, kernels", False, ours(mode="triton", compile_backend=None, graph=False)
+        yield "ours, best paths", False, ours(mode="auto", compile_backend=None, graph=False)
         yield "ours, kernels + compile", False, ours(mode="triton", compile_backend=backend, graph=False)
         yield "ours, torch path + compile", False, ours(mode="torch", compile_backend=backend, graph=False)
 
@@ -323,11 +340,12 @@ def _time_ms(run: Callable[[], Tensor], device: str, steps: int) -> float:
 
 
 def profile_step(device: str, *, dry_run: bool) -> dict[str, Any]:
-    """One step of ViT-B at 0.9 with the kernels, by kernel: name, calls, milliseconds, largest first."""
+    """One step of ViT-B at 0.9 by the best paths, blocks compiled: name, calls, ms, largest first."""
     from torch.profiler import ProfilerActivity, profile
 
     case = TINY[0] if dry_run else CASES[0]
-    run = our_step(case, device, mode="triton", compile_backend=None, graph=False)
+    best: dict[str, Any] = {"mode": "auto", "compile_backend": "aot_eager" if dry_run else "inductor"}
+    run = our_step(case, device, **best, graph=False, by_block=True)
     for _ in range(3):
         run()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])

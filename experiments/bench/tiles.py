@@ -1,8 +1,7 @@
 """Which candidate of a kernel is fastest on this GPU: checked, then timed in turns.
 
 The candidates are few and all in the ahead-of-time table, so whichever wins is known not to spill. The GPU
-suite uses a winner at once for everything it times afterwards; `python -m vmae.kernels.evidence` checks it
-in.
+suite uses a winner at once for everything it times afterwards.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ CLASSIFIER = "vmae.classifier"
 """Of a trial that was fine-tuned: the folder of the classifier or detector (CHECKPOINT is the pre-trained
 model's)."""
 INIT = "vmae.init"
+KERNELS = "vmae.kernels"
+"""Fingerprint of the machine whose measurements chose a training's kernels; with an op's name behind it, the
+ways taken (`torch`, `triton`, `sdpa`)."""
 REFUSED = "vmae.refused"
 """What the store refused of the run."""
 

@@ -2,18 +2,16 @@
 
 Every configuration listed here is compiled ahead of time for its family by `vmae bench kernels --aot` and
 must not spill. The defaults are chosen without a GPU: no spill, the most matrix work per tile. CANDIDATES are
-what the GPU suite times against each other (`experiments/bench/tiles.py`); a winner that is checked in with
-the evidence takes the default's place on that family.
+what a user's GPU times against each other (`calibrate.py`), and the GPU suite (`experiments/bench/tiles.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from vmae.kernels.dispatch import load_evidence
+from vmae.kernels.checks import require
 
 SHORT_MAX_TOKENS = 256
 MAX_HEAD_DIM = 128
@@ -154,33 +152,51 @@ CANDIDATES: dict[int, dict[str, list[Tile]]] = {
     }
 }
 SWEEP_HEAD_DIM = 64
-# Winners of a sweep in this process, before they are checked in: {kernel: tile}.
+# Winners of a sweep in this process: {kernel: tile}. A call that names its tiles does not look here.
 measured_here: dict[str, Tile] = {}
 
 
-def chosen_tile(family: int, kernel: str) -> Tile | None:
-    """Return the measured winner among CANDIDATES, of this process or checked in; None where none is."""
-    known = CANDIDATES.get(family, {}).get(kernel, [])
-    if kernel in measured_here:
-        return measured_here[kernel]
-    row: dict[str, Any] | None = load_evidence().get(f"sm_{family}", {}).get("tiles", {}).get(kernel)
-    return next((t for t in known if row is not None and str(t) == row["tile"]), None)
+def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int, tiles: str = "") -> AttentionPlan:
+    """Return the kernels and tiles for a sequence of n tokens on a GPU family.
 
-
-def attention_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> AttentionPlan:
-    """Return the kernels and tiles for a sequence of n tokens on a GPU family (80, 90 or 100).
-
-    Measured winners serve the sequence and head dims they were measured for: 129 to 160 tokens and more than
-    256, head dims 33 to 64, 16-bit.
+    tiles: "default", or the kernels whose tile is another of CANDIDATES, as `variants` writes them. Empty:
+    the default, or what a sweep found in this process for the shapes it is about (129 to 160 tokens and more
+    than 256, head dims 33 to 64, 16-bit).
     """
     plan = default_plan(n, head_dim, dtype, family)
+    if tiles:
+        return with_tiles(plan, _named_tiles(tiles, family))
+    swept = variant_kernels(n, head_dim, dtype)
+    return with_tiles(plan, {k: measured_here.get(k) for k in swept}) if measured_here else plan
+
+
+def variant_kernels(n: int, head_dim: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The kernels of a shape that CANDIDATES are meant for."""
     if dtype == torch.float32 or head_block(head_dim) != SWEEP_HEAD_DIM:
-        return plan
+        return ()
     if n > SHORT_MAX_TOKENS:
-        return with_tiles(plan, {k: chosen_tile(family, k) for k in ("long_fwd", "long_dq", "long_dkdv")})
-    if 128 < n <= 160:
-        return with_tiles(plan, {k: chosen_tile(family, k) for k in ("short_fwd", "short_bwd")})
-    return plan
+        return ("long_fwd", "long_dq", "long_dkdv")
+    return ("short_fwd", "short_bwd") if 128 < n <= 160 else ()
+
+
+def variants(n: int, head_dim: int, dtype: torch.dtype, family: int, *, grad: bool) -> list[str]:
+    """Names of the plans worth measuring: the default, and each candidate tile of one kernel in turn.
+
+    "short_fwd=64x0 4 warps 1 stages"; several tiles are joined by ";".
+    """
+    kernels = [k for k in variant_kernels(n, head_dim, dtype) if grad or k.endswith("fwd")]
+    known = CANDIDATES.get(family, {})
+    return ["default", *(f"{kernel}={tile}" for kernel in kernels for tile in known.get(kernel, [])[1:])]
+
+
+def _named_tiles(tiles: str, family: int) -> dict[str, Tile | None]:
+    named: dict[str, Tile | None] = {}
+    for part in tiles.split(";") if tiles != "default" else ():
+        kernel, _, name = part.partition("=")
+        known = {str(t): t for t in CANDIDATES.get(family, {}).get(kernel, [])}
+        require(name in known, f"a tile of {kernel} on sm_{family} among {', '.join(known)}", repr(name))
+        named[kernel] = known[name]
+    return named
 
 
 def with_tiles(plan: AttentionPlan, tiles: dict[str, Tile | None]) -> AttentionPlan:

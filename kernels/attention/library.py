@@ -10,22 +10,26 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
-from vmae.kernels.launch import check_offsets, family_of, on_device, runs_kernel
+from vmae.kernels.dispatch import call_name
+from vmae.kernels.launch import check_offsets, family_of, on_device, or_plain, runs_kernel
+from vmae.kernels.sites import Dims
 
 LOG2E = math.log2(math.e)
 
 torch.library.define(
-    "vmae::attention_fwd", "(Tensor qkv, float scale, Tensor? lengths, SymInt first) -> (Tensor, Tensor)"
+    "vmae::attention_fwd",
+    "(Tensor qkv, float scale, Tensor? lengths, SymInt first, str tiles) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "vmae::attention_bwd",
-    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, Tensor? lengths, SymInt first) -> Tensor",
+    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, Tensor? lengths, SymInt first, str tiles)"
+    " -> Tensor",
 )
 
 
-def plan_for(qkv: Tensor, first: int = 0) -> AttentionPlan:
-    """Return the configured kernels and tiles of a call."""
-    plan = attention_plan(qkv.shape[1], qkv.shape[4], qkv.dtype, family_of(qkv))
+def plan_for(qkv: Tensor, first: int = 0, tiles: str = "") -> AttentionPlan:
+    """Return the kernels and tiles of a call: the configured ones, or with some tiles replaced by name."""
+    plan = attention_plan(qkv.shape[1], qkv.shape[4], qkv.dtype, family_of(qkv), tiles)
     # Only the long kernels leave out the rows before `first`.
     return replace(plan, short_fwd=None, short_bwd=None) if first else plan
 
@@ -151,10 +155,30 @@ def _scores(qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> Te
     return scores
 
 
+def site_dims(qkv: Tensor, first: int) -> Dims:
+    """What of a call's shape decides which kernel is fastest."""
+    _, n, _, h, d = qkv.shape
+    return (("N", int(n)), ("H", int(h)), ("D", int(d)), ("first", int(first)))
+
+
+def _name(qkv: Tensor, first: int) -> str:
+    return call_name("fused_attention", qkv.dtype, site_dims(qkv, first))
+
+
 @torch.library.impl("vmae::attention_fwd", ("cpu", "cuda"))
-def _attention_fwd(qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
-    if runs_kernel(qkv):
-        return launch_fwd(qkv, scale, lengths, first=first)
+def _attention_fwd(
+    qkv: Tensor, scale: float, lengths: Tensor | None, first: int, tiles: str
+) -> tuple[Tensor, Tensor]:
+    def plain() -> tuple[Tensor, Tensor]:
+        return _plain_fwd(qkv, scale, lengths, first)
+
+    if not runs_kernel(qkv):
+        return plain()
+    plan = plan_for(qkv, first, tiles)
+    return or_plain(lambda: _name(qkv, first), lambda: launch_fwd(qkv, scale, lengths, plan, first), plain)
+
+
+def _plain_fwd(qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
     from vmae.kernels.attention.reference import fused_attention_reference
 
     lse = qkv.new_zeros(qkv.shape[0], qkv.shape[3], qkv.shape[1], dtype=torch.float32)
@@ -164,10 +188,29 @@ def _attention_fwd(qkv: Tensor, scale: float, lengths: Tensor | None, first: int
 
 @torch.library.impl("vmae::attention_bwd", ("cpu", "cuda"))
 def _attention_bwd(
-    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None, first: int
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+    first: int,
+    tiles: str,
 ) -> Tensor:
-    if runs_kernel(qkv):
-        return launch_bwd(dout, qkv, out, lse, scale, lengths, first=first)
+    def plain() -> Tensor:
+        return _plain_bwd(dout, qkv, scale, lengths, first)
+
+    if not runs_kernel(qkv):
+        return plain()
+    plan = plan_for(qkv, first, tiles)
+    return or_plain(
+        lambda: _name(qkv, first),
+        lambda: launch_bwd(dout, qkv, out, lse, scale, lengths, plan=plan, first=first),
+        plain,
+    )
+
+
+def _plain_bwd(dout: Tensor, qkv: Tensor, scale: float, lengths: Tensor | None, first: int) -> Tensor:
     b, n, _, h, d = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     do = dout.reshape(b, n - first, h, d).transpose(1, 2)  # [B, H, N - first, D]
@@ -181,7 +224,7 @@ def _attention_bwd(
 
 @torch.library.register_fake("vmae::attention_fwd")
 def _attention_fwd_fake(
-    qkv: Tensor, scale: float, lengths: Tensor | None, first: int
+    qkv: Tensor, scale: float, lengths: Tensor | None, first: int, tiles: str
 ) -> tuple[Tensor, Tensor]:
     b, n, _, h, d = qkv.shape
     return qkv.new_empty(b, n - first, h * d), qkv.new_empty(b, h, n, dtype=torch.float32)
@@ -189,23 +232,30 @@ def _attention_fwd_fake(
 
 @torch.library.register_fake("vmae::attention_bwd")
 def _attention_bwd_fake(
-    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, lengths: Tensor | None, first: int
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+    first: int,
+    tiles: str,
 ) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, scale, lengths, first = inputs
+    qkv, scale, lengths, first, tiles = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.scale, ctx.first = scale, first
+    ctx.scale, ctx.first, ctx.tiles = scale, first, tiles
     ctx.save_for_backward(qkv, out, lse, lengths)
 
 
-def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor, None, None, None]:
+def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor, None, None, None, None]:
     qkv, out, lse, lengths = ctx.saved_tensors
-    dqkv = torch.ops.vmae.attention_bwd(dout, qkv, out, lse, ctx.scale, lengths, ctx.first)
-    return dqkv, None, None, None
+    dqkv = torch.ops.vmae.attention_bwd(dout, qkv, out, lse, ctx.scale, lengths, ctx.first, ctx.tiles)
+    return dqkv, None, None, None, None
 
 
 torch.library.register_autograd("vmae::attention_fwd", _backward, setup_context=_setup)

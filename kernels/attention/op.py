@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vmae.kernels.attention import library  # noqa: F401 (registers the ops)
 from vmae.kernels.attention.configs import MAX_HEAD_DIM
 from vmae.kernels.attention.cpu import WrittenOutAttention
+from vmae.kernels.attention.library import site_dims
 from vmae.kernels.checks import FLOAT_DTYPES, describe, require, values_are_checked
-from vmae.kernels.dispatch import use_triton
+from vmae.kernels.dispatch import choose
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+"""SDPA's backends by the names that a choice has ("sdpa flash")."""
 
 
 def fused_attention(
@@ -54,11 +65,19 @@ def fused_attention(
     require(whole and 0 <= first_query < n, f"first_query in [0, {n})", first_query)
     is_number = scale is None or isinstance(scale, (int, float, torch.SymFloat))
     require(is_number and scale == scale, "scale None or a number", repr(scale))  # noqa: PLR0124 (not NaN)
-    if use_triton("fused_attention", qkv, unsupported=_unsupported(qkv, scale), size=n):
+    way = choose(
+        "fused_attention",
+        qkv,
+        unsupported=_unsupported(qkv, scale),
+        dims=site_dims(qkv, first_query),
+        layout="packed" if lengths is None else "packed+lengths",
+        dtype=qkv.dtype,
+    )
+    if way.startswith("triton"):
         used = qkv.shape[4] ** -0.5 if scale is None else scale
-        out, _lse = torch.ops.vmae.attention_fwd(qkv, used, lengths, first_query)
+        out, _lse = torch.ops.vmae.attention_fwd(qkv, used, lengths, first_query, way[7:])
         return out
-    return _attention_torch(qkv, scale, lengths, first_query)
+    return _attention_torch(qkv, scale, lengths, first_query, way[5:])
 
 
 def _unsupported(qkv: Tensor, scale: float | None) -> str | None:
@@ -72,15 +91,20 @@ def _unsupported(qkv: Tensor, scale: float | None) -> str | None:
     return None
 
 
-def _attention_torch(qkv: Tensor, scale: float | None, lengths: Tensor | None, first_query: int) -> Tensor:
+def _attention_torch(
+    qkv: Tensor, scale: float | None, lengths: Tensor | None, first_query: int, backend: str = ""
+) -> Tensor:
+    """SDPA as torch chooses, or with the one `backend` of BACKENDS."""
     n, dh = qkv.shape[1], qkv.shape[4]
     # Measured on 2 cores, forward and backward, one layer: in bfloat16 the written-out products take a third
     # (N = 160) to a half (N = 1568) of SDPA's time; in float32 SDPA wins at every length.
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and lengths is None:
         return WrittenOutAttention.apply(qkv, dh**-0.5 if scale is None else scale, first_query)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, Dh] each
+    # Unbound before it is turned: autograd then stacks dq, dk, dv into one packed tensor, in one pass.
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, H, N, Dh] each
     keep = None
     if lengths is not None:
         keep = (torch.arange(n, device=qkv.device) < lengths[:, None])[:, None, None, :]  # [B, 1, 1, N]
-    out = F.scaled_dot_product_attention(q[:, :, first_query:], k, v, attn_mask=keep, scale=scale)
+    with sdpa_kernel([BACKENDS[backend]]) if backend else contextlib.nullcontext():
+        out = F.scaled_dot_product_attention(q[:, :, first_query:], k, v, attn_mask=keep, scale=scale)
     return out.transpose(1, 2).flatten(2)

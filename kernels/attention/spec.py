@@ -24,6 +24,7 @@ from vmae.kernels.attention.configs import (
 from vmae.kernels.attention.library import launch_bwd, launch_fwd
 from vmae.kernels.attention.op import fused_attention
 from vmae.kernels.attention.reference import fused_attention_reference
+from vmae.kernels.attention.trial import choices, trial
 from vmae.kernels.descriptor import Bar, Case, Op
 from vmae.kernels.dispatch import family as family_here
 
@@ -137,8 +138,6 @@ def _use(kernel: str, candidate: str) -> None:
 OP = Op(
     name="fused_attention",
     folder="attention",
-    size="N",
-    status_sizes=(160, 1568),
     baselines={"fused_attention": _SDPA},
     bars=(
         Bar(what="encoder attention", bench="fused_attention", tokens=160, timed="fwd", baselines=_SDPA,
@@ -149,6 +148,8 @@ OP = Op(
             ratio=1.0),
     ),
     benches=benches,
+    choices=choices,
+    trial=trial,
     cases=_cases,
     small_launches=_small_launches,
     sweeps=sweeps,

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference
-from vmae.kernels.launch import on_device, runs_kernel
+from vmae.kernels.dispatch import call_name
+from vmae.kernels.launch import on_device, or_plain, runs_kernel
+from vmae.kernels.sites import Dims
 
 torch.library.define(
     "vmae::decoder_tokens",
@@ -21,6 +23,12 @@ torch.library.define(
 )
 
 
+def site_dims(visible: Tensor, masked_indices: Tensor) -> Dims:
+    """What of a call's shape decides which way is fastest."""
+    _, v, d = visible.shape
+    return (("V", int(v)), ("M", int(masked_indices.shape[1])), ("D", int(d)))
+
+
 @torch.library.impl("vmae::decoder_tokens", ("cpu", "cuda"))
 def _tokens(
     visible: Tensor,
@@ -30,10 +38,28 @@ def _tokens(
     masked_indices: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
+    given = (visible, mask_token, pos, visible_indices, masked_indices)
+
+    def plain() -> Tensor:
+        return assemble_decoder_tokens_reference(*given, dtype=dtype)
+
     if not all(runs_kernel(x) for x in (visible, mask_token, pos)) or dtype == torch.float64:
-        return assemble_decoder_tokens_reference(
-            visible, mask_token, pos, visible_indices, masked_indices, dtype=dtype
-        )
+        return plain()
+
+    def name() -> str:
+        return call_name("assemble_decoder_tokens", visible.dtype, site_dims(visible, masked_indices))
+
+    return or_plain(name, lambda: _launch(*given, dtype), plain)
+
+
+def _launch(
+    visible: Tensor,
+    mask_token: Tensor,
+    pos: Tensor,
+    visible_indices: Tensor,
+    masked_indices: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     from vmae.kernels.decoder_tokens import triton_kernels as kernels
 
     b, v, d = visible.shape
@@ -61,11 +87,23 @@ def _tokens(
 @torch.library.impl("vmae::decoder_tokens_bwd", ("cpu", "cuda"))
 def _tokens_bwd(dout: Tensor, num_visible: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return (dvisible of `dtype`, the mask token's gradient `[D]` in float32 or float64)."""
-    b, n, d = dout.shape
-    work = torch.float64 if dout.dtype == torch.float64 else torch.float32
-    if not runs_kernel(dout) or dtype == torch.float64:
+
+    def plain() -> tuple[Tensor, Tensor]:
+        work = torch.float64 if dout.dtype == torch.float64 else torch.float32
         dtoken = dout[:, num_visible:].sum(dim=(0, 1), dtype=work)
         return dout[:, :num_visible].to(dtype, copy=True).contiguous(), dtoken
+
+    def name() -> str:
+        dims = (("V", num_visible), ("M", dout.shape[1] - num_visible), ("D", dout.shape[2]))
+        return call_name("assemble_decoder_tokens", dtype, dims)
+
+    if not runs_kernel(dout) or dtype == torch.float64:
+        return plain()
+    return or_plain(name, lambda: _launch_bwd(dout, num_visible, dtype), plain)
+
+
+def _launch_bwd(dout: Tensor, num_visible: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    b, n, d = dout.shape
     from vmae.kernels.decoder_tokens import triton_kernels as kernels
 
     dvisible = torch.empty(b, num_visible, d, dtype=dtype, device=dout.device)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, describe, require
-from vmae.kernels.decoder_tokens import library  # noqa: F401 (registers the ops)
+from vmae.kernels.decoder_tokens import library
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference
-from vmae.kernels.dispatch import use_triton
+from vmae.kernels.dispatch import choose
 
 
 def assemble_decoder_tokens(
@@ -56,7 +56,15 @@ def assemble_decoder_tokens(
     require(dtype is None or dtype in FLOAT_DTYPES, "dtype None or a float dtype", dtype)
     kinds = (visible.dtype, mask_token.dtype, pos.dtype, dtype)
     unsupported = "float64 is computed by the reference only" if torch.float64 in kinds else None
-    if use_triton("assemble_decoder_tokens", visible, unsupported=unsupported, size=d):
+    way = choose(
+        "assemble_decoder_tokens",
+        visible,
+        unsupported=unsupported,
+        dims=library.site_dims(visible, masked_indices),
+        layout=str(dtype or visible.dtype).removeprefix("torch."),
+        dtype=visible.dtype,
+    )
+    if way.startswith("triton"):
         return torch.ops.vmae.decoder_tokens(
             visible, mask_token, pos, visible_indices, masked_indices, dtype or visible.dtype
         )

@@ -12,6 +12,7 @@ from vmae.kernels.decoder_tokens.bench import benches
 from vmae.kernels.decoder_tokens.configs import ROWS, SPLITS, width_block
 from vmae.kernels.decoder_tokens.op import assemble_decoder_tokens
 from vmae.kernels.decoder_tokens.reference import assemble_decoder_tokens_reference
+from vmae.kernels.decoder_tokens.trial import choices, trial
 from vmae.kernels.descriptor import Case, Op
 
 
@@ -52,10 +53,10 @@ def _small_launches(device: str) -> Iterator[tuple[Tensor, Tensor]]:
 OP = Op(
     name="assemble_decoder_tokens",
     folder="decoder_tokens",
-    size="D",
-    status_sizes=(384,),
     baselines={"assemble_decoder_tokens": ("torch path", "compiled torch path")},
     benches=benches,
+    choices=choices,
+    trial=trial,
     cases=_cases,
     small_launches=_small_launches,
 )

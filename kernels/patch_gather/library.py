@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae.kernels.launch import family_of, on_device, row_is_run, runs_kernel, video_strides
+from vmae.kernels.dispatch import call_name
+from vmae.kernels.launch import on_device, or_plain, row_is_run, runs_kernel, video_strides
 from vmae.kernels.layout import channels_last
 from vmae.kernels.patch_gather.configs import gather_block
 from vmae.kernels.patch_gather.reference import gather_patches_reference
+from vmae.kernels.sites import Dims
 
 _GRID = "int patch_size, int tubelet_size, float[]? mean, float[]? std, str layout"
 torch.library.define(
-    "vmae::gather_patches", f"(Tensor video, Tensor indices, {_GRID}, ScalarType dtype) -> Tensor"
+    "vmae::gather_patches", f"(Tensor video, Tensor indices, {_GRID}, ScalarType dtype, str tiles) -> Tensor"
 )
 torch.library.define(
     "vmae::gather_patches_bwd",
@@ -62,6 +64,20 @@ def grid_args(
     }
 
 
+def site_dims(video: Tensor, indices: Tensor, patch_size: int, tubelet_size: int, layout: str) -> Dims:
+    """What of a call's shape decides which kernel is fastest."""
+    _, t, h, w, c = channels_last(video, layout).shape
+    dims = {"K": indices.shape[1], "T": t, "height": h, "width": w, "C": c}
+    dims |= {"patch": patch_size, "tubelet": tubelet_size}
+    return tuple((name, int(size)) for name, size in dims.items())
+
+
+def video_words(video: Tensor, layout: str) -> str:
+    """The pixels' type, and whether a patch's rows are runs of memory."""
+    kind = str(video.dtype).removeprefix("torch.")
+    return f"{kind}+rows" if row_is_run(video, layout) else kind
+
+
 def _as_tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if values is None else tuple(values)
 
@@ -76,8 +92,9 @@ def _gather(
     std: Sequence[float] | None,
     layout: str,
     dtype: torch.dtype,
+    tiles: str,
 ) -> Tensor:
-    if not runs_kernel(video) or dtype == torch.float64:
+    def plain() -> Tensor:
         return gather_patches_reference(
             video,
             indices,
@@ -88,14 +105,36 @@ def _gather(
             layout=layout,
             dtype=dtype,
         )
+
+    def kernel() -> Tensor:
+        return _launch(video, indices, patch_size, tubelet_size, mean, std, layout, dtype, tiles)
+
+    def name() -> str:
+        dims = site_dims(video, indices, patch_size, tubelet_size, layout)
+        return call_name("gather_patches", dtype, dims)
+
+    if not runs_kernel(video) or dtype == torch.float64:
+        return plain()
+    return or_plain(name, kernel, plain)
+
+
+def _launch(
+    video: Tensor,
+    indices: Tensor,
+    patch_size: int,
+    tubelet_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    layout: str,
+    dtype: torch.dtype,
+    tiles: str,
+) -> Tensor:
     from vmae.kernels.patch_gather import triton_kernels as kernels
 
     args = grid_args(video, indices, patch_size, tubelet_size, layout)
     unit = 1 / 255 if video.dtype == torch.uint8 else 1.0
     out = torch.empty(*indices.shape, args["P"], dtype=dtype, device=video.device)
-    block_r, block_w, warps = gather_block(
-        tubelet_size * patch_size, patch_size * args["C"], family_of(video)
-    )
+    block_r, block_w, warps = gather_block(tubelet_size * patch_size, patch_size * args["C"], tiles)
     with on_device(video):
         kernels._gather_fwd_kernel[(indices.numel(),)](
             video_ptr=video,
@@ -122,7 +161,7 @@ def _gather_bwd(
     std: Sequence[float] | None,
     layout: str,
 ) -> Tensor:
-    if not runs_kernel(dout) or video_dtype == torch.float64:
+    def plain() -> Tensor:
         zero = torch.zeros(list(video_shape), dtype=video_dtype, device=dout.device, requires_grad=True)
         with torch.enable_grad():
             out = gather_patches_reference(
@@ -136,6 +175,28 @@ def _gather_bwd(
                 dtype=dout.dtype,
             )
             return torch.autograd.grad(out, zero, dout)[0]
+
+    def kernel() -> Tensor:
+        return _launch_bwd(
+            dout, indices, video_shape, video_dtype, patch_size, tubelet_size, mean, std, layout
+        )
+
+    if not runs_kernel(dout) or video_dtype == torch.float64:
+        return plain()
+    return or_plain(lambda: f"gather_patches gradient {list(video_shape)}", kernel, plain)
+
+
+def _launch_bwd(
+    dout: Tensor,
+    indices: Tensor,
+    video_shape: Sequence[int],
+    video_dtype: torch.dtype,
+    patch_size: int,
+    tubelet_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    layout: str,
+) -> Tensor:
     from vmae.kernels.patch_gather import triton_kernels as kernels
 
     dvideo = torch.zeros(list(video_shape), dtype=torch.float32, device=dout.device)
@@ -164,6 +225,7 @@ def _gather_fake(
     std: Sequence[float] | None,
     layout: str,
     dtype: torch.dtype,
+    tiles: str,
 ) -> Tensor:
     channels = video.shape[1] if layout == "BCTHW" else video.shape[4]
     return video.new_empty(*indices.shape, tubelet_size * patch_size**2 * channels, dtype=dtype)
@@ -177,7 +239,7 @@ def _gather_bwd_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    video, indices, *ctx.grid, _dtype = inputs
+    video, indices, *ctx.grid, _dtype, _tiles = inputs
     ctx.video_shape, ctx.video_dtype = video.shape, video.dtype
     ctx.save_for_backward(indices)
 
@@ -187,7 +249,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         (indices,) = ctx.saved_tensors
         dvideo = torch.ops.vmae.gather_patches_bwd(dout, indices, ctx.video_shape, ctx.video_dtype, *ctx.grid)
-    return (dvideo, *[None] * 7)
+    return (dvideo, *[None] * 8)
 
 
 torch.library.register_autograd("vmae::gather_patches", _backward, setup_context=_setup)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, check_stats, check_video, require
-from vmae.kernels.dispatch import use_triton
+from vmae.kernels.dispatch import choose
 from vmae.kernels.layout import patch_view
-from vmae.kernels.patch_gather import library  # noqa: F401 (registers the ops)
+from vmae.kernels.patch_gather import library
 from vmae.kernels.patch_gather.reference import scale_pixels
 
 
@@ -49,9 +49,19 @@ def gather_patches(
     require(dtype in FLOAT_DTYPES, "dtype float32, bfloat16, float16 or float64", dtype)
     float64 = torch.float64 in (video.dtype, dtype)
     unsupported = "float64 is computed by the reference only" if float64 else None
-    if use_triton("gather_patches", video, unsupported=unsupported, size=tubelet_size * patch_size**2 * c):
+    way = choose(
+        "gather_patches",
+        video,
+        unsupported=unsupported,
+        dims=library.site_dims(video, indices, patch_size, tubelet_size, layout),
+        layout=library.video_words(video, layout),
+        dtype=dtype,
+    )
+    if way.startswith("triton"):
         stats = (None, None) if mean is None or std is None else (list(mean), list(std))
-        return torch.ops.vmae.gather_patches(video, indices, patch_size, tubelet_size, *stats, layout, dtype)
+        return torch.ops.vmae.gather_patches(
+            video, indices, patch_size, tubelet_size, *stats, layout, dtype, way[7:]
+        )
     pixels = select_pixels(video, indices, patch_size, tubelet_size, layout)
     return scale_pixels(pixels, mean, std, dtype).flatten(2).to(dtype)
 

@@ -14,6 +14,7 @@ from vmae.kernels.patch_gather.bench import benches, gather_only_bench, use_warp
 from vmae.kernels.patch_gather.configs import WARPS, gather_block
 from vmae.kernels.patch_gather.op import gather_patches
 from vmae.kernels.patch_gather.reference import gather_patches_reference
+from vmae.kernels.patch_gather.trial import choices, trial
 
 # (patch, tubelet, channels last): the published grids.
 GRIDS = ((16, 2, True), (16, 2, False), (14, 2, True), (8, 2, True))
@@ -83,8 +84,6 @@ def _sweeps(device: str, family: int, tiny: bool) -> Iterator[Sweep]:
 OP = Op(
     name="gather_patches",
     folder="patch_gather",
-    size="P",
-    status_sizes=(1536,),
     baselines={
         "gather_patches": ("torch path", "compiled torch path"),
         "patch_embedding": ("official: normalise, conv3d, index", "compiled official"),
@@ -99,6 +98,8 @@ OP = Op(
         ),
     ),
     benches=benches,
+    choices=choices,
+    trial=trial,
     cases=_cases,
     small_launches=_small_launches,
     sweeps=_sweeps,

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae.kernels.launch import family_of, on_device, row_is_run, runs_kernel
+from vmae.kernels.dispatch import call_name
+from vmae.kernels.launch import on_device, or_plain, row_is_run, runs_kernel
 from vmae.kernels.patch_gather.configs import loss_block
-from vmae.kernels.patch_gather.library import grid_args
+from vmae.kernels.patch_gather.library import grid_args, site_dims
 from vmae.kernels.patch_loss.reference import EPS, masked_patch_loss_reference
 
-_FORM = "int patch_size, int tubelet_size, str loss, str target, str layout"
+_FORM = "int patch_size, int tubelet_size, str loss, str target, str layout, str tiles"
 torch.library.define(
     "vmae::patch_loss", f"(Tensor pred, Tensor video, Tensor indices, Tensor? weights, {_FORM}) -> Tensor"
 )
@@ -34,7 +35,7 @@ def launch(
     video: Tensor,
     indices: Tensor,
     weights: Tensor | None,
-    form: tuple[int, int, str, str, str],
+    form: tuple[int, int, str, str, str, str],
     *,
     dloss: Tensor | None = None,
     want_loss: bool = True,
@@ -43,7 +44,7 @@ def launch(
     """Run the kernel; return (loss float32 scalar or None, dpred or None)."""
     from vmae.kernels.patch_loss import triton_kernels as kernels
 
-    patch_size, tubelet_size, loss, target, layout = form
+    patch_size, tubelet_size, loss, target, layout, tiles = form
     args = grid_args(video, indices, patch_size, tubelet_size, layout)
     pred = pred.contiguous()
     part = torch.empty(indices.shape, dtype=torch.float32, device=pred.device) if want_loss else None
@@ -52,7 +53,7 @@ def launch(
     if weights is not None:
         weight = weights.detach().to(torch.float32).contiguous()
         norm = 1.0 / (weight.sum() * args["P"])
-    block_r, block_w, warps = loss_block(tubelet_size * patch_size, patch_size * args["C"], family_of(pred))
+    block_r, block_w, warps = loss_block(tubelet_size * patch_size, patch_size * args["C"], tiles)
     levels = 255.0 if video.dtype == torch.uint8 else 1.0
     with on_device(pred):
         kernels._patch_loss_kernel[(indices.numel(),)](
@@ -84,7 +85,7 @@ def launch(
 def _reference(
     pred: Tensor, video: Tensor, indices: Tensor, weights: Tensor | None, form: tuple[Any, ...]
 ) -> Tensor:
-    patch_size, tubelet_size, loss, target, layout = form
+    patch_size, tubelet_size, loss, target, layout, _ = form
     return masked_patch_loss_reference(
         pred,
         video,
@@ -98,26 +99,45 @@ def _reference(
     )
 
 
+def _name(pred: Tensor, video: Tensor, indices: Tensor, form: tuple[Any, ...]) -> str:
+    patch_size, tubelet_size, _, _, layout, _ = form
+    dims = site_dims(video, indices, patch_size, tubelet_size, layout)
+    return call_name("masked_patch_loss", pred.dtype, dims)
+
+
 @torch.library.impl("vmae::patch_loss", ("cpu", "cuda"))
 def _patch_loss(pred: Tensor, video: Tensor, indices: Tensor, weights: Tensor | None, *form: Any) -> Tensor:
-    if not (runs_kernel(pred) and runs_kernel(video)):
+    def plain() -> Tensor:
         return _reference(pred, video, indices, weights, form)
-    loss, _ = launch(pred, video, indices, weights, form)  # type: ignore[arg-type]
-    assert loss is not None
-    return loss
+
+    def kernel() -> Tensor:
+        loss, _ = launch(pred, video, indices, weights, form)  # type: ignore[arg-type]
+        assert loss is not None
+        return loss
+
+    if not (runs_kernel(pred) and runs_kernel(video)):
+        return plain()
+    return or_plain(lambda: _name(pred, video, indices, form), kernel, plain)
 
 
 @torch.library.impl("vmae::patch_loss_bwd", ("cpu", "cuda"))
 def _patch_loss_bwd(
     dloss: Tensor, pred: Tensor, video: Tensor, indices: Tensor, weights: Tensor | None, *form: Any
 ) -> Tensor:
-    if not (runs_kernel(pred) and runs_kernel(video)):
+    def plain() -> Tensor:
         with torch.enable_grad():
             leaf = pred.detach().requires_grad_()
             return torch.autograd.grad(_reference(leaf, video, indices, weights, form), leaf, dloss)[0]
-    _, dpred = launch(pred, video, indices, weights, form, dloss=dloss, want_loss=False, want_grad=True)  # type: ignore[arg-type]
-    assert dpred is not None
-    return dpred
+
+    def kernel() -> Tensor:
+        how: dict[str, Any] = {"dloss": dloss, "want_loss": False, "want_grad": True}
+        _, dpred = launch(pred, video, indices, weights, form, **how)  # type: ignore[arg-type]
+        assert dpred is not None
+        return dpred
+
+    if not (runs_kernel(pred) and runs_kernel(video)):
+        return plain()
+    return or_plain(lambda: _name(pred, video, indices, form), kernel, plain)
 
 
 @torch.library.register_fake("vmae::patch_loss")
@@ -140,7 +160,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-    return (torch.ops.vmae.patch_loss_bwd(dloss, *ctx.saved_tensors, *ctx.form), *[None] * 8)
+    return (torch.ops.vmae.patch_loss_bwd(dloss, *ctx.saved_tensors, *ctx.form), *[None] * 9)
 
 
 torch.library.register_autograd("vmae::patch_loss", _backward, setup_context=_setup)
@@ -156,9 +176,15 @@ class OnePassLoss(torch.autograd.Function):
         video: Tensor,
         indices: Tensor,
         weights: Tensor | None,
-        form: tuple[int, int, str, str, str],
+        form: tuple[int, int, str, str, str, str],
     ) -> Tensor:
-        loss, dpred = launch(pred, video, indices, weights, form, want_grad=True)
+        def kernel() -> tuple[Tensor | None, Tensor | None]:
+            return launch(pred, video, indices, weights, form, want_grad=True)
+
+        def plain() -> tuple[Tensor, None]:
+            return _reference(pred, video, indices, weights, form), None
+
+        loss, dpred = or_plain(lambda: _name(pred, video, indices, form), kernel, plain)
         ctx.dpred, ctx.form = dpred, form
         ctx.save_for_backward(pred, video, indices, weights)
         assert loss is not None

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from vmae.kernels.checks import FLOAT_DTYPES, check_indices, check_video, describe, require
-from vmae.kernels.dispatch import use_triton
+from vmae.kernels.dispatch import choose
+from vmae.kernels.launch import runs_kernel
 from vmae.kernels.layout import compute_dtype
 from vmae.kernels.patch_gather.configs import MAX_PATCH_VALUES
+from vmae.kernels.patch_gather.library import site_dims, video_words
 from vmae.kernels.patch_gather.op import select_pixels
 from vmae.kernels.patch_gather.reference import scale_pixels
 from vmae.kernels.patch_loss import library
 from vmae.kernels.patch_loss.cpu import SquaredErrorLoss
 from vmae.kernels.patch_loss.reference import elementwise_loss, normalise_target
+from vmae.kernels.sites import recorder
 
 LOSSES = ("mse", "l1", "smooth_l1")
 TARGETS = ("normalized", "raw")
@@ -119,9 +122,19 @@ def masked_patch_loss(
         unsupported = "float64 is computed by the reference only"
     elif p > MAX_PATCH_VALUES:
         unsupported = f"a patch of {p} values is above {MAX_PATCH_VALUES}"
-    if use_triton("masked_patch_loss", pred, unsupported=unsupported, size=p):
-        form = (patch_size, tubelet_size, loss, target, layout)
-        if pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    words = [video_words(video, layout), loss, target] + ([] if weights is None else ["weights"])
+    way = choose(
+        "masked_patch_loss",
+        pred,
+        unsupported=unsupported,
+        dims=site_dims(video, indices, patch_size, tubelet_size, layout),
+        layout="+".join(words),
+        dtype=pred.dtype,
+    )
+    if way.startswith("triton"):
+        form = (patch_size, tubelet_size, loss, target, layout, way[7:])
+        in_one = pred.requires_grad and torch.is_grad_enabled() and recorder() is None
+        if in_one and not torch.compiler.is_compiling() and runs_kernel(pred) and runs_kernel(video):
             return library.OnePassLoss.apply(pred, video, indices, weights, form)
         return torch.ops.vmae.patch_loss(pred, video, indices, weights, *form)
     if loss == "mse" and pred.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -16,6 +16,7 @@ from vmae.kernels.patch_gather.spec import GRIDS, grid_constants, small_clip
 from vmae.kernels.patch_loss.bench import benches, loss_bench
 from vmae.kernels.patch_loss.op import masked_patch_loss
 from vmae.kernels.patch_loss.reference import masked_patch_loss_reference
+from vmae.kernels.patch_loss.trial import choices, trial
 
 
 def _cases(family: int) -> Iterator[Case]:
@@ -92,14 +93,14 @@ _BAR: dict[str, Any] = {"what": "loss", "bench": "masked_patch_loss", "timed": "
 OP = Op(
     name="masked_patch_loss",
     folder="patch_loss",
-    size="P",
-    status_sizes=(1536,),
     baselines={"masked_patch_loss": ("official: labels, mse", "compiled torch path", "compiled official")},
     bars=(
         Bar(**_BAR, baselines=("official: labels, mse",), ratio=6.0),
         Bar(**_BAR, baselines=("compiled torch path", "compiled official"), ratio=1.5),
     ),
     benches=benches,
+    choices=choices,
+    trial=trial,
     cases=_cases,
     small_launches=_small_launches,
     sweeps=_sweeps,

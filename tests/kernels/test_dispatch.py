@@ -1,8 +1,7 @@
-"""Dispatch: modes, evidence, reasons; and that the package lives without Triton."""
+"""Dispatch: modes, tables, refusals, reasons; and that the package lives without Triton."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -14,10 +13,13 @@ import pytest
 import torch
 
 from vmae import kernels
-from vmae.kernels import dispatch, evidence
+from vmae.kernels import dispatch
 from vmae.kernels.attention import configs
+from vmae.kernels.attention.library import site_dims
 from vmae.kernels.patch_gather import configs as patches
 from vmae.kernels.registry import OPS
+from vmae.kernels.sites import Site
+from vmae.kernels.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,97 +48,83 @@ def test_status_names_every_op_with_a_reason() -> None:
             assert {r.path for r in rows} == {"torch"}
 
 
-GPU_ROW = {"machine": {"capability": "9.0"}, "dry_run": False}
-
-
-def _timed(op: str, shape: dict[str, int], ours: float | None, torch_path: float) -> dict[str, Any]:
-    other = "sdpa default" if op == "fused_attention" else "torch path"
-    return {
-        "op": op,
-        "shape": shape,
-        "timings": [{"name": "ours", "ms": ours}, {"name": other, "ms": torch_path}],
-    }
-
-
-def test_evidence_chooses_per_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up timings: the kernel twice as fast at 160 tokens, slower at 1568, refused for the loss."""
-    result = GPU_ROW | {
-        "ops": [
-            _timed("fused_attention", {"N": 160}, 1.0, 2.0),
-            _timed("fused_attention", {"N": 1568}, 3.0, 2.0),
-            _timed("masked_patch_loss", {"P": 1536}, None, 2.0),
-            _timed("gather_patches", {"P": 1536}, 1.0, 1.01),
-        ]
-    }
-    source, table = tmp_path / "gpu_test.json", tmp_path / "evidence.json"
-    source.write_text(json.dumps(result))
-    assert evidence.main([str(source), "--out", str(table)]) == 0
-    monkeypatch.setattr(dispatch, "EVIDENCE_FILE", table)
+def _way(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, n: int = 160, d: int = 64, b: int = 64) -> str:
+    """What a call on a GPU would be told, for a tensor that is nowhere."""
     monkeypatch.setattr(dispatch, "_unusable", lambda *_: None)
-    monkeypatch.setattr(dispatch, "family", lambda *_: 90)
-    dispatch.load_evidence.cache_clear()
+    qkv = torch.empty(b, n, 3, 12, d, dtype=dtype, device="meta").requires_grad_()
+    shown = type("OnGpu", (), {"device": torch.device("cuda", 0), "dtype": dtype, "shape": qkv.shape})()
+    shown.requires_grad = True
+    dims = site_dims(qkv, 0)
+    return dispatch.choose(
+        "fused_attention", shown, unsupported=None, dims=dims, layout="packed", dtype=dtype
+    )
+
+
+def test_auto_takes_what_was_measured_for_this_site_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VMAE_KERNELS", raising=False)
+    site = Site(
+        op="fused_attention",
+        dtype="bfloat16",
+        dims=(("N", 160), ("H", 12), ("D", 64), ("first", 0)),
+        batch=64,
+        grad=True,
+        layout="packed",
+        compiled=False,
+    )
+    half = torch.bfloat16
     try:
-
-        def path(op: str, size: int) -> str:
-            return dispatch.decide(op, "cuda", 0, None, size).path
-
-        assert [path("fused_attention", n) for n in (40, 160, 864, 865, 1568, 3000)] == ["triton"] * 3 + [
-            "torch"
-        ] * 3
-        assert path("masked_patch_loss", 1536) == "torch"
-        assert path("gather_patches", 1536) == "torch"  # within the spread of two runs
-        unmeasured = dispatch.decide("assemble_decoder_tokens", "cuda", 0, None, 384)
-        assert unmeasured.path == "torch"
-        assert "unmeasured on sm_90" in unmeasured.reason
-        assert "2.00x" in dispatch.decide("fused_attention", "cuda", 0, None, 160).reason
-        assert dispatch.decide("fused_attention", "cuda", 0, "float64", 160).reason == "float64"
+        assert _way(monkeypatch, half) == "torch"
+        dispatch.install({site.key: Row(choice="triton default", why="measured")})
+        assert _way(monkeypatch, half) == "triton default"
+        assert _way(monkeypatch, half, b=60) == "triton default"  # the same power of two
+        for other in (
+            _way(monkeypatch, torch.float32),
+            _way(monkeypatch, half, d=80),
+            _way(monkeypatch, half, n=161),
+            _way(monkeypatch, half, b=16),
+        ):
+            assert other == "torch"
+        with torch.no_grad():
+            assert _way(monkeypatch, half) == "torch"
+        dispatch.install({site.key: Row(choice="sdpa flash", why="measured")})
+        assert _way(monkeypatch, half) == "sdpa flash"
+        with kernels.use_kernels("torch"):
+            assert _way(monkeypatch, half) == "torch"
+        monkeypatch.setattr(dispatch, "_refused", {})
+        dispatch.install({site.key: Row(choice="triton default", why="measured")})
+        dispatch.refuse(dispatch.call_name(site.op, half, site.dims), "out of resources")
+        assert _way(monkeypatch, half) == "torch"
+        with kernels.use_kernels("triton"):
+            assert _way(monkeypatch, half) == "torch"
+            assert _way(monkeypatch, half, n=161) == "triton"
     finally:
-        dispatch.load_evidence.cache_clear()
+        dispatch.install({})
 
 
-def test_a_measured_tile_replaces_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up timings: another candidate wins for one kernel; a tile that is no candidate is not taken."""
-    bf16 = torch.bfloat16
-    default, other = configs.CANDIDATES[90]["short_bwd"][:2]
-    rows = [
-        {
-            "kernel": "short_bwd",
-            "shape": {"N": 160},
-            "best": str(other),
-            "candidates": [{"tile": str(default), "ms": 2.0}, {"tile": str(other), "ms": 1.0}],
-        },
-        {
-            "kernel": "loss",
-            "shape": {"P": 1536},
-            "best": "4 warps",
-            "candidates": [{"tile": "1 warps", "ms": 3.0}, {"tile": "4 warps", "ms": 1.0}],
-        },
-        {"kernel": "long_fwd", "shape": {}, "best": "1x1", "candidates": [{"tile": "1x1", "ms": 1.0}]},
-        {"kernel": "long_dq", "shape": {}, "best": None, "candidates": [{"tile": "x", "ms": None}]},
-    ]
-    source, table = tmp_path / "gpu_test.json", tmp_path / "evidence.json"
-    source.write_text(json.dumps(GPU_ROW | {"ops": [], "tiles": rows}))
-    assert evidence.main([str(source), "--out", str(table)]) == 0
-    assert "2.00x" in json.loads(table.read_text())["sm_90"]["tiles"]["short_bwd"]["why"]
-    monkeypatch.setattr(dispatch, "EVIDENCE_FILE", table)
-    dispatch.load_evidence.cache_clear()
-    try:
-        assert configs.attention_plan(160, 64, bf16, 90).short_bwd == other
-        assert configs.attention_plan(80, 64, bf16, 90) == configs.default_plan(80, 64, bf16, 90)
-        assert configs.attention_plan(160, 80, bf16, 90) == configs.default_plan(160, 80, bf16, 90)
-        assert configs.attention_plan(160, 64, bf16, 80) == configs.default_plan(160, 64, bf16, 80)
-        assert configs.attention_plan(1568, 64, bf16, 90) == configs.default_plan(1568, 64, bf16, 90)
-        assert patches.loss_block(32, 48, 90) == (32, 64, 4)
-        assert patches.loss_block(32, 48, 80) == patches.loss_block(32, 48) == (32, 64, 1)
-        assert patches.loss_block(16, 24, 90) == (16, 32, 1)
-        long = configs.with_tiles(
-            configs.default_plan(160, 64, bf16, 90), {"short_bwd": configs.CANDIDATES[90]["short_bwd"][-1]}
-        )
-        assert long.short_bwd is None
-        assert long.dq == long.dkdv == configs.CANDIDATES[90]["short_bwd"][-1]
-    finally:
-        dispatch.load_evidence.cache_clear()
+def test_a_candidate_tile_is_taken_by_its_name() -> None:
+    half = torch.bfloat16
+    default = configs.default_plan(160, 64, half, 90)
+    names = configs.variants(160, 64, half, 90, grad=True)
+    assert names[0] == "default"
+    assert len(set(names)) == len(names) == 11
+    plans = [configs.attention_plan(160, 64, half, 90, name) for name in names]
+    assert plans[0] == default
+    assert all(plan != default for plan in plans[1:])
+    other = configs.CANDIDATES[90]["short_bwd"][1]
+    both = f"short_fwd={configs.CANDIDATES[90]['short_fwd'][1]};short_bwd={other}"
+    assert configs.attention_plan(160, 64, half, 90, both).short_bwd == other
+    long = configs.attention_plan(160, 64, half, 90, f"short_bwd={configs.CANDIDATES[90]['short_bwd'][-1]}")
+    assert long.short_bwd is None
+    assert long.dq == long.dkdv == configs.CANDIDATES[90]["short_bwd"][-1]
+    assert all(name.startswith("short_fwd") for name in configs.variants(160, 64, half, 90, grad=False)[1:])
+    for shape in ((80, 64, half), (160, 80, half), (160, 64, torch.float32)):
+        assert configs.variants(*shape, 90, grad=True) == ["default"]
+    with pytest.raises(kernels.KernelInputError, match="short_fwd"):
+        configs.attention_plan(160, 64, half, 90, "short_fwd=1x1")
+    assert patches.loss_block(32, 48, "4 warps") == (32, 64, 4)
+    assert patches.loss_block(32, 48) == patches.loss_block(32, 48, "default") == (32, 64, 1)
+    assert patches.variants("loss", 32, 48) == ["default", "2 warps", "4 warps"]
+    assert patches.variants("loss", 16, 24) == ["default"]
 
 
 def test_the_first_candidate_is_the_default() -> None:
@@ -146,19 +134,48 @@ def test_the_first_candidate_is_the_default() -> None:
         assert [tiles[0] for tiles in kernels_.values()] == defaults
 
 
-def test_a_dry_run_is_no_evidence(tmp_path: Path) -> None:
-    source = tmp_path / "gpu_dry_run.json"
-    source.write_text(json.dumps(GPU_ROW | {"dry_run": True, "ops": []}))
-    with pytest.raises(SystemExit):
-        evidence.main([str(source), "--out", str(tmp_path / "evidence.json")])
-    assert not (tmp_path / "evidence.json").exists()
+class Broken:
+    """A kernel that the compiler, or the chip, will not have."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, grid: object) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            raise self.error
+
+        return launch
 
 
-def test_checked_in_evidence_names_known_ops_and_paths() -> None:
-    for ops in dispatch.load_evidence().values():
-        for op, rows in ops.items():
-            assert op in {known.name for known in OPS}
-            assert all(r["path"] in ("torch", "triton") and r["why"] for r in rows)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_kernel_that_does_not_fit_is_refused_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: str, compiled: bool
+) -> None:
+    """Forward fits, one kernel of the backward pass asks for more shared memory than there is."""
+    from triton.runtime.errors import OutOfResources
+
+    from vmae.kernels.attention import triton_kernels
+
+    monkeypatch.setattr(dispatch, "_refused", {})
+    torch.compiler.reset()
+    qkv = torch.randn(1, 20, 3, 2, 16, device=device, requires_grad=True)
+    attend = (
+        torch.compile(kernels.fused_attention, backend="aot_eager") if compiled else kernels.fused_attention
+    )
+    (right,) = torch.autograd.grad(kernels.fused_attention(qkv).square().sum(), qkv)
+    monkeypatch.setattr(
+        triton_kernels, "_long_dkdv_kernel", Broken(OutOfResources(118784, 101376, "shared memory"))
+    )
+    with kernels.use_kernels("triton"), caplog.at_level(logging.WARNING, "vmae.kernels"):
+        for _ in range(3):
+            (got,) = torch.autograd.grad(attend(qkv).square().sum(), qkv)
+            torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+        warned = [r.getMessage() for r in caplog.records if "OutOfResources" in r.getMessage()]
+        assert len(warned) == 1
+        assert "fused_attention float32 N=20 H=2 D=16 first=0 takes the torch path from now on" in warned[0]
+        monkeypatch.setattr(triton_kernels, "_long_fwd_kernel", Broken(RuntimeError("an illegal access")))
+        with pytest.raises(RuntimeError, match="illegal access"):  # another shape: any other error is raised
+            kernels.fused_attention(torch.randn(1, 24, 3, 2, 16, device=device))
 
 
 def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,19 +35,19 @@ def _sample_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     ops = torch.ops.vmae
     stats = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
     pred = torch.randn(2, 3, 96, dtype=torch.float64, requires_grad=True)
-    form = (4, 2, "mse", "normalized", "BTHWC")
+    form = (4, 2, "mse", "normalized", "BTHWC", "")
     tokens = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 6), (1, 1, 6), (5, 6))]
     strided = torch.randn(2, 3, 2, 5, 4, dtype=torch.float64).permute(0, 3, 1, 2, 4).requires_grad_()
     layout_args = (4, 2, *stats, "BTHWC")
     gather = (INDICES, *layout_args)
     return {
-        "attention": (ops.attention_fwd.default, (_qkv(), 0.5, None, 0)),
-        "attention, strided": (ops.attention_fwd.default, (strided, 0.5, None, 0)),
-        "attention, lengths": (ops.attention_fwd.default, (_qkv(), 0.5, torch.tensor([5, 2]), 3)),
-        "gather uint8": (ops.gather_patches.default, (_video(), *gather, torch.float32)),
+        "attention": (ops.attention_fwd.default, (_qkv(), 0.5, None, 0, "")),
+        "attention, strided": (ops.attention_fwd.default, (strided, 0.5, None, 0, "")),
+        "attention, lengths": (ops.attention_fwd.default, (_qkv(), 0.5, torch.tensor([5, 2]), 3, "")),
+        "gather uint8": (ops.gather_patches.default, (_video(), *gather, torch.float32, "")),
         "gather float": (
             ops.gather_patches.default,
-            (_video(torch.float64).requires_grad_(), *gather, torch.float64),
+            (_video(torch.float64).requires_grad_(), *gather, torch.float64, ""),
         ),
         "loss": (ops.patch_loss.default, (pred, _video(), INDICES, None, *form)),
         "loss, weights": (ops.patch_loss.default, (pred, _video(), INDICES, torch.rand(2, 3), *form)),
