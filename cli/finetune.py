@@ -66,13 +66,13 @@ def finetune(options: TrainingOptions) -> None:
     if stage is not STAGE:
         train_head(stage, options, store, workers)
         return
-    config, ahead, speed = options.resumed(store, STAGE.name), None, None
+    config, ahead, found = options.resumed(store, STAGE.name), None, None
     if options.seeds is not None and options.folds is None:
         raise InputError("--seeds: expected --folds to go with it, got none")
     if config is None:
-        config, speed = options.config(STAGE.name, STAGE.recipe, store, shape_of=_run_of(options, store))
+        config, found = options.config(STAGE.name, STAGE.recipe, store, shape_of=_run_of(options, store))
         config = jobs.named(store, config, options.run_name)
-        ahead = Ahead(speed, workers=workers is not None)
+        ahead = Ahead(found, workers=workers is not None, cache=store.layout.cache)
     make_demo_data_if_used(config)
     if options.folds is not None or has_folds(store.layout.run(config.name)):
         finetune_folds(
@@ -81,7 +81,7 @@ def finetune(options: TrainingOptions) -> None:
             spec=options.folds or "",
             seeds=options.seeds or 1,
             workers=workers,
-            ahead=Ahead(speed, workers=workers is not None),
+            ahead=Ahead(found, workers=workers is not None, cache=store.layout.cache),
         )
         return
     with (

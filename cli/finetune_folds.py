@@ -29,7 +29,8 @@ def finetune_folds(
     from vmae.core.progress import progress
     from vmae.experiments import folds, jobs
 
-    runs = folds.begin(config, store, spec, seeds)
+    runs = folds.begin(config, store, spec, seeds, undecided=ahead.undecided)
+    ahead.undecided = runs.undecided
     where = in_runs_dir(store)
     for line in (runs.found.said, *runs.found.lines()):
         click.echo(line, err=True)

@@ -34,9 +34,9 @@ def pretrain(options: TrainingOptions) -> None:
     store = store_at(options.runs_dir)
     config, ahead = options.resumed(store, STAGE.name), None
     if config is None:
-        config, speed = options.config(STAGE.name, "demo_pretrain", store)
+        config, found = options.config(STAGE.name, "demo_pretrain", store)
         config = jobs.named(store, config, options.run_name)
-        ahead = Ahead(speed, workers=workers is not None)
+        ahead = Ahead(found, workers=workers is not None)
     make_demo_data_if_used(config)
     with (
         interruptible(STAGE.name, config, store),

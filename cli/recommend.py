@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import require_writable
+from vmae.cli.options import require_writable, runs_dir_option
+from vmae.cli.training import trial_progress
 from vmae.experiments import stages
 from vmae.experiments.request import held_out_beside
 from vmae.experiments.stages import finetune
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Configuration file to write.  [default: JOB.yaml here]",
 )
+@runs_dir_option
 def recommend(
     csv: Path,
     val_csv: Path | None,
@@ -51,6 +54,7 @@ def recommend(
     budget: str | None,
     flip: str,
     out: Path | None,
+    runs_dir: Path | None,
 ) -> None:
     """Choose how to train on the short videos of LIST, on this machine, in the time there is.
 
@@ -58,21 +62,26 @@ def recommend(
     can be edited and run. `vmae finetune --data LIST` and `pretrain` do the same without asking.
     """
     from vmae.core.progress import format_duration, parse_duration
-    from vmae.experiments.advice import advise
+    from vmae.experiments.advice import advise, tried
     from vmae.experiments.run import default_device
+    from vmae.experiments.tracking import store_at
 
     val_csv = held_out_beside(csv, val_csv, needed=False)
     out = out or Path(f"{job}.yaml")
     require_writable(out)
+    device = default_device()
     advice = advise(
         job,  # type: ignore[arg-type]
         csv,
         val_csv,
-        device=default_device(),
+        device=device,
         data_root=data_root,
         budget_s=None if budget is None else parse_duration(budget, "--budget"),
         flip=flip,  # type: ignore[arg-type]
     )
+    with trial_progress() as bars:
+        found = tried(advice.found, store_at(runs_dir).layout.cache, device, **bars)
+    advice = replace(advice, found=found)
     for line in describe(advice):
         click.echo(line)
     for warning in advice.outlook.warnings:

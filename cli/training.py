@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.layout import EvaluationDir
-    from vmae.experiments.recommend import Speed
+    from vmae.experiments.recommend import Recommendation
     from vmae.experiments.stages.stage import Metric, Tested
     from vmae.experiments.tracking import Store
 
@@ -49,12 +49,17 @@ class Ahead:
     """What a training verb does once its configuration is known to be possible (`jobs.Ahead`): it shows the
     line before a training and its warnings, and chooses how many CPU threads a step has.
 
-    `speed` is what was timed to find the configuration, if anything. Of several runs the first is shown, and
-    all have its threads. Raises InputError for labels that leave nothing to tell apart.
+    `found` is what `recommend` said, if it was asked; a background that it left undecided is tried inside
+    each run's training list, with decoded clips and answers in `cache`. Of several runs the first is
+    shown, and all have its threads. Raises InputError for labels that leave nothing to tell apart.
     """
 
-    def __init__(self, speed: Speed | None, *, workers: bool = False) -> None:
-        self._speed, self._workers, self._threads = speed, workers, -1
+    def __init__(
+        self, found: Recommendation | None, *, workers: bool = False, cache: Path | None = None
+    ) -> None:
+        self._speed = None if found is None else found.speed
+        self.undecided = found is not None and found.undecided
+        self._workers, self._threads, self._cache = workers, -1, cache
 
     def __call__(self, config: ExperimentConfig) -> ExperimentConfig:
         import torch
@@ -71,6 +76,8 @@ class Ahead:
             click.echo(said.line, err=True)
             for warning in said.warnings:
                 click.echo(f"warning: {warning}", err=True)
+        if self.undecided and self._cache is not None:
+            config = _with_background(config, self._cache, device)
         return replace(config, train=replace(config.train, threads=config.train.threads or self._threads))
 
     def _fastest(self, config: ExperimentConfig, device: torch.device) -> int:
@@ -80,6 +87,25 @@ class Ahead:
         if self._workers or device.type != "cpu":
             return 0
         return fastest_threads(config)
+
+
+def _with_background(config: ExperimentConfig, cache: Path, device: torch.device) -> ExperimentConfig:
+    """The configuration with the background that is tried inside its training list."""
+    from vmae.experiments.tryout import try_backgrounds
+
+    with trial_progress() as bars:
+        tried = try_backgrounds(config, cache, device=device, **bars)
+    if tried is None:
+        return config
+    click.echo(f"background {tried.value}: {tried.reason}", err=True)
+    return replace(config, model=replace(config.model, background=tried.value))
+
+
+@contextmanager
+def trial_progress() -> Iterator[dict[str, Callable[[int, int], None]]]:
+    """The bars of a trial: decoding, then what is trained (`tryout.try_backgrounds`)."""
+    with cache_progress("decode") as decoding, cache_progress("try two backgrounds", unit="clip") as progress:
+        yield {"decoding": decoding, "progress": progress}
 
 
 def echo_note(text: str) -> None:
@@ -279,7 +305,7 @@ def _held_out(
 
 
 @contextmanager
-def cache_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def cache_progress(title: str, unit: str = "video") -> Iterator[Callable[[int, int], None]]:
     """A progress bar fed by `(done, total)` calls, shown only if there is something to wait for."""
     from vmae.core.progress import Progress, progress
 
@@ -291,7 +317,7 @@ def cache_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         if bar is None:
             if done >= total:
                 return
-            bar = progress(title, total, unit="video").__enter__()
+            bar = progress(title, total, unit=unit).__enter__()
         bar.update(done - last)
         last = done
         if done >= total:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from vmae.experiments.request import held_out_beside, resolve_config, weighted_l
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
-    from vmae.experiments.recommend import Flip, Speed
+    from vmae.experiments.recommend import Flip, Recommendation
     from vmae.experiments.tracking import Store
 
 
@@ -75,8 +75,8 @@ class TrainingOptions:
 
     def config(
         self, verb: str, recipe: str, store: Store, shape_of: ExperimentConfig | None = None
-    ) -> tuple[ExperimentConfig, Speed | None]:
-        """The configuration asked for, and what was timed to find it, if anything.
+    ) -> tuple[ExperimentConfig, Recommendation | None]:
+        """The configuration asked for, and what `recommend` said, if it was asked.
 
         With a list and no recipe it is what `recommend` says; `recipe` is what it starts from where neither
         is named. InputError where it is for another verb, or where --set names what this one does not use.
@@ -101,10 +101,10 @@ class TrainingOptions:
         given |= {"assignments": self.assignments, "lists": self.lists}
         if self.threads is not None:
             given["assignments"] = (*self.assignments, f"train.threads={self.threads}")
-        start, speed = None, None
+        start, found = None, None
         if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:
-                start, speed = self._recommended(verb, shape_of, taken)
+                found = self._recommended(verb, shape_of, taken)
             except VmaeError:
                 # What is refused whatever the list is like is said before what the list lacks.
                 from vmae.core.train.pretrain import check_objective
@@ -112,7 +112,7 @@ class TrainingOptions:
                 asked = resolve_config(recipe=own, **given, shape_of=shape_of, start=None, taken=taken)
                 check_objective(asked.mask, asked.model)
                 raise
-            shape_of = None
+            start, shape_of = found.config, None
         elif self.budget is not None or self.flip is not None:
             raise InputError("expected --budget and --flip with --data and without --recipe or --config")
         config = resolve_config(
@@ -127,7 +127,9 @@ class TrainingOptions:
             raise InputError(
                 f"expected a recipe for {verb}, got '{config.recipe}', which is for {config.job}"
             )
-        return config, speed
+        if found is not None and "model.background" in parse_assignments(self.assignments):
+            found = replace(found, undecided=False)
+        return config, found
 
     def _needs_val(self, verb: str) -> bool:
         """Not with folds, and not for what learns without labels."""
@@ -137,7 +139,7 @@ class TrainingOptions:
 
     def _recommended(
         self, verb: str, shape_of: ExperimentConfig | None, taken: dict[str, Any] | None
-    ) -> tuple[ExperimentConfig, Speed]:
+    ) -> Recommendation:
         """What `recommend` says of the list, shown with its reasons; an initial model's clip stays."""
         from vmae.cli.recommend import describe
         from vmae.core.progress import parse_duration
@@ -175,7 +177,7 @@ class TrainingOptions:
         )
         for line in describe(advice):
             click.echo(line, err=True)
-        return advice.found.config, advice.found.speed
+        return advice.found
 
     def workers(self) -> WorkersConfig | None:
         """The workers asked for; None: train in this process."""

@@ -28,6 +28,7 @@ from vmae.experiments.recommend import (
     recommend,
 )
 from vmae.experiments.timing import time_loading, time_steps, usable_cores
+from vmae.experiments.tryout import Progress, groups_of, try_backgrounds
 
 _TRIED_FLOPS = 3e10
 """Of a clip's step: on a CPU larger ones take seconds."""
@@ -74,7 +75,16 @@ def advise(
         return _speed(config, train, lists.classes, device, threads)
 
     found = recommend(
-        job, lists, machine, budget, speed, held_out=len(val), flip=flip, start=start, keep_cut=keep_cut
+        job,
+        lists,
+        machine,
+        budget,
+        speed,
+        held_out=len(val),
+        flip=flip,
+        start=start,
+        keep_cut=keep_cut,
+        grouped=groups_of(train_csv, train) is not None,
     )
     data = replace(found.config.data, train_csv=str(train_csv), val_csv=str(val_csv or ""), data_root=root)
     found = replace(found, config=replace(found.config, data=data))
@@ -82,6 +92,23 @@ def advise(
         found.config, lists, seconds=found.seconds, budget_s=budget, shared=shared_videos(train, val)
     )
     return Advice(found=found, lists=lists, held_out=len(val), machine=machine, budget_s=budget, outlook=said)
+
+
+def tried(
+    found: Recommendation,
+    cache: Path,
+    device: torch.device,
+    *,
+    decoding: Progress | None = None,
+    progress: Progress | None = None,
+) -> Recommendation:
+    """The recommendation with what it left undecided tried on its training list; `cache` as `tryout`'s."""
+    if not found.undecided:
+        return found
+    outcome = try_backgrounds(found.config, cache, device=device, decoding=decoding, progress=progress)
+    if outcome is None:
+        return replace(found, undecided=False)
+    return found.with_background(outcome.value, outcome.reason)
 
 
 def look_ahead(

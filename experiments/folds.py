@@ -132,9 +132,13 @@ class FoldRuns:
 
     found: Folds
     runs: tuple[FoldRun, ...]
+    undecided: bool = False
+    """Whether the background is tried inside each fold's training list (`tryout`)."""
 
 
-def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> FoldRuns:
+def begin(
+    config: ExperimentConfig, store: Store, spec: str, seeds: int, *, undecided: bool = False
+) -> FoldRuns:
     """Divide the training list and write the lists of every fold to the run's folder; or read what is there.
 
     The first seed is the configuration's. Class names and the folds themselves lie beside the lists, so that
@@ -150,14 +154,15 @@ def begin(config: ExperimentConfig, store: Store, spec: str, seeds: int) -> Fold
         listed = replace(config.data, train_csv=str(home.folds.listed), data_root="")
         found = find_folds(str(home.folds.table), replace(config, data=listed))
         found = replace(found, said=begun["said"])
-        return FoldRuns(found=found, runs=_runs(config, found, begun["seeds"], home))
+        runs = _runs(config, found, begun["seeds"], home)
+        return FoldRuns(found=found, runs=runs, undecided=begun.get("undecided", False))
     if seeds < 1:
         raise InputError(f"--seeds: expected 1 or more, got {seeds}")
     found = find_folds(spec, config)
     keep_lists(found, home.folds, Path(config.data.train_csv))
     config.save(home.config)
-    write_json(home.folds.plan, {"said": found.said, "seeds": seeds})
-    return FoldRuns(found=found, runs=_runs(config, found, seeds, home))
+    write_json(home.folds.plan, {"said": found.said, "seeds": seeds, "undecided": undecided})
+    return FoldRuns(found=found, runs=_runs(config, found, seeds, home), undecided=undecided)
 
 
 def keep_lists(found: Folds, home: FoldsDir, listed: Path) -> Path:

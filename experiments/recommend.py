@@ -16,7 +16,7 @@ from vmae.core.errors import InputError
 from vmae.core.plan import training_bytes
 from vmae.core.progress import format_duration
 from vmae.core.video.facts import ListFacts
-from vmae.experiments import stages
+from vmae.experiments import stages, tryout
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.outlook import SHORT_S, require_classes
 from vmae.experiments.recipes import small_clips
@@ -26,6 +26,10 @@ START_S = 15.0
 """Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
 STRETCH_S = 4.0
 """What a clip of a long video spans."""
+BACKGROUND = "background"
+"""What that choice is called."""
+TRIAL_SHARE = 1 / 3
+"""Of the budget, above which nothing is tried."""
 STILL = 0.5
 """`ListFacts.still` from which a scene is taken away. The two measured sets have 0.76 and 0.81."""
 PROCESS_BYTES = 500 * 2**20
@@ -72,6 +76,15 @@ class Recommendation:
     memory: int
     speed: Speed
     """What was measured to find it."""
+    undecided: bool = False
+    """Whether the background is better tried (`tryout.try_backgrounds`) than told by the list's looks."""
+
+    def with_background(self, value: str, reason: str) -> Recommendation:
+        """The same with this background, which was tried."""
+        chosen = Choice(what=BACKGROUND, value=value, reason=reason)
+        config = replace(self.config, model=replace(self.config.model, background=value))
+        choices = tuple(chosen if c.what == BACKGROUND else c for c in self.choices)
+        return replace(self, config=config, choices=choices, undecided=False)
 
 
 def default_budget_s(videos: int) -> float:
@@ -90,12 +103,13 @@ def recommend(
     flip: Flip = "auto",
     start: ExperimentConfig | None = None,
     keep_cut: bool = False,
+    grouped: bool = False,
 ) -> Recommendation:
     """Choose clip, augmentation, batch and length of a training.
 
     `held_out` videos are measured at the end. `start` replaces the recipe to start from, its clip and model
     stay (an initial model's); `keep_cut`: which frames and crops it takes too. `speed` times a configuration,
-    once.
+    once. `grouped`: groups are known, so that a choice may be tried inside the list.
 
     Raises InputError for labels of one class in fine-tuning and a budget that is not above zero.
     """
@@ -110,15 +124,44 @@ def recommend(
     config, choice = _mirror(config, lists, flip)
     choices.append(choice)
     measured = speed(config)
-    config, choice = _length(config, lists, budget_s, measured, held_out)
+    trying = trial_s(lists.videos, measured)
+    undecided = grouped and _is_open(config, lists) and trying <= TRIAL_SHARE * budget_s
+    if undecided:
+        choices = [_to_be_tried(c, trying) if c.what == BACKGROUND else c for c in choices]
+    else:
+        trying = 0.0
+    config, choice = _length(config, lists, budget_s - trying, measured, held_out)
     choices += [choice, _threads(config, measured)]
-    seconds = predicted_s(config, lists.videos, held_out, measured)
+    seconds = trying + predicted_s(config, lists.videos, held_out, measured)
     mask = config.mask if stages.STAGES[job].masked else None
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
     memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
     return Recommendation(
-        config=config, choices=tuple(choices), seconds=seconds, memory=memory, speed=measured
+        config=config,
+        choices=tuple(choices),
+        seconds=seconds,
+        memory=memory,
+        speed=measured,
+        undecided=undecided,
     )
+
+
+def trial_s(videos: int, speed: Speed) -> float:
+    """Seconds of trying two backgrounds on a list of so many videos, at two thirds of each side."""
+    return tryout.clips(videos) * (0.45 * speed.step_s + speed.cut_s)
+
+
+def _is_open(config: ExperimentConfig, lists: ListFacts) -> bool:
+    """Whether the list's looks leave the background open."""
+    told = lists.scene >= (1 + lists.chance) / 2
+    return stages.STAGES[config.job].labels and not config.init and not told
+
+
+def _to_be_tried(choice: Choice, seconds: float) -> Choice:
+    reason = (
+        f"{choice.reason}; both are tried inside the training list first, about {format_duration(seconds)}"
+    )
+    return replace(choice, reason=reason)
 
 
 def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
@@ -180,7 +223,7 @@ def _background(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentC
     else:
         model = replace(model, background="keep")
         reason = f"{share}: the camera moves, there is no still scene to take away"
-    return replace(config, model=model), Choice(what="background", value=model.background, reason=reason)
+    return replace(config, model=model), Choice(what=BACKGROUND, value=model.background, reason=reason)
 
 
 def _sampling(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
