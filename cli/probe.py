@@ -67,6 +67,7 @@ def probe(
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.experiments import jobs
+    from vmae.experiments.layout import found_config
     from vmae.experiments.request import held_out_beside
     from vmae.experiments.tracking import store_at
 
@@ -86,6 +87,8 @@ def probe(
         beside = held_out_beside(train_csv, None, needed=False)
         if beside is not None:
             changes["data.val_csv"] = str(beside)
+    if train_csv is not None and found_config(source) is None:
+        config = _cut(config, train_csv, data_root)
     config = override(config, {**changes, **parse_assignments(assignments)})
     if folds is not None:
         _over_folds(config, store, source, folds, seeds or 1, as_json=as_json)
@@ -107,6 +110,19 @@ def probe(
         click.echo(f"{result.unreadable} videos could not be read and count as wrong")
     chosen = ", ".join(f"{k} {v:g}" for k, v in result.chosen.items())
     click.echo(f"chosen by cross-validation on the training list: {chosen} ({result.selection_top1:.1%})")
+
+
+def _cut(config: ExperimentConfig, train_csv: Path, data_root: Path | None) -> ExperimentConfig:
+    """For a model that nobody says how clips were cut for: as `vmae recommend` says for the list."""
+    from vmae.core.video.annotations import read_annotations
+    from vmae.core.video.facts import list_facts
+    from vmae.experiments.recommend import cut_for
+
+    facts = list_facts(read_annotations(train_csv, str(data_root) if data_root else None))
+    config, choices = cut_for(config, facts)
+    for choice in choices:
+        click.echo(f"{choice.what}: {choice.value} ({choice.reason})", err=True)
+    return config
 
 
 def _over_folds(

@@ -351,7 +351,8 @@ def log_evaluation(tracker: Tracker, evaluation: Evaluation, files: Sequence[Pat
 def model_to_probe(
     store: Store, run_name: str | None, checkpoint: Path | None
 ) -> tuple[Path, ExperimentConfig]:
-    """The folder of a model, and the configuration it was trained with (a default one for a bare folder)."""
+    """The folder of a model, and the configuration it was trained with (without a recipe for a bare folder:
+    its shape alone is known)."""
     if checkpoint is not None:
         saved = found_config(checkpoint)
         if saved is not None:

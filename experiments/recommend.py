@@ -164,6 +164,15 @@ def _to_be_tried(choice: Choice, seconds: float) -> Choice:
     return replace(choice, reason=reason)
 
 
+def cut_for(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, tuple[Choice, ...]]:
+    """How clips of the list are cut for a model that is there, by `config`'s shape; and why."""
+    short = min(config.data.size) * 7 // 6
+    config = replace(config, data=replace(config.data, short_side=short))
+    config, sampling = _sampling(config, lists)
+    config, crop = _crop(config, lists)
+    return config, (sampling, crop)
+
+
 def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
     """Seconds of the whole run on a machine that is left alone."""
     fixed, epoch = _fixed_s(config, videos, held_out, speed), _epoch_s(config, videos, held_out, speed)

@@ -42,7 +42,7 @@ def probe(lists: Path, runs: Path, *more: object) -> str:
     given = ["--checkpoint", lists / "model", "--data", lists / "train.csv", "--runs-dir", runs, *more]
     result = CliRunner().invoke(main, ["probe", *map(str, given)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout if "--json" in more else result.output
 
 
 def test_a_held_out_number_has_its_interval(lists: Path, tmp_path: Path) -> None:
@@ -54,6 +54,7 @@ def test_a_held_out_number_has_its_interval(lists: Path, tmp_path: Path) -> None
 
 def test_every_video_is_held_out_once_a_seed_and_groups_stay_whole(lists: Path, tmp_path: Path) -> None:
     said = probe(lists, tmp_path, "--folds", 3, "--seeds", 2)
+    assert "sampling: uniform" in said  # nobody says how clips were cut for the bare model
     assert "folds of whole groups of" in said and "24 held-out videos, 3 folds and 2 seeds" in said
     name = "pretrain-linear-probe-folds-1"
     answers = read_answers(RunsDir(tmp_path).run(name).answers)
