@@ -97,7 +97,7 @@ def try_backgrounds(
 
 
 def groups_of(listed: Path, samples: Sequence[Sample]) -> list[str] | None:
-    """The group of each video by a table beside the list; None where none says that videos belong together."""
+    """The group of each video by a table beside the list; None where no two belong together."""
     found = groups_beside(listed, samples)
     return found[0] if found is not None and len(set(found[0])) < len(samples) else None
 
