@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError
+
+_LOOKS = 3
 
 
 @contextlib.contextmanager
@@ -28,13 +31,27 @@ def held(path: Path, what: str) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"expected {what} to be at rest, got another process at work on it (in {path.parent})"
-            ) from None
+        for attempt in range(_LOOKS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt + 1 == _LOOKS:
+                    raise InputError(
+                        f"expected {what} to be at rest, got another process at work on it (in {path.parent})"
+                    ) from None
+                time.sleep(0.05)  # perhaps it is only `is_held`, which looks
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process is inside `held` or `locked` with this file, which has to be there."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def claim(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from vmae.core.files import read_record
 from vmae.experiments import stages
 from vmae.experiments.layout import SweepDir
+from vmae.experiments.locks import is_held
 from vmae.experiments.stages.stage import Metric
 from vmae.experiments.sweeps.spec import BASELINE, Plan, Trial
 
@@ -162,10 +163,14 @@ def winner(found: list[Group], metric: Metric | str) -> Group | None:
 
 
 def is_running(sweep: SweepDir) -> bool:
-    """Whether the sweep's driver wrote a sign of life in the last half minute and has not ended.
+    """Whether the sweep's driver holds its lock, or where there is none to ask (the driver is on another
+    machine, its files on an object store) wrote a sign of life within half a minute of now and has not ended.
 
     A trial's own files are no such sign: a stage may take many minutes between two of them, or wait for room
     on the cluster.
     """
+    if sweep.working.is_file():
+        return is_held(sweep.working)
     alive = read_record(sweep.alive, "ended", "time")
-    return alive is not None and not alive["ended"] and time.time() - alive["time"] < _ALIVE_S
+    # A time to come is no sign of life: a clock was wrong.
+    return alive is not None and not alive["ended"] and abs(time.time() - alive["time"]) < _ALIVE_S

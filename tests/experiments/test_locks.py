@@ -5,18 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import time
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
 
 from vmae.core.errors import InputError
+from vmae.core.files import write_json
 from vmae.experiments import housekeeping
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.jobs import named
-from vmae.experiments.locks import at_work, claim_numbered, given_up, held
+from vmae.experiments.locks import at_work, claim_numbered, given_up, held, is_held
 from vmae.experiments.runs import list_runs
 from vmae.experiments.sweeps.driver import new_name
+from vmae.experiments.sweeps.status import is_running
 from vmae.experiments.tracking import Store, Tracker, create_store, store_at, tags
 
 
@@ -70,11 +73,26 @@ def test_one_process_works_on_a_run_and_a_dead_ones_lock_is_free(tmp_path: Path)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     with pytest.raises(InputError, match="expected run 'k' to be at rest"), held(path, "run 'k'"):
         pass
+    assert is_held(path)
     other.send_signal(signal.SIGKILL)
     other.wait()
     other.stdout.close()
+    assert not is_held(path)
     with held(path, "run 'k'"):
         pass
+
+
+def test_a_sweep_runs_while_its_driver_does_whatever_the_clock_said(tmp_path: Path) -> None:
+    sweep = store_at(tmp_path).layout.sweep("ratio-1")
+    write_json(sweep.alive, {"time": time.time() + 86400, "ended": False})
+    assert not is_running(sweep), "a time to come is no sign of life"
+    write_json(sweep.alive, {"time": time.time() - 10, "ended": False})
+    assert is_running(sweep), "on another machine, its files on an object store"
+    with held(sweep.working, "sweep 'ratio-1'"):
+        write_json(sweep.alive, {"time": time.time() - 86400, "ended": False})
+        assert is_running(sweep)
+    write_json(sweep.alive, {"time": time.time(), "ended": False})
+    assert not is_running(sweep), "killed just now"
 
 
 def test_a_claim_is_given_up_only_where_nothing_was_written(tmp_path: Path) -> None:
