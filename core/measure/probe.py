@@ -31,6 +31,7 @@ class ProbeConfig:
     """How frozen features are read out."""
 
     kind: Literal["linear", "attentive", "knn"] = "linear"
+    """linear: a linear classifier; attentive: one over a learnt pooling; knn: nearest neighbours."""
     pooling: Pooling = "time"
     """mean: over all tokens (VideoMAE's head); time: over space, time slots side by side, which keeps the
     order of events; tokens: all of them (the attentive probe takes this whatever is written here)."""
@@ -39,12 +40,15 @@ class ProbeConfig:
     weight_decays: tuple[float, ...] = (0.0, 1e-3, 1e-2)
     """Weight decays tried with each of them."""
     epochs: int = 60
+    """Passes of the classifier over the features."""
     batch_size: int = 256
+    """Features of one of its steps."""
     folds: int = 5
     """Folds of the cross-validation inside the training list that chooses among them."""
     neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
     """Neighbour counts tried by the kNN probe."""
     seed: int = 0
+    """Of its weights, its folds and their order."""
 
     def __post_init__(self) -> None:
         for name in ("lrs", "weight_decays", "neighbours"):

@@ -53,22 +53,31 @@ class EncoderConfig:
     """The clip's shape and the encoder: what pre-training and classification have in common."""
 
     frames: int = 16
+    """Of a clip, T."""
     height: int = 224
+    """Of a clip in pixels; a multiple of the patch size."""
     width: int = 224
+    """Likewise."""
     channels: int = 3
+    """Of a frame: 3, or what `.npy` videos have."""
     patch_size: int = 16
     """Pixels."""
     tubelet_size: int = 2
     """Frames."""
     embed_dim: int = 768
+    """The encoder's width, D."""
     depth: int = 12
+    """Its blocks."""
     num_heads: int = 12
+    """Attention heads of each; divides the width."""
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, in widths of the encoder."""
     drop_path: float = 0.0
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     """Per channel, of pixels in [0, 1], subtracted before embedding; None for no normalisation."""
     std: tuple[float, ...] | None = IMAGENET_STD
+    """Per channel, by which what is left is divided."""
     norm_eps: float = 1e-6
     """Of the layer norms in blocks and of the encoder's last; Hugging Face checkpoints carry 1e-12."""
     head_norm_eps: float = 1e-6

@@ -33,8 +33,11 @@ class VideoMAEConfig(EncoderConfig):
     """Pre-training: the encoder, the decoder and the target."""
 
     decoder_embed_dim: int = 384
+    """The decoder's width."""
     decoder_depth: int = 4
+    """Its blocks."""
     decoder_num_heads: int = 6
+    """Attention heads of each."""
     target: str = "normalized"
     """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]; `teacher:PLACE`:
     a frozen model's latents, see `vmae.core.model.teacher`; or `module:function` of one's own, see

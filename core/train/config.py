@@ -15,11 +15,13 @@ class TrainConfig:
     """How long, how much at once, how precisely, and what is kept."""
 
     epochs: int = 800
+    """Passes over the training list."""
     batch_size: int = 256
     """Clips of one optimiser step, over all processes and micro-batches (repeated samples not counted)."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step; divides batch_size / processes."""
     seed: int = 0
+    """Of the weights, the order of clips, crops, masks and drop path."""
     threads: int = 0
     """CPU threads of a step; 0: as many as torch takes, or in a run of its own what is measured to be fastest
     before it begins."""

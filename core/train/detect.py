@@ -49,6 +49,7 @@ class DetectConfig:
     roi_aligned: bool = True
     """See `VideoDetectorConfig`; the official models have False."""
     drop_path: float = 0.2
+    """Stochastic depth of the last block; rises linearly from 0 at the first."""
     dropout: float = 0.0
     """Before the head."""
     init_scale: float = 0.001

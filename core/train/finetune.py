@@ -33,11 +33,13 @@ class FinetuneConfig:
     """What fine-tuning adds to the optimiser and the loop. Defaults are VideoMAE's scripts."""
 
     drop_path: float = 0.1
+    """Stochastic depth of the last block; rises linearly from 0 at the first."""
     dropout: float = 0.0
     """Before the head."""
     init_scale: float = 0.001
     """The fresh head's weights are scaled by it."""
     label_smoothing: float = 0.1
+    """Share of the target that is spread evenly over the classes."""
     mix: MixConfig = field(default_factory=MixConfig)
     eval_every: int = 1
     """Epochs between validations (the last epoch always has one); 0: only the last."""

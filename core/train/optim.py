@@ -39,7 +39,9 @@ class OptimConfig:
     """Epochs of linear warm-up, part of the run's epochs. A run shorter than twice this warms up for
     half of it: the papers' numbers are for hundreds of epochs."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW: decay of the averages of gradients and of their squares."""
     eps: float = 1e-8
+    """Of AdamW, added to the root of the second."""
     weight_decay: float = 0.05
     """Not applied to biases, norms, the mask token and other one-dimensional parameters."""
     clip_grad: float | None = None

@@ -37,6 +37,7 @@ class DataConfig:
     data_root: str = ""
     """Folder that relative paths in the lists start from; empty: the list's own folder."""
     annotation_format: AnnotationFormat = "auto"
+    """Of the lists' lines (docs/data.md); auto: told apart by what they look like."""
     excluded: tuple[str, ...] = ()
     """Lists of key frames (`video_id,timestamp`) that are left out of all lists (AVA has one for each)."""
     time_origin_s: float = 0.0
