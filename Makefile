@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DIGEST := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(DIGEST)
 
-.PHONY: install demo test test-browser test-slow lint clean
+.PHONY: install demo test test-browser test-notebooks test-slow lint clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ test: install
 # of one server.
 test-browser: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow"
+
+# Every cell of docs/notebooks, as a reader runs them: a minute or two.
+test-notebooks: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebooks.py
 
 # What takes long (faults with real processes, whole recompiles): before a release, not in CI.
 # One process: Ray takes a node for dead that two cores are too busy to answer for.
