@@ -54,16 +54,15 @@ def predict(
     import numpy as np
 
     from vmae.core.measure.evaluate import evaluate
-    from vmae.core.model.classifier import VideoClassifier
     from vmae.core.video.clips import ClipDataset
     from vmae.core.video.samples import Sample
-    from vmae.core.weights.models import expect_model
+    from vmae.core.weights.models import expect_classes
     from vmae.experiments import run
     from vmae.experiments.tracking import store_at
     from vmae.experiments.weights import config_of_model, load_model_at
 
     model, meta, notes = load_model_at(store_at(runs_dir), checkpoint)
-    model = expect_model(model, VideoClassifier, checkpoint, wanted="a fine-tuned classifier")
+    model = expect_classes(model, meta, checkpoint)
     names = _names(labels_file, meta, model.num_classes)
     for note in notes:
         click.echo(f"note: {note}", err=True)

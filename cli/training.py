@@ -270,6 +270,8 @@ def held_out_fields(config: ExperimentConfig, epochs: Sequence[Mapping[str, floa
 
 def held_out_line(config: ExperimentConfig, epochs: Sequence[Mapping[str, float]]) -> str | None:
     """For the end of a training: what the bar said last, in words."""
+    from vmae.experiments import stages
+
     found = _held_out(config, epochs)
     if found is None:
         return None
@@ -279,7 +281,8 @@ def held_out_line(config: ExperimentConfig, epochs: Sequence[Mapping[str, float]
         f"{metric.title} on {listed}: {metric.text(last[1])} after epoch {last[0]:g}, "
         f"best {metric.text(best[1])} after epoch {best[0]:g} of {config.train.epochs}"
     )
-    of_variance = not metric.percent and (config.model.target, config.model.loss) == ("normalized", "mse")
+    normalised = (config.model.target, config.model.loss) == ("normalized", "mse")
+    of_variance = stages.STAGES[config.job].masked and not metric.percent and normalised
     return f"{line} (1.0 is predicting each patch's mean)" if of_variance else line
 
 

@@ -20,7 +20,6 @@ from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.films import KINDS, film, film_rows
 from vmae.core.measure.probe import Pooling
 from vmae.core.measure.reconstruct import FORMS, Reconstruction, reconstruct
-from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoModel, all_indices
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
@@ -32,7 +31,7 @@ from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import dense_indices
-from vmae.core.weights.models import expect_model
+from vmae.core.weights.models import expect_classes, expect_model
 from vmae.experiments import jobs, stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.request import held_out_beside, resolve_config
@@ -155,7 +154,7 @@ class Model:
 
         Raises InputError for a model without classes, else as `features`.
         """
-        model = expect_model(self.module, VideoClassifier, self.source, wanted="a fine-tuned classifier")
+        model = expect_classes(self.module, self.meta, self.source)
         found = np.empty((len(_listed(videos)), model.num_classes), np.float32)
         for index, dataset in self._datasets(videos, segments, crops, sampling_rate, "test"):
             made = evaluate(

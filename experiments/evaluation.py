@@ -10,9 +10,8 @@ from pathlib import Path
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import Evaluation, VideoPrediction, summarise
-from vmae.core.model.classifier import VideoClassifier
 from vmae.core.progress import Progress
-from vmae.core.weights.models import expect_model
+from vmae.core.weights.models import expect_classes
 from vmae.experiments import jobs, stages
 from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
@@ -47,7 +46,7 @@ def evaluate_run(
     """
     model, meta, _ = load_model_at(store, source)
     place = f"{source}: `vmae finetune --init` or `vmae probe` it"
-    model = expect_model(model, VideoClassifier, place, wanted="a fine-tuned classifier")
+    model = expect_classes(model, meta, place)
     create_store(store)  # one that cannot be used is said before anything is measured
     data = config.data if address is None else replace(config.data, cache=False)
     config = replace(config, data=data)

@@ -7,19 +7,22 @@
 | `label` | `path` alone on every line: no labels | `find`, `ls` |
 | `start_total` | `path start total` (`path 0 -1`: the whole video) | V2 pre-training; unlabelled |
 | `total_label` | `frame_dir total label` | V2 fine-tuning on raw frames |
+| `numbers` | `path value[;value...]`: numbers to be predicted | lists made by hand |
+| `labels` | `path label[;label...]` (`path -`: none of them): several labels | lists made by hand |
 | `ava` | `video_id,timestamp,x1,y1,x2,y2,action_id,person_id` | AVA 2.x (see `vmae.core.video.ava`) |
 | `coco` | a `.json` file of images and annotations | AVA of the official detection repository (`coco`) |
 
-Which of these a list has its first line says. Names are numbered in the order of `classes.txt` beside the
-list, else sorted. No header is needed. Separators are spaces, tabs or one comma; the path is everything
-before the numbers, so it may hold spaces and any letters; quotation marks around a path (pandas writes them)
-are taken off. `start` counts frames of a video from 0; in a folder of images it is the number in the name of
-the first image, as in V2 (0: the first image, whatever its name). The lists of UCF101,
-HMDB51, Kinetics and SSv2 are read by `vmae.core.video.index`, which writes the ones above.
+Which of these a list has its first line says (`numbers` and `labels` must be named). Names are numbered in
+the order of `classes.txt` beside the list, else sorted. No header is needed. Separators are spaces, tabs or
+one comma; the path is everything before the numbers, so it may hold spaces and any letters; quotation marks
+around a path (pandas writes them) are taken off. `start` counts frames of a video from 0; in a folder of
+images it is the number in the name of the first image, as in V2 (0: the first image, whatever its name). The
+lists of UCF101, HMDB51, Kinetics and SSv2 are read by `vmae.core.video.index`, which writes the ones above.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -35,7 +38,7 @@ from vmae.core.video.coco import read_coco
 from vmae.core.video.identity import canonical
 from vmae.core.video.samples import MAX_LABEL, VIDEO_SUFFIXES, Sample, read_lines
 
-AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "ava", "coco"]
+AnnotationFormat = Literal["auto", "label", "start_total", "total_label", "numbers", "labels", "ava", "coco"]
 FORMATS: tuple[str, ...] = get_args(AnnotationFormat)
 
 
@@ -80,6 +83,11 @@ def read_annotations(
         del lines[0]
     if not lines:
         raise InputError(f"{csv}: expected at least one line 'path label', the file is empty")
+    if format in ("numbers", "labels"):
+        several = [_several(line, format, where) for where, line in lines]
+        if len(counts := {len(s.values) for s in several}) > 1:
+            raise InputError(f"{csv}: expected as many values on every line, got {sorted(counts)}")
+        return [_rooted(s, root) for s in several] if rooted else several
     kind = _kind(lines[0][1], root) if format in ("auto", "label") else "numbers"
     if kind == "names":
         samples = _named(lines, csv)
@@ -88,6 +96,32 @@ def read_annotations(
     else:
         samples = [_parse(line, format, where) for where, line in lines]
     return [_rooted(sample, root) for sample in samples] if rooted else samples
+
+
+_SEVERAL = re.compile(r"(?P<path>.*\S)(?:[ \t]+|[ \t]*,[ \t]*)(?P<values>[^ \t,]+)")
+
+
+def _several(line: str, format: str, where: str) -> Sample:
+    """A line of `numbers` or `labels`."""
+    row = _SEVERAL.fullmatch(line)
+    wanted = "path value[;value...]" if format == "numbers" else "path label[;label...] (- for none)"
+    if row is None:
+        raise InputError(f"{where}: expected '{wanted}', got '{line}'")
+    path, parts = _unquoted(row["path"]), row["values"].split(";")
+    if format == "labels":
+        if row["values"] == "-":
+            return Sample(path=path, label=-1, labels=())
+        if not all(p.isdecimal() and int(p) <= MAX_LABEL for p in parts):
+            got = row["values"]
+            raise InputError(f"{where}: expected labels 0 to {MAX_LABEL:,} in '{wanted}', got '{got}'")
+        return Sample(path=path, label=-1, labels=tuple(sorted({int(p) for p in parts})))
+    try:
+        values = tuple(float(p) for p in parts)
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{where}: expected finite numbers in '{wanted}', got '{row['values']}'")
+    return Sample(path=path, label=-1, values=values)
 
 
 def _kind(line: str, root: Path) -> Literal["numbers", "names", "paths"]:
@@ -137,6 +171,8 @@ def write_annotations(csv: str | Path, samples: list[Sample]) -> None:
         path = _quoted(s.path)
         if s.time_s is not None:
             lines += ava_rows(s)
+        elif s.values or s.labels is not None:
+            lines.append(f"{path} {';'.join(map(str, s.values or s.labels or '-'))}\n")
         elif s.class_name:
             lines.append(f"{path},{s.class_name}\n")
         elif s.start == 0 and s.num_frames is None:

@@ -43,6 +43,10 @@ class Sample:
     time_s: float | None = None
     boxes: tuple[PersonBox, ...] = ()
     class_name: str = ""
+    values: tuple[float, ...] = ()
+    """Numbers to be predicted (regression)."""
+    labels: tuple[int, ...] | None = None
+    """Several labels, or none of them (multi-label); None: the list has one a line."""
 
 
 def read_lines(csv: str | Path, what: str = "list of videos") -> list[tuple[str, str]]:

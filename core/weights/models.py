@@ -87,3 +87,15 @@ def expect_model(model: VideoModel, kind: type[M], where: object, *, wanted: str
     if not isinstance(model, kind):
         raise InputError(f"expected {wanted or kind.title}, got {model.title} at {where}")
     return model
+
+
+def expect_classes(model: VideoModel, meta: dict[str, Any], where: object) -> VideoClassifier:
+    """`model` as a classifier of one class a video; InputError for any other, such as a
+    regression's."""
+    found = expect_model(model, VideoClassifier, where, wanted="a fine-tuned classifier")
+    if "task" in meta:
+        raise InputError(
+            f"expected a classifier of one class a video, got a model of task {meta['task']} at {where} "
+            "(vmae evaluate measures it)"
+        )
+    return found

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from vmae.core.errors import InputError, nearest
 from vmae.core.named import is_object_name, load_object
-from vmae.experiments.stages import detection, finetune, localise, measure, monitor, pretrain, probe
+from vmae.experiments.stages import detection, finetune, heads, localise, measure, monitor, pretrain, probe
 from vmae.experiments.stages.stage import SPEED, Metric, Stage, plain
 from vmae.experiments.tracking import tags
 
@@ -25,6 +25,8 @@ STAGES: dict[str, Stage] = {
         probe.KNN,
         finetune.STAGE,
         detection.STAGE,
+        heads.REGRESSION,
+        heads.MULTILABEL,
         monitor.STAGE,
         localise.STAGE,
     )

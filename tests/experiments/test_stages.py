@@ -70,7 +70,7 @@ def test_every_metric_has_one_home_and_every_stage_ranks_by_a_score() -> None:
         assert stages.get(name).metric.chance in stages.METRICS or not stages.get(name).metric.percent
     assert stages.get("finetune").metric.name == "finetune/top1"
     assert stages.get("detection").metric.name == "detection/frame_map"
-    assert stages.JOBS == ("pretrain", "finetune", "detection")
+    assert stages.JOBS == ("pretrain", "finetune", "detection", "regression", "multilabel")
     assert all(stages.TASKS[t].train for t in stages.TASKS)
 
 
@@ -169,5 +169,5 @@ def test_only_the_stages_know_stages_by_name() -> None:
 
 
 def test_an_unknown_job_is_refused() -> None:
-    with pytest.raises(InputError, match="job: expected one of pretrain, finetune, detection, got 'finetun'"):
+    with pytest.raises(InputError, match=f"job: expected one of {', '.join(stages.JOBS)}, got 'finetun'"):
         ExperimentConfig(job="finetun")
