@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 
@@ -21,12 +20,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     return "\n".join(lines)
 
 
-def number(value: float | None, digits: int = 3, spread: float | None = None) -> str:
-    """A fixed number of digits after the point, with `±` its spread where there is one; `-` for nothing."""
-    if value is None:
-        return "-"
-    text = f"{value:.{digits}f}"
-    return text if spread is None or math.isnan(spread) else f"{text} ±{spread:.{digits}f}"
+def number(value: float | None, digits: int = 3) -> str:
+    """A fixed number of digits after the point; `-` for nothing."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def count_text(number: int, one: str, many: str | None = None) -> str:

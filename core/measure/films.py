@@ -55,9 +55,9 @@ def _palette() -> np.ndarray:
     return (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def palette_stops(count: int = 9) -> list[str]:
+def palette_stops() -> list[str]:
     """The palette's colours for a legend, as CSS."""
-    return [f"rgb({r},{g},{b})" for r, g, b in _palette()[np.linspace(0, 255, count).astype(int)]]
+    return [f"rgb({r},{g},{b})" for r, g, b in _palette()[np.linspace(0, 255, 9).astype(int)]]
 
 
 def colourise(share: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
-from vmae.core.progress import Progress
 from vmae.core.video.loader import read_ahead
 from vmae.core.video.probe import VideoInfo
 from vmae.core.video.windows import WindowConfig, read_windows
@@ -25,7 +24,6 @@ def window_features(
     precision: str = "auto",
     info: VideoInfo | None = None,
     timeout_s: float = 30.0,
-    progress: Progress | None = None,
 ) -> np.ndarray:
     """The features of every window of a video, float32 [num_windows, D], the mean of its views.
 
@@ -42,8 +40,6 @@ def window_features(
         with autocast(precision, device):
             features = model.features(clip_to_video(flat, device)).float()
         parts.append(features.unflatten(0, clips.shape[:2]).mean(1).cpu().numpy())
-        if progress is not None:
-            progress.update(len(clips))
     found = np.concatenate(parts)
     if not np.isfinite(found).all():
         raise InputError(f"{path}: expected finite features, got NaN or infinity from the model")

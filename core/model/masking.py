@@ -97,12 +97,10 @@ class TokenMask:
             self.visible.to(device, non_blocking=True), self.masked.to(device, non_blocking=True)
         )
 
-    def to_bool(self, num_tokens: int | None = None) -> Tensor:
+    def to_bool(self) -> Tensor:
         """bool [B, N], True = masked."""
-        n = self.num_tokens if num_tokens is None else num_tokens
-        if n != self.num_tokens:
-            raise InputError(f"expected a mask of {n} tokens, got one of {self.num_tokens}")
-        out = torch.zeros(self.masked.shape[0], n, dtype=torch.bool, device=self.masked.device)
+        shape = self.masked.shape[0], self.num_tokens
+        out = torch.zeros(shape, dtype=torch.bool, device=self.masked.device)
         return out.scatter_(1, self.masked, True)
 
     def __getitem__(self, rows: slice) -> TokenMask:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vmae.core.errors import InputError, VmaeError
 
+_WARM_UP = 3
+
 
 def capture_step(
     step: Callable[..., Tensor],
@@ -18,7 +20,6 @@ def capture_step(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    warmup: int = 3,
 ) -> Callable[..., Tensor]:
     """Capture `step(*inputs)`, the whole step up to the optimiser, and return a function that replays it.
 
@@ -42,7 +43,7 @@ def capture_step(
             )
     before = [(x, x.detach().clone()) for x in (*model.parameters(), *model.buffers())]
     known = {id(v): v.clone() for state in optimizer.state.values() for v in _tensors(state)}
-    replay = _capture(step, inputs, model, warmup)
+    replay = _capture(step, inputs, model)
     with torch.no_grad():
         for x, kept in before:
             x.copy_(kept)
@@ -87,7 +88,7 @@ class CapturedBackward:
         if self._replay is None:
             try:
                 with self._quiet or contextlib.nullcontext():
-                    self._replay = _capture(self._backward, inputs, self._model, warmup=3)
+                    self._replay = _capture(self._backward, inputs, self._model)
             except RuntimeError as e:
                 text = (str(e).splitlines() or [type(e).__name__])[0]
                 raise VmaeError(
@@ -98,14 +99,14 @@ class CapturedBackward:
 
 
 def _capture(
-    work: Callable[..., Tensor], inputs: Sequence[Tensor], model: nn.Module, warmup: int
+    work: Callable[..., Tensor], inputs: Sequence[Tensor], model: nn.Module
 ) -> Callable[..., Tensor]:
     """Run `work` on a side stream a few times, then record it, its gradients in the graph's own memory."""
     static = [x.clone() for x in inputs]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(warmup):
+        for _ in range(_WARM_UP):
             model.zero_grad(set_to_none=True)
             work(*static)
     torch.cuda.current_stream().wait_stream(stream)

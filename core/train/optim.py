@@ -133,17 +133,14 @@ def no_weight_decay(name: str, parameter: torch.Tensor) -> bool:
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float | None = None, depth: int | None = None
+    model: nn.Module, *, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Parameters in groups of equal (weight decay, lr scale), in the order of `model.parameters()`.
 
-    Each group has `params`, `names`, `weight_decay` and `lr_scale`. `depth` is the number of encoder
-    blocks (found from the parameter names when None). Frozen parameters are left out.
+    Each group has `params`, `names`, `weight_decay` and `lr_scale`. Frozen parameters are left out.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if depth is None:
-        blocks = [int(m[1]) for n, _ in named if (m := _BLOCK.match(n))]
-        depth = max(blocks, default=-1) + 1
+    depth = max((int(m[1]) for n, _ in named if (m := _BLOCK.match(n))), default=-1) + 1
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named:
         decay = 0.0 if no_weight_decay(name, parameter) else weight_decay

@@ -13,7 +13,6 @@ boxes a little off, some doubtful, and false ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -126,9 +125,8 @@ def make_demo_boxes(
     config: DemoBoxesConfig | None = None,
     *,
     workers: int = 1,
-    progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write the set under `out_dir`, or complete it; `progress` hears of every film. Returns the folder.
+    """Write the set under `out_dir`, or complete it. Returns the folder.
 
     A film that is there is kept; `workers` processes make the others (1: this one). Raises InputError where
     the folder holds a set of another configuration.
@@ -143,9 +141,7 @@ def make_demo_boxes(
     write_text(note, described)
     jobs = [("train", k) for k in range(config.train_films)] + [("val", k) for k in range(config.val_films)]
     missing = [job for job in jobs if not _film(out, *job).exists()]
-    for _ in _made(out, config, missing, workers):
-        if progress is not None:
-            progress(1)
+    _make_all(out, config, missing, workers)
     for split in SPLITS:
         rows, people = [], []
         for film in range(config.train_films if split == "train" else config.val_films):
@@ -186,16 +182,14 @@ def _film(out: Path, split: str, film: int) -> Path:
     return out / "films" / f"{split}_{film:04d}.mp4"
 
 
-def _made(out: Path, config: DemoBoxesConfig, jobs: list[tuple[str, int]], workers: int) -> Iterator[None]:
+def _make_all(out: Path, config: DemoBoxesConfig, jobs: list[tuple[str, int]], workers: int) -> None:
     if workers <= 1:
         for job in jobs:
             _make_film(out, config, *job)
-            yield
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_make_film, out, config, *job) for job in jobs]):
             future.result()
-            yield
 
 
 def _make_film(out: Path, config: DemoBoxesConfig, split: str, film: int) -> None:

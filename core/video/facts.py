@@ -71,12 +71,12 @@ class ListFacts:
         return [n for n in self.names if _SIDES.search(n)]
 
 
-def list_facts(samples: Sequence[Sample], names: Sequence[str] = (), probed: int = PROBED) -> ListFacts:
+def list_facts(samples: Sequence[Sample], names: Sequence[str] = ()) -> ListFacts:
     """Count the list and open some of its videos. Raises InputError where none of them can be read.
 
     Seconds: about fifty files are probed, a dozen of them decoded in eight places.
     """
-    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(probed, len(samples))).astype(int)]
+    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(PROBED, len(samples))).astype(int)]
     infos = []
     for sample in chosen:
         with contextlib.suppress(VideoError):

@@ -53,7 +53,7 @@ def groups_by_pattern(pattern: str, samples: Sequence[Sample]) -> list[str]:
     return groups
 
 
-def read_folds(path: str | Path, samples: Sequence[Sample], column: str = "fold") -> list[int]:
+def read_folds(path: str | Path, samples: Sequence[Sample]) -> list[int]:
     """The fold of each video from a csv that `write_folds` wrote, or any with the columns `path` and `fold`.
 
     A negative fold, and no fold, is -1: a video that takes no part.
@@ -64,11 +64,9 @@ def read_folds(path: str | Path, samples: Sequence[Sample], column: str = "fold"
         try:
             return max(-1, int(text)) if text.strip() else -1
         except ValueError:
-            raise InputError(
-                f"{path}: expected a whole number in the column {column}, got '{text}'"
-            ) from None
+            raise InputError(f"{path}: expected a whole number in the column fold, got '{text}'") from None
 
-    return [number(text) for text in read_column(path, samples, column)]
+    return [number(text) for text in read_column(path, samples, "fold")]
 
 
 def read_column(path: str | Path, samples: Sequence[Sample], column: str) -> list[str]:

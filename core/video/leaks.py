@@ -19,7 +19,6 @@ from vmae.core.errors import InputError, VideoError
 from vmae.core.video.isolate import Runner, run_isolated
 from vmae.core.video.probe import probe_video
 from vmae.core.video.reader import read_clip
-from vmae.core.video.samples import Sample
 from vmae.core.video.sampling import uniform_indices
 
 FRAMES = 5
@@ -120,17 +119,3 @@ def _packed(paths: Sequence[str], hashes: dict[str, list[int]]) -> tuple[np.ndar
     owner = [i for i, p in enumerate(paths) for _ in hashes.get(p, ())]
     flat = [h for p in paths for h in hashes.get(p, ())]
     return np.array(flat, np.uint64), np.array(owner, np.int64)
-
-
-def shared_groups(
-    lists: dict[str, Sequence[Sample]], groups: dict[str, Sequence[str]]
-) -> dict[tuple[str, str], list[str]]:
-    """The groups that two lists have in common, by the lists' names (pairs without any are left out)."""
-    names = list(lists)
-    found = {}
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            both = sorted(set(groups[one]) & set(groups[other]))
-            if both:
-                found[one, other] = both
-    return found

@@ -55,13 +55,13 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def read_ahead(source: Iterator[T], prepare: Callable[[T], T], depth: int = 1) -> Iterator[T]:
-    """Yield `prepare(item)` for every item, made in a thread up to `depth` items ahead of the consumer.
+def read_ahead(source: Iterator[T], prepare: Callable[[T], T]) -> Iterator[T]:
+    """Yield `prepare(item)` for every item, made in a thread one item ahead of the consumer.
 
     What `source` or `prepare` raises is raised to the consumer in its place; leaving the iteration ends the
     thread.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
     def put(entry: tuple[T | None, BaseException | None]) -> bool:

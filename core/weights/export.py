@@ -260,21 +260,6 @@ def run_hf(folder: Path, model: VideoModel, inputs: dict[str, Tensor]) -> np.nda
     return out.numpy()
 
 
-def read_facts(path: Path, to: str) -> dict[str, Any]:
-    """What an exported file says of itself."""
-    if to == "onnx":
-        require_onnx("onnxruntime")
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = session.get_modelmeta().custom_metadata_map
-    else:
-        found = {METADATA: ""}
-        torch.export.load(path, extra_files=found)
-    facts: dict[str, Any] = json.loads(found[METADATA])
-    return facts
-
-
 def require_onnx(*packages: str) -> None:
     """Raise InputError where a package of the extra `export` is not installed."""
     absent = [p for p in packages if importlib.util.find_spec(p) is None]

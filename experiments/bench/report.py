@@ -102,7 +102,7 @@ def _is_about(bar: Bar, row: dict[str, Any]) -> bool:
 
 
 def bars_table(result: dict[str, Any]) -> str:
-    """The issue's targets beside what was measured; "-" where a side of the ratio is missing."""
+    """The targets (`Op.bars`) beside what was measured; "-" where a side of the ratio is missing."""
     rows = []
 
     def add(what: str, against: str, ratio: float | None, bar: float, *, at_most: bool = False) -> None:

@@ -5,8 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vmae.core.video.leaks import frame_hashes, hash_videos, near_pairs, shared_groups
-from vmae.core.video.samples import Sample
+from vmae.core.video.leaks import frame_hashes, hash_videos, near_pairs
 
 pytest.importorskip("imagehash", reason="needs the package ImageHash")
 
@@ -61,10 +60,3 @@ def test_hashing_in_processes_leaves_bad_files_without_hashes(tmp_path):
     found = hash_videos([good, str(bad), good], workers=1, progress=lambda d, n: counts.append((d, n)))
     assert found == {good: frame_hashes(good), str(bad): []}
     assert counts == [(1, 2), (2, 2)]
-
-
-def test_groups_in_two_lists():
-    one = [Sample(path="/a", label=0)]
-    lists = {"train": one, "val": one, "test": one}
-    groups = {"train": ["s1", "s2"], "val": ["s2", "s3", "s2"], "test": ["s4"]}
-    assert shared_groups(lists, groups) == {("train", "val"): ["s2"]}

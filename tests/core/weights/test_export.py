@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, VideoModel
 from vmae.core.video.demo_scene import clip_frames
 from vmae.core.weights import export
 from vmae.core.weights.export import (
+    METADATA,
     TOLERANCE,
     describe_graph,
     example_inputs,
     export_graph,
-    read_facts,
     run_graph,
     run_model,
 )
@@ -41,6 +42,19 @@ def model(kind: str) -> VideoModel:
             config = VideoClassifierConfig.from_dict(SHAPE | {"init_scale": 1.0, "pool": "first"})
             return VideoClassifier(config, 5)
         return VideoDetector(VideoDetectorConfig.from_dict(SHAPE | {"init_scale": 1.0}), 4)
+
+
+def read_facts(path: Path, to: str) -> dict[str, Any]:
+    """What an exported file says of itself, as another program reads it."""
+    if to == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.get_modelmeta().custom_metadata_map
+    else:
+        found = {METADATA: ""}
+        torch.export.load(path, extra_files=found)
+    facts: dict[str, Any] = json.loads(found[METADATA])
+    return facts
 
 
 def real_clips(count: int) -> torch.Tensor:
