@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,23 @@ def set_option(command: Command) -> Command:
         metavar="KEY=VALUE...",
         help="Override fields, for example --set optim.base_lr=3e-4 mask.ratio=0.75 (repeatable).",
     )(command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """What `config_options`, `set_option` and `runs_dir_option` took from the command line."""
+
+    recipe: str | None
+    config_file: Path | None
+    train_csv: Path | None
+    lists: dict[str, Any]
+    """What more --data means (`weighted_lists`)."""
+    val_csv: Path | None
+    data_root: Path | None
+    size: str | None
+    epochs: int | None
+    assignments: tuple[str, ...]
+    runs_dir: Path | None
 
 
 def config_options(command: Command) -> Command:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmae.cli.options import Command, config_options, runs_dir_option, set_option, with_options
+from vmae.cli.options import Command, ConfigOptions, config_options, runs_dir_option, set_option, with_options
 from vmae.experiments import stages
 from vmae.experiments.request import resolve_config, weighted_lists
 from vmae.experiments.stages import pretrain
@@ -28,7 +28,7 @@ LATEST = "(latest)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
+class SweepOptions(ConfigOptions):
     """What `sweep_options` took from the command line."""
 
     list_them: bool
@@ -40,15 +40,6 @@ class SweepOptions:
     stop_on: str | None
     budget: str | None
     stage_names: tuple[str, ...]
-    recipe: str | None
-    config_file: Path | None
-    train_csv: Path | None
-    lists: dict[str, Any]
-    """What more --data means (`weighted_lists`)."""
-    val_csv: Path | None
-    data_root: Path | None
-    size: str | None
-    epochs: int | None
     seeds: int
     folds: str | None
     cpus: float | None
@@ -60,8 +51,6 @@ class SweepOptions:
     model_name: str | None
     run_name: str | None
     resume: str | None
-    assignments: tuple[str, ...]
-    runs_dir: Path | None
 
     def plan(self, store: Store, name: str | None) -> Plan:
         """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmae.cli.options import Command, config_options, init_options, runs_dir_option, set_option, with_options
+from vmae.cli.options import (
+    Command,
+    ConfigOptions,
+    config_options,
+    init_options,
+    runs_dir_option,
+    set_option,
+    with_options,
+)
 from vmae.experiments.request import held_out_beside, resolve_config, weighted_lists
 
 if TYPE_CHECKING:
@@ -20,18 +27,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(ConfigOptions):
     """What `training_options` took from the command line."""
 
-    recipe: str | None
-    config_file: Path | None
-    train_csv: Path | None
-    lists: dict[str, Any]
-    """What more --data means (`weighted_lists`)."""
-    val_csv: Path | None
-    data_root: Path | None
-    size: str | None
-    epochs: int | None
     init: str | None
     resize_patch_embed: bool
     budget: str | None
@@ -44,8 +42,6 @@ class TrainingOptions:
     cpus_per_worker: float
     address: str
     checkpoint_artifacts: str | None
-    assignments: tuple[str, ...]
-    runs_dir: Path | None
     folds: str | None = None
     seeds: int | None = None
     task: str | None = None
