@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,35 +55,58 @@ class SweepOptions(ConfigOptions):
 
     def plan(self, store: Store, name: str | None) -> Plan:
         """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""
+        from vmae.experiments.recommend import recipe_for
+        from vmae.experiments.run import default_device
         from vmae.experiments.sweeps import definitions, driver
+
+        definition = None if name is None else definitions.get(name)
+        asked = self._asked(definition)
+        sweep_name = "custom" if definition is None else definition.name
+        if self.train_csv is None or self.recipe is not None or self.config_file is not None:
+            base = asked()
+        else:
+            # What is refused is refused before time is spent on the list.
+            start = recipe_for(pretrain.STAGE.name, gpu=default_device().type == "cuda")
+            self._made(definition, asked(start=start), store, sweep_name)
+            base = asked(start=self._recommended(self.train_csv))
+        self._made(definition, base, store, sweep_name)
+        run_name = driver.new_name(store, sweep_name, self.run_name)
+        sweep = store.layout.sweep(run_name)
+        with store.storage().given_up(sweep.path, above=2):
+            base, folds = self._over_folds(base, sweep)
+            return self._made(definition, base, store, run_name, folds)
+
+    def _made(
+        self,
+        definition: Definition | None,
+        base: ExperimentConfig,
+        store: Store,
+        run_name: str,
+        folds: tuple[int, ...] = (),
+    ) -> Plan:
+        """The plan whose trials have `base` in common."""
         from vmae.experiments.sweeps.resources import Resources
         from vmae.experiments.sweeps.space import describe
         from vmae.experiments.sweeps.spec import make_plan
         from vmae.experiments.weights import with_teacher_at
 
-        definition = None if name is None else definitions.get(name)
-        base, stopping = self._base(definition)
-        base = with_teacher_at(base, store)
+        base, stopping = self._stopped_early(with_teacher_at(base, store))
         params = [_placed(param, base, store) for param in self._params(definition, base)]
-        sweep_name = "custom" if definition is None else definition.name
-        run_name = driver.new_name(store, sweep_name, self.run_name)
-        with store.storage().given_up(store.layout.sweep(run_name).path, above=2):
-            base, folds = self._over_folds(base, store.layout.sweep(run_name))
-            return make_plan(
-                name=run_name,
-                sweep=sweep_name,
-                title=describe(params) if definition is None else definition.title,
-                params=params,
-                metric=base.pipeline.metric,
-                base=base,
-                seeds=self.seeds,
-                folds=folds,
-                search=self.search,
-                samples=self.samples,
-                stopping=stopping,
-                budget_s=self.budget_s,
-                resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
-            )
+        return make_plan(
+            name=run_name,
+            sweep="custom" if definition is None else definition.name,
+            title=describe(params) if definition is None else definition.title,
+            params=params,
+            metric=base.pipeline.metric,
+            base=base,
+            seeds=self.seeds,
+            folds=folds,
+            search=self.search,
+            samples=self.samples,
+            stopping=stopping,
+            budget_s=self.budget_s,
+            resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
+        )
 
     def plan_to_resume(self, store: Store, name: str | None) -> Plan:
         """The saved plan of the sweep that --resume names, on the resources that are given anew."""
@@ -111,26 +135,25 @@ class SweepOptions(ConfigOptions):
             address=self.address,
         )
 
-    def _base(self, definition: Definition | None) -> tuple[ExperimentConfig, StoppingConfig | None]:
-        """What the trials have in common, and what stops them early."""
-        from vmae.core.config import override
-        from vmae.core.errors import InputError
-        from vmae.experiments.sweeps.stopping import StoppingConfig
-
+    def _asked(self, definition: Definition | None) -> Callable[..., ExperimentConfig]:
+        """What makes the configuration that the trials have in common, from a recipe or from `start`."""
         chosen = {} if definition is None else dict(definition.fixed)
         if self.stage_names:
             chosen["pipeline.then"] = ",".join(self.stage_names)
         names = ("recipe", "config_file", "train_csv", "lists", "val_csv", "data_root", "size", "epochs")
-        asked = functools.partial(
+        return functools.partial(
             resolve_config,
             **{n: getattr(self, n) for n in names},
             assignments=(*(f"{k}={v}" for k, v in chosen.items()), *self.assignments),
             needs_val=self.folds is None,
         )
-        base = asked()
-        if self.train_csv is not None and self.recipe is None and self.config_file is None:
-            # What is refused has been refused before the list is looked at.
-            base = asked(start=self._recommended(self.train_csv))
+
+    def _stopped_early(self, base: ExperimentConfig) -> tuple[ExperimentConfig, StoppingConfig | None]:
+        """With --scheduler: what stops trials, and the base with what that needs measured."""
+        from vmae.core.config import override
+        from vmae.core.errors import InputError
+        from vmae.experiments.sweeps.stopping import StoppingConfig
+
         if self.scheduler == "none":
             if self.stop_on is not None:
                 raise InputError("--stop-on: expected a --scheduler to go with it, got none")

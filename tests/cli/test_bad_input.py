@@ -94,7 +94,7 @@ def test_a_held_out_video_that_does_not_decode_is_refused_before_anything_runs(
 ) -> None:
     (tmp_path / "bad.mp4").write_text("this is text")
     (tmp_path / "val.csv").write_text("bad.mp4 0\n")
-    argv = ["sweep", "masking_ratio", "--data", str(mini_data / "train.csv")]
+    argv = ["sweep", "masking_ratio", "--recipe", "demo_pretrain", "--data", str(mini_data / "train.csv")]
     line = _refused([*argv, "--val", str(tmp_path / "val.csv"), "--runs-dir", str(tmp_path / "runs")], capsys)
     assert "bad.mp4" in line
     assert not (tmp_path / "runs" / "sweeps").exists()
