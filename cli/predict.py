@@ -70,6 +70,7 @@ def predict(
     data = replace(
         data,
         sampling_rate=sampling_rate or data.sampling_rate,
+        fps=0.0 if sampling_rate else data.fps,
         segments=segments,
         crops=crops,
         workers=0,

@@ -259,7 +259,8 @@ class Model:
             raise InputError(f"expected a model of 3 channels, got one of {self.module.config.channels}")
         data = config_of_model(self.module, self.meta).data
         rate = sampling_rate or data.sampling_rate
-        data = replace(data, sampling_rate=rate, segments=segments, crops=crops, workers=0)
+        fps = 0.0 if sampling_rate else data.fps
+        data = replace(data, sampling_rate=rate, fps=fps, segments=segments, crops=crops, workers=0)
         files = [i for i, v in enumerate(listed) if _is_path(v)]
         arrays = [(i, clip_of(cast("np.ndarray", v))) for i, v in enumerate(listed) if i not in files]
         found = []
@@ -268,7 +269,7 @@ class Model:
             found.append((files, ClipDataset(samples, data, mode)))
         for place, frames in arrays:
             # A clip of the model's length is taken as it is.
-            own = replace(data, sampling="uniform") if len(frames) == data.frames else data
+            own = replace(data, fps=0.0, sampling="uniform" if len(frames) == data.frames else data.sampling)
             cache = cast("DecodedCache", _InMemory(frames))
             found.append(([place], ClipDataset([Sample(path="array", label=0)], own, mode, cache=cache)))
         return found

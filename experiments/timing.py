@@ -194,13 +194,16 @@ def time_loading(samples: Sequence[Sample], data: DataConfig, *, videos: int = 3
 
 
 class _Decoded:
-    """Decoded videos in memory, with the one method of a cache that a data set calls."""
+    """Decoded videos in memory, with the methods of a cache that a data set calls."""
 
     def __init__(self, frames: dict[str, np.ndarray]) -> None:
         self._frames = frames
 
     def frames(self, path: str) -> np.ndarray:
         return self._frames[path]
+
+    def rate(self, path: str) -> float:
+        return cached_info(path).fps
 
 
 def usable_cores() -> int:

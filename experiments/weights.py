@@ -139,7 +139,8 @@ def config_of_model(model: VideoModel, meta: dict[str, Any]) -> ExperimentConfig
     """A configuration with the clip shape of a model and, where it carries it, how it sampled frames."""
     base = ExperimentConfig()
     c = model.config
-    sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in ("sampling_rate", "sampling")}
+    kept = ("sampling_rate", "sampling", "fps")
+    sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in kept}
     data = replace(base.data, frames=c.frames, size=(c.height, c.width), short_side=c.height, **sampling)
     shape = {"frames": c.frames, "height": c.height, "width": c.width, "channels": c.channels}
     return replace(

@@ -21,6 +21,7 @@ class LocaliserConfig:
     """The head's size."""
 
     dim: int = 128
+    """Width of the head."""
     levels: int = 5
     """Of the pyramid; level l has a point every 2**l features."""
     reach: float = 4.0

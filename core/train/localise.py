@@ -44,13 +44,19 @@ class LocaliseConfig:
     """Frames between two features."""
     head: LocaliserConfig = field(default_factory=LocaliserConfig)
     epochs: int = 40
+    """Passes over the training videos."""
     warmup_epochs: int = 3
+    """Of them, those in which the rate rises."""
     batch_size: int = 2
     """Videos of a step."""
     lr: float = 1e-3
+    """Of AdamW, at its highest."""
     weight_decay: float = 0.05
+    """Of AdamW."""
     seed: int = 0
+    """Of the weights and the order of videos."""
     min_score: float = 0.001
+    """Segments below it are left out."""
     sigma: float = 0.5
     """Of Soft-NMS."""
     max_segments: int = 200

@@ -483,7 +483,7 @@ class Trainer:
             return ""
         from safetensors import SafetensorError
 
-        sampling = {k: getattr(self.dataset.config, k) for k in ("sampling", "sampling_rate")}
+        sampling = {k: getattr(self.dataset.config, k) for k in ("sampling", "sampling_rate", "fps")}
         try:
             save_model(path, plain, {**self.task.meta, "job": self.task.name, "sampling": sampling, **facts})
         except (OSError, SafetensorError) as e:

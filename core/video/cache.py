@@ -59,6 +59,7 @@ class DecodedCache:
         self.errors: dict[str, tuple[str, str]] = {k: tuple(v) for k, v in meta["errors"].items()}
         self.nbytes: int = meta["bytes"]
         self._written: list[int] = meta["written"]
+        self._rates: dict[str, float] = meta["rates"]
         data = self.folder / _FRAMES
         if data.stat().st_size != self.nbytes:
             raise ValueError(f"{data}: expected {self.nbytes} bytes, got {data.stat().st_size}")
@@ -86,6 +87,10 @@ class DecodedCache:
             raise VideoError(path, *self.errors.get(place, ("missing", f"not in the cache {self.folder}")))
         offset, frames, height, width, _ = entry
         return self._data[offset : offset + frames * height * width * 3].reshape(frames, height, width, 3)
+
+    def rate(self, path: str) -> float:
+        """Frames a second of the video, on average; 0 where there is no time."""
+        return self._rates.get(canonical(path), 0.0)
 
     def require_whole(self) -> None:
         """Raise ValueError where the frames are not those that were written.
@@ -328,6 +333,7 @@ def _decode_all(
             "bytes": total,
             "written": _stamp(temporary / _FRAMES),
             "videos": entries,
+            "rates": {info.path: info.fps for info in good},
             "errors": errors,
         }
         write_json(temporary / _INDEX, meta)

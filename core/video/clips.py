@@ -140,7 +140,8 @@ class ClipDataset:
         sample = self.samples[index]
         if self.cache is not None:
             frames = self.cache.frames(sample.path)
-            return frames[self._frame_indices(sample, len(frames), rng).reshape(-1)]
+            stride = self._stride(sample.path, self.cache.rate(sample.path) if self.config.fps else 0.0)
+            return frames[self._frame_indices(sample, len(frames), stride, rng).reshape(-1)]
         if sample.path in self.given_up:
             raise VideoError(sample.path, "timeout", "a decoder got stuck on it before")
         # The read has its own limit; a decoder that is stuck inside one call is left behind after twice that.
@@ -149,6 +150,8 @@ class ClipDataset:
     def _read(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
         config = self.config
         if sample.time_s is not None and is_second_folder(sample.path):
+            if config.fps:
+                raise InputError(f"data.fps: expected videos, got seconds of images ({sample.path})")
             limit = config.short_side if rng is not None else min(config.short_side, max(config.size))
             frames = read_second_clips(sample.path, sample.time_s, config.frames, config.sampling_rate, limit)
             return np.tile(frames, (config.segments, 1, 1, 1)) if self.mode == "test" else frames
@@ -156,7 +159,8 @@ class ClipDataset:
         if sample.time_s is not None:
             indices = self._key_frame_indices(info, sample.time_s)
         else:
-            indices = self._frame_indices(sample, info.num_frames, rng)
+            stride = self._stride(sample.path, info.fps)
+            indices = self._frame_indices(sample, info.num_frames, stride, rng)
         native = min(info.height, info.width)
         short = native if config.short_side == 0 else min(native, config.short_side)
         if rng is None:
@@ -173,7 +177,19 @@ class ClipDataset:
                 remember_info(found)
         return cached_info(path, timeout_s=self.config.timeout_s)
 
-    def _frame_indices(self, sample: Sample, num_frames: int, rng: np.random.Generator | None) -> np.ndarray:
+    def _stride(self, path: str, rate: float) -> float:
+        """Frames from one of a clip's to the next, of a video of `rate` frames a second (0: it has none)."""
+        if not self.config.fps:
+            return self.config.sampling_rate
+        if not rate:
+            raise VideoError(
+                path, "no_rate", "data.fps: expected a video with a frame rate, not images or .npy"
+            )
+        return rate / self.config.fps
+
+    def _frame_indices(
+        self, sample: Sample, num_frames: int, stride: float, rng: np.random.Generator | None
+    ) -> np.ndarray:
         """int64 `[T]`; `[segments, T]` in test; `[R, T]` where repeats have a time of their own."""
         config = self.config
         start = first_frame(sample.path, sample.start)
@@ -189,31 +205,33 @@ class ClipDataset:
             indices = sampling.multi_view_indices(
                 count,
                 config.frames,
-                config.sampling_rate,
+                stride,
                 config.segments,
                 uniform=config.sampling == "uniform",
             )
         else:
             draws = config.repeats if rng is not None and config.repeat_time == "own" else 1
             indices = (
-                np.stack([self._draw(count, rng) for _ in range(draws)])
+                np.stack([self._draw(count, stride, rng) for _ in range(draws)])
                 if draws > 1
-                else (self._draw(count, rng))
+                else (self._draw(count, stride, rng))
             )
         return indices + start
 
-    def _draw(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
+    def _draw(self, count: int, stride: float, rng: np.random.Generator | None) -> np.ndarray:
         """int64 `[T]`: one clip of `count` frames."""
         config = self.config
         if config.sampling == "uniform":
             return sampling.uniform_indices(count, config.frames, rng)
-        return sampling.dense_indices(count, config.frames, config.sampling_rate, rng)
+        return sampling.dense_indices(count, config.frames, stride, rng)
 
     def _key_frame_indices(self, info: VideoInfo, time_s: float) -> np.ndarray:
         """int64 `[T]` around a key frame, the same in every mode; `[segments, T]`, all alike, in test."""
         config = self.config
         centre = info.frame_at(time_s - config.time_origin_s)
-        indices = sampling.centred_indices(info.num_frames, config.frames, config.sampling_rate, centre)
+        indices = sampling.centred_indices(
+            info.num_frames, config.frames, self._stride(info.path, info.fps), centre
+        )
         return np.tile(indices, (config.segments, 1)) if self.mode == "test" else indices
 
     def _cut(self, frames: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> list[Cut]:

@@ -49,6 +49,9 @@ class DataConfig:
     """Frames of a clip, T."""
     sampling_rate: int = 4
     """Stride between a clip's frames (dense sampling)."""
+    fps: float = 0.0
+    """Frames a second of a clip, whatever the video's rate (dense sampling): the stride is the video's
+    average rate over this one. 0: frames `sampling_rate` apart."""
     sampling: Literal["dense", "uniform"] = "dense"
     """`dense`: fixed stride (Kinetics); `uniform`: one frame per equal segment (Something-Something)."""
     size: tuple[int, int] = (224, 224)
@@ -104,6 +107,10 @@ class DataConfig:
                 raise InputError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
         if len(self.size) != 2 or min(self.size) < 1:
             raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
+        if self.fps < 0:
+            raise InputError(f"data.fps: expected 0 or more frames a second, got {self.fps:g}")
+        if self.fps and self.sampling != "dense":
+            raise InputError(f"data.fps: expected data.sampling=dense to go with it, got {self.sampling}")
         if not 0 < self.train_share <= 1:
             raise InputError(f"data.train_share: expected a share in (0, 1], got {self.train_share}")
         if not self.train_weight > 0:

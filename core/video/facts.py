@@ -139,4 +139,6 @@ def coverage(facts: ListFacts, data: DataConfig) -> float:
     """Share of the median video that one clip of `data` spans from first to last frame, in (0, 1]."""
     if data.sampling == "uniform":
         return 1.0
+    if data.fps:
+        return min(1.0, data.frames / data.fps / max(1e-6, facts.seconds))
     return min(1.0, ((data.frames - 1) * data.sampling_rate + 1) / max(1, facts.frames))

@@ -6,6 +6,8 @@ leaves `[0, num_frames)`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from vmae.core.errors import InputError
@@ -17,10 +19,15 @@ def _require(**counts: int) -> None:
             raise InputError(f"{name}: expected at least 1, got {value}")
 
 
+def _require_stride(stride: float) -> None:
+    if not stride > 0:
+        raise InputError(f"sampling_rate: expected at least 1, got {stride:g}")
+
+
 def dense_indices(
     num_frames: int,
     frames: int,
-    sampling_rate: int,
+    sampling_rate: float,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """`frames` frames at a fixed stride from a random (or, without `rng`, the central) start.
@@ -28,23 +35,25 @@ def dense_indices(
     Official: `VideoMAE._sample_train_indices` and `_video_TSN_decord_batch_loader` (V1 kinetics.py) with one
     segment. With `span = frames * sampling_rate`, the start is uniform on
     `0 .. num_frames - span` inclusive (0 where the video is shorter); then the index advances by the stride
-    as long as it stays below `num_frames - 1`, and repeats where it would not.
+    as long as it stays below `num_frames - 1`, and repeats where it would not. A stride that is no whole
+    number (`data.fps`) is not the official code's: places on its grid are rounded down to frames.
 
     Returns:
         int64 `[frames]`, non-decreasing, in `[0, num_frames)`.
     """
-    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate)
-    starts = num_frames - frames * sampling_rate + 1
+    _require(num_frames=num_frames, frames=frames)
+    _require_stride(sampling_rate)
+    starts = math.floor(num_frames - frames * sampling_rate) + 1
     start = 0
     if starts > 1:
         start = int(rng.integers(starts)) if rng is not None else (starts - 1) // 2
     # The last index on the stride grid that the official loop reaches: it steps only while
     # (index + 1) + stride < num_frames.
     reachable = max(0, (num_frames - 2 - start) // sampling_rate) if num_frames >= 2 else 0
-    return start + sampling_rate * np.minimum(np.arange(frames, dtype=np.int64), reachable)
+    return start + np.floor(sampling_rate * np.minimum(np.arange(frames), reachable)).astype(np.int64)
 
 
-def centred_indices(num_frames: int, frames: int, sampling_rate: int, centre: int) -> np.ndarray:
+def centred_indices(num_frames: int, frames: int, sampling_rate: float, centre: int) -> np.ndarray:
     """`frames` frames at a fixed stride around a key frame (AVA), which is number `frames // 2` of them.
 
     Indices before the first and after the last frame become the first and the last, as in SlowFast's
@@ -53,9 +62,10 @@ def centred_indices(num_frames: int, frames: int, sampling_rate: int, centre: in
     Returns:
         int64 `[frames]`, non-decreasing, in `[0, num_frames)`.
     """
-    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate)
-    k = np.arange(frames, dtype=np.int64) - frames // 2
-    return np.clip(centre + sampling_rate * k, 0, num_frames - 1)
+    _require(num_frames=num_frames, frames=frames)
+    _require_stride(sampling_rate)
+    k = np.arange(frames) - frames // 2
+    return np.clip(centre + np.floor(sampling_rate * k).astype(np.int64), 0, num_frames - 1)
 
 
 def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -82,7 +92,7 @@ def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator | Non
 def multi_view_indices(
     num_frames: int,
     frames: int,
-    sampling_rate: int,
+    sampling_rate: float,
     segments: int,
     *,
     uniform: bool = False,
@@ -99,7 +109,8 @@ def multi_view_indices(
     Returns:
         int64 `[segments, frames]` in `[0, num_frames)`.
     """
-    _require(num_frames=num_frames, frames=frames, sampling_rate=sampling_rate, segments=segments)
+    _require(num_frames=num_frames, frames=frames, segments=segments)
+    _require_stride(sampling_rate)
     if uniform:
         if segments == 1:
             return uniform_indices(num_frames, frames)[None]
@@ -107,7 +118,8 @@ def multi_view_indices(
         return np.minimum((k * num_frames / frames).astype(np.int64), num_frames - 1)
     if segments == 1:
         return dense_indices(num_frames, frames, sampling_rate)[None]
-    thinned = np.arange(0, num_frames, sampling_rate, dtype=np.int64)
+    thinned = np.arange(math.ceil(num_frames / sampling_rate))
+    thinned = np.floor(sampling_rate * thinned).astype(np.int64)
     if len(thinned) < frames:
         thinned = np.pad(thinned, (0, frames - len(thinned)), mode="edge")
     spare = len(thinned) - frames

@@ -73,9 +73,9 @@ def test_stretches(samples: list[Sample]) -> None:
     stretch = Sample(path=samples[0].path, label=0, start=8, num_frames=4)
     config = replace(CONFIG, sampling_rate=1)
     whole = ClipDataset(samples, replace(config, frames=20, augment="none", flip=False))
-    indices = whole._frame_indices(samples[0], 20, None)
+    indices = whole._frame_indices(samples[0], 20, 1, None)
     assert indices.tolist() == [*range(19), 18]
-    assert ClipDataset([stretch], config)._frame_indices(stretch, 20, None).tolist() == [8, 9, 10, 10]
+    assert ClipDataset([stretch], config)._frame_indices(stretch, 20, 1, None).tolist() == [8, 9, 10, 10]
     with pytest.raises(VideoError, match="truncated: expected 28 frames, the file has 20"):
         ClipDataset([Sample(path=samples[0].path, label=0, start=8, num_frames=20)], config)[0]
 
@@ -177,3 +177,25 @@ def test_every_clip_can_be_read_before_anything_is_trained(
     for mode in ("val", "test"):
         with pytest.raises(VideoError, match=r"bad\.mp4: truncated"):
             ClipDataset(some_bad, CONFIG, mode).require_readable(2)  # type: ignore[arg-type]
+
+
+def test_frames_a_second_are_the_same_time_in_every_video(samples: list[Sample], tmp_path: Path) -> None:
+    from vmae.core.video.cache import DecodedCache
+    from vmae.core.video.probe_store import cached_info
+
+    rate = cached_info(samples[0].path).fps
+    by_time, by_stride = replace(CONFIG, fps=rate / 2), replace(CONFIG, sampling_rate=2)
+    cache = DecodedCache.build(samples, tmp_path, 48)
+    assert cache.rate(samples[0].path) == rate
+    for mode in ("train", "val", "test"):
+        wanted = ClipDataset(samples, by_stride, mode)[0]["clip"]
+        assert torch.equal(ClipDataset(samples, by_time, mode)[0]["clip"], wanted)
+        kept = [ClipDataset(samples, c, mode, cache=cache)[0]["clip"] for c in (by_time, by_stride)]
+        assert torch.equal(*kept)
+    slower = ClipDataset(samples, replace(CONFIG, fps=rate), "val")[0]["clip"]
+    assert not torch.equal(slower, ClipDataset(samples, by_time, "val")[0]["clip"])
+    np.save(tmp_path / "a.npy", np.zeros((40, 48, 48, 3), np.uint8))
+    with pytest.raises(VideoError, match=r"no_rate: data\.fps: expected a video with a frame rate"):
+        ClipDataset([str(tmp_path / "a.npy")], by_time, "val")[0]
+    with pytest.raises(InputError, match=r"data\.fps: expected data\.sampling=dense"):
+        replace(CONFIG, fps=5.0, sampling="uniform")

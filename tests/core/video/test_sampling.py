@@ -7,6 +7,7 @@ import pytest
 
 from vmae.core.errors import InputError
 from vmae.core.video.sampling import (
+    centred_indices,
     dense_indices,
     multi_view_indices,
     uniform_indices,
@@ -111,3 +112,16 @@ def test_refused_values() -> None:
         dense_indices(10, 16, 0)
     with pytest.raises(InputError, match="segments: expected at least 1"):
         multi_view_indices(10, 16, 1, 0)
+
+
+def test_a_stride_that_is_no_whole_number() -> None:
+    assert dense_indices(1000, 8, 4).tolist() == dense_indices(1000, 8, 4.0).tolist()
+    assert dense_indices(100, 4, 12.5).tolist() == [25, 37, 50, 62]
+    assert centred_indices(100, 4, 2.5, 50).tolist() == [45, 47, 50, 52]
+    rng = np.random.default_rng(0)
+    for n in range(1, 60):
+        for stride in (0.4, 1.3, 12.51):
+            indices = [dense_indices(n, 8, stride, rng), multi_view_indices(n, 8, stride, 3).ravel()]
+            for found in indices:
+                assert found.min() >= 0 and found.max() < n and found.dtype == np.int64
+            assert (np.diff(indices[0]) >= 0).all()

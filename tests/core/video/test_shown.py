@@ -45,7 +45,7 @@ def require_same(path: Path, shown: list[np.ndarray]) -> None:
     config = DataConfig(frames=4, sampling_rate=2, size=size, short_side=0, segments=5, crops=1, workers=0)
     dense = ClipDataset([sample], config, "test")
     views = dense[0]["clip"].numpy()
-    wanted = dense._frame_indices(sample, n, None).reshape(-1)
+    wanted = dense._frame_indices(sample, n, 2, None).reshape(-1)
     for got, i in zip(views.reshape(-1, *size, 3), wanted, strict=True):
         assert np.abs(got.astype(int) - shown[i]).mean() < 0.5
     for full in (False, True):
