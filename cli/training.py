@@ -246,6 +246,9 @@ def training_progress(config: ExperimentConfig) -> Iterator[Report]:
             click.echo(f"kernels, as this machine measured them{took}:", err=True)
             for line in data["lines"]:
                 click.echo(f"  {line}", err=True)
+        elif event == "mode":
+            text = f"a step runs {data['mode']}: {data['why']}"
+            bar.note(text) if bar is not None else click.echo(text, err=True)
         elif event == "warning":
             if bar is not None:
                 bar.note(f"warning: {data['text']}")

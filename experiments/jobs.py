@@ -150,7 +150,7 @@ def stop_on_signal(say: Callable[[str], None] = lambda text: None) -> Iterator[S
 def check_config(config: ExperimentConfig, device: torch.device, *, processes: int = 1) -> None:
     """Raise InputError for what cannot be trained here, whatever the lists hold."""
     stage = STAGES[config.job]
-    if config.train.cuda_graph:
+    if config.train.cuda_graph is True:
         check_capturable(config.train, device, varies=stage.varies, processes=processes)
     stage.ready(config)
 

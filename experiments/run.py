@@ -67,6 +67,8 @@ def reporter(tracker: Tracker, stage: str, then: Report | None = None) -> Report
                 ways.setdefault(key.split(" ")[0], set()).add(choice.split(" ")[0])
             found = {f"{tags.KERNELS}.{op}": ", ".join(sorted(names)) for op, names in ways.items()}
             tracker.set_tags({**found, tags.KERNELS: data["fingerprint"]})
+        elif event == "mode":
+            tracker.set_tags({f"{tags.KERNELS}.step": data["mode"]})
         if then is not None:
             then(event, data)
 

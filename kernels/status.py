@@ -28,6 +28,8 @@ def kernel_status(known: Rows | None = None) -> list[KernelStatus]:
     for op in OPS:
         obstacle, chosen = obstacle_here(), mode()
         path, why = "torch", obstacle or UNMEASURED
+        if chosen == "auto" and obstacle is None and not torch.cuda.is_available():
+            why = "the interpreter is only used in mode triton"
         if chosen == "torch":
             why = "mode torch"
         elif obstacle is None and chosen == "triton":

@@ -34,6 +34,16 @@ LAYER = calibrate.CUDA
 """The device that is measured."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What else is known before the first step."""
+
+    worth: bool = False
+    """Whether the run is long enough to try how its step runs."""
+    saved: dict[str, Any] | None = None
+    """What a run that is resumed went by so far."""
+
+
 def prepare_kernels(
     task: Task,
     model: nn.Module,
@@ -45,7 +55,7 @@ def prepare_kernels(
     run_dir: Path,
     resume: bool,
     report: Report,
-) -> None:
+) -> Prepared:
     """Choose each op's kernels for a run of `steps` steps: by the run's own table, the machine's, or now.
 
     Reports an event `kernels` (`lines`: one a site; `choices`; `fingerprint`; `seconds`; `measured`: how many
@@ -55,11 +65,11 @@ def prepare_kernels(
     wanted = calibrate.wish()
     if (device.type != "cuda" and LAYER == calibrate.CUDA) or wanted == "off" or dispatch.mode() != "auto":
         dispatch.install({})
-        return
+        return Prepared()
     place, precision = run_dir / FILE, resolve_precision(train.precision, device)
     try:
         facts = devices.device_named(LAYER).facts()
-        saved = read_json(place) if resume else None
+        saved, worth = read_json(place) if resume else None, False
         if saved is not None and saved["fingerprint"] == table.fingerprint(facts) and wanted != "force":
             rows = table.from_json(saved["sites"])
             outcome = calibrate.Outcome(rows=rows, fingerprint=saved["fingerprint"])
@@ -94,7 +104,7 @@ def prepare_kernels(
         report(
             "warning", {"step": 0, "text": f"kernels not measured ({type(e).__name__}: {text}); torch's way"}
         )
-        return
+        return Prepared()
     dispatch.install(outcome.rows)
     report(
         "kernels",
@@ -106,6 +116,7 @@ def prepare_kernels(
             "measured": outcome.measured,
         },
     )
+    return Prepared(worth=worth, saved=saved)
 
 
 def _ways(train: TrainConfig) -> tuple[bool, ...]:

@@ -29,12 +29,12 @@ class TrainConfig:
     """auto: bf16 on GPUs that have it, fp32 elsewhere. fp16 scales the loss."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay; it is what is validated."""
-    compile: bool = False
-    """torch.compile the model."""
-    cuda_graph: bool = False
-    """Pre-training on one GPU: forward and backward as one captured CUDA graph, which saves the launches. Off
-    because no GPU was there to measure it: `python -m vmae.experiments.bench.gpu_suite` times steps both
-    ways."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile each transformer block. auto: on a CUDA device, in a run of more than ten minutes, if a
+    trial of the real step says that it is faster."""
+    cuda_graph: bool | Literal["auto"] = "auto"
+    """Forward and backward as one captured CUDA graph, which saves the launches (pre-training on one GPU).
+    auto: as `compile`, where a step can be captured."""
     shard: Literal["none", "fsdp"] = "none"
     """fsdp: shard weights, gradients and optimiser over the processes (FSDP2); for L, H, g."""
     checkpoint_every: int = 1

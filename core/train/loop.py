@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import derive_seed, peak_memory, resolve_precision
 from vmae.core.train.calibration import prepare_kernels
 from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
+from vmae.core.train.modes import ModeTrial, open_modes
 from vmae.core.train.optim import Ema, OptimConfig, build_optimizer, grad_norm, lr_schedule, set_lr
 from vmae.core.train.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
 from vmae.core.train.state import list_states, load_newest_state, save_state
-from vmae.core.train.step import Gradients, Late, Window, draws_in_forward, mode_of, seeded, update
+from vmae.core.train.step import Gradients, Late, Window, draws_in_forward, seeded, update
 from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.train.watch import BadSteps
 from vmae.core.video.clips import ClipDataset
@@ -108,7 +110,7 @@ class Trainer:
         self.best_by = metric_of_best(train.best_by, task.measured)
         self.device = torch.device(device)
         self.draws = draws_in_forward(model)
-        if train.cuda_graph:
+        if train.cuda_graph is True:
             check_capturable(train, self.device, varies=task.varies, draws=self.draws, processes=world.size)
         self.task, self.model, self.dataset = task, model, dataset
         self.optim, self.train, self.world = optim, train, world
@@ -149,8 +151,8 @@ class Trainer:
             for old in (*list_states(self.states_dir), self.best_dir):
                 shutil.rmtree(old, ignore_errors=True)
         where: dict[str, Any] = {"device": self.device, "run_dir": self.run_dir, "report": self.report}
-        steps = len(self.schedule)
-        prepare_kernels(self.task, self.model, self.dataset, train=train, steps=steps, resume=resume, **where)
+        what = self.task, self.model, self.dataset
+        given = prepare_kernels(*what, train=train, steps=len(self.schedule), resume=resume, **where)
         self.model.to(self.device)
         self.module = wrap(self.model, shard=train.shard == "fsdp", device=self.device)
         self.optimizer = build_optimizer(self.model, self.optim)
@@ -197,7 +199,8 @@ class Trainer:
             scaler=self.scaler,
             quiet=self.loader.quiet,
         )
-        self.gradients.set_mode(mode_of(train))
+        modes = open_modes(train, self.device, self.task.varies, draws=self.draws, processes=world.size)
+        self.mode_trial = ModeTrial(self.gradients, self.model, self.run_dir, given, modes, self.report)
         self.model.train()
         self.window = Window()
         self.saved_step, self.unkept = self.at.step, ""
@@ -276,10 +279,9 @@ class Trainer:
             context: StepContext = batch["context"]
             inputs = self.task.inputs(batch, context)
             place = (context.seed, context.epoch, context.step, micro, self.world.rank)
-            with (
-                no_sync(self.module, micro < self.train.accumulate - 1),
-                seeded(derive_seed(*place, "drop"), self.device, self.draws),
-            ):
+            drawing = partial(seeded, derive_seed(*place, "drop"), self.device, self.draws)
+            self.mode_trial(inputs, drawing, self.device)
+            with no_sync(self.module, micro < self.train.accumulate - 1), drawing():
                 # The other processes wait for the gradients of one without clips: it gives zeros.
                 loss = self.gradients(*inputs, weight=0.0 if blank else 1.0)
             if not blank:

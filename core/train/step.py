@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -97,8 +97,12 @@ class Gradients:
             for parameter in self._model.parameters():
                 parameter.grad = None
 
+    def is_whole(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a micro-batch has all its rows; what has not runs eagerly in any mode."""
+        return len(inputs[0]) == self._rows
+
     def __call__(self, *inputs: Tensor, weight: float = 1.0) -> Tensor:
-        whole = len(inputs[0]) == self._rows and weight == 1.0
+        whole = self.is_whole(inputs) and weight == 1.0
         with contextlib.nullcontext() if whole and "compile" in self.mode else self.eager():
             if self._captured is not None:
                 return self._captured(*inputs)

@@ -37,7 +37,8 @@ class SquaredErrorLoss(torch.autograd.Function):
         total = rows * p if weight is None else weight.sum() * p
         levels = 255.0 if pixels.dtype == torch.uint8 else 1.0
         channel = torch.eye(c, dtype=work).repeat(m, 1)  # [P, C]
-        grad = torch.empty_like(flat_pred)
+        # A loss scaler's factor comes later: fp16 has no room for the gradient before it.
+        grad = torch.empty_like(flat_pred, dtype=work if pred.dtype == torch.float16 else pred.dtype)
         error = flat_pred.new_zeros((), dtype=work)
         step = max(1, _BLOCK_VALUES // p)
         own = normalise or pixels.dtype != work  # x below is ours to overwrite
@@ -69,6 +70,7 @@ class SquaredErrorLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad, ctx.grad = ctx.grad, None
+        dtype = ctx.saved_tensors[0].dtype
         if grad is None:  # a second backward pass: the first gave the gradient away
             pred, pixels, weights = ctx.saved_tensors
             again = pred.detach().requires_grad_()
@@ -76,7 +78,7 @@ class SquaredErrorLoss(torch.autograd.Function):
                 loss = SquaredErrorLoss.apply(again, pixels, weights, ctx.normalise)
             (grad,) = torch.autograd.grad(loss, again)
         scale = grads[0].item()
-        return grad if scale == 1.0 else grad.mul_(scale), None, None, None
+        return (grad if scale == 1.0 else grad.mul_(scale)).to(dtype), None, None, None
 
 
 def _tile(values: Tensor, p: int) -> Tensor:

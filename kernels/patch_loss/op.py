@@ -133,7 +133,10 @@ def masked_patch_loss(
     )
     if way.startswith("triton"):
         form = (patch_size, tubelet_size, loss, target, layout, way[7:])
+        # In one pass the gradient is written before the factor from above (a loss scaler's) is known: in fp16
+        # most of it would be 0.
         in_one = pred.requires_grad and torch.is_grad_enabled() and recorder() is None
+        in_one = in_one and pred.dtype != torch.float16
         if in_one and not torch.compiler.is_compiling() and runs_kernel(pred) and runs_kernel(video):
             return library.OnePassLoss.apply(pred, video, indices, weights, form)
         return torch.ops.vmae.patch_loss(pred, video, indices, weights, *form)
