@@ -131,14 +131,21 @@ def test_killed_and_resumed_gives_the_undisturbed_table(
         assert steps == sorted(set(steps)), f"{run.name} counted a step twice"
 
 
-def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(sweeps: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_cleanly_and_says_how_to_resume(
+    number: signal.Signals, sweeps: Any, tmp_path: Path
+) -> None:
+    """Ctrl-C, a container's stop and a closed terminal, of which the last two reach the driver alone."""
     runs = tmp_path / "runs"
     process = sweeps.start(_command(sweeps, runs, epochs=500), tmp_path)
     try:
         _midway(sweeps, runs, process)
         family = psutil.Process(process.pid).children(recursive=True)
         asked = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # what a terminal does: the whole group gets it
+        else:
+            os.kill(process.pid, number)
         output, _ = process.communicate(timeout=30)
         assert time.monotonic() - asked < 15
     finally:
@@ -146,7 +153,7 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(sweeps: Any, tmp_path: Pa
             process.kill()
     assert process.returncode == 130, output
     assert "vmae sweep --resume masking_ratio-1" in output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "received at time" not in output
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, f"left behind: {[p.name() for p in alive]}"
     sweep = list_sweeps(store_at(runs))[0]
