@@ -7,6 +7,7 @@ Ray, MLflow or Streamlit at module level.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -55,6 +56,12 @@ VERBS: Verbs = {
 }
 
 
+_PLACES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What is wrong with a place and not with this program."""
 _ASSIGNMENT = re.compile(r"[a-z_]\w*(\.\w+)*=")
 
 
@@ -113,8 +120,13 @@ def run(argv: list[str] | None = None) -> None:
             if lost:
                 click.echo(f"vmae: error: the output could not be written: {lost}", err=True)
             sys.exit(1)
-        if debug or not isinstance(e, VmaeError):
+        if debug or not isinstance(e, VmaeError | OSError):
             raise
+        if isinstance(e, OSError):
+            if e.errno not in _PLACES or not e.filename:
+                raise
+            click.echo(f"vmae: error: {e.filename}: {e.strerror} (--debug shows where)", err=True)
+            sys.exit(2)
         click.echo(f"vmae: error: {e}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -49,6 +49,8 @@ def read_model(
     source = Path(path)
     if not source.exists():
         raise CheckpointError(f"{source}: no such file or directory")
+    if not (source.is_file() or source.is_dir()):
+        raise CheckpointError(f"{source}: expected a file or a folder, got a pipe, a socket or a device")
     shape = {"frames": frames, "height": height, "width": width}
     kind = _format_of(source)
     asked = shape | {"decoder_num_heads": decoder_num_heads}

@@ -106,7 +106,7 @@ class Tracker:
                     "kind": kind,
                     "parent_key": parent_key,
                     "params": {k: _param(v) for k, v in (params or {}).items()},
-                    "tags": {**environment_tags(), **(tags or {})},
+                    "tags": {k: _text(v) for k, v in {**environment_tags(), **(tags or {})}.items()},
                 }
             )
         self._sender = Sender(store, self._spool)
@@ -150,7 +150,7 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a later value replaces an earlier one."""
         with self._counted():
-            self._write({"event": "tags", "tags": {k: str(v) for k, v in tags.items()}})
+            self._write({"event": "tags", "tags": {k: _text(v) for k, v in tags.items()}})
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the store has everything reported so far; False where it does not come in time."""
@@ -304,4 +304,9 @@ class _System:
 
 def _param(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text[:6000]
+    return _text(text[:6000])
+
+
+def _text(value: object) -> str:
+    """What a database takes: a file's name that is no UTF-8 has its odd bytes written as `\\xff`."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -140,6 +140,30 @@ def test_a_port_in_use_is_named(verb: str, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pretrain", "--recipe", "demo_pretrain", "--data", "{0}/train.csv"],
+        ["data", "index", "{0}", "--layout", "folders", "--out", "{0}/file/lists"],
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(
+    argv: list[str], tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder below a file (or on a disk that is full or only to be read) is no fault of this program."""
+    (tmp_path / "file").touch()
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text((tiny_videos / name).read_text())
+    for video in tiny_videos.glob("*.mp4"):
+        (tmp_path / video.name).symlink_to(video)
+    runs = [] if argv[0] == "data" else ["--runs-dir", str(tmp_path / "file" / "runs")]
+    with pytest.raises(SystemExit) as stopped:
+        run([*(a.format(tmp_path) for a in argv), *runs])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith(f"vmae: error: {tmp_path / 'file'}"), last
+    assert "Not a directory" in last
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(Exception, match="maskin_ratio"):
         run(["--debug", "sweep", "maskin_ratio"])

@@ -105,6 +105,25 @@ def test_a_run_directory_may_have_any_printable_character(tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([odd, "what?", "100%"])
 
 
+def test_names_that_are_no_utf8_reach_the_store(store: Store) -> None:
+    """A database takes no half of a surrogate pair, which is what Python makes of such a byte."""
+    odd = os.fsdecode(b"data/caf\xe9.csv")
+    with Tracker(
+        store,
+        store.runs_dir / "k",
+        name="k",
+        key="k",
+        kind="pretrain",
+        params={"data.train_csv": odd},
+        tags={"vmae.command": f"vmae pretrain --data {odd}"},
+    ) as tracker:
+        tracker.set_tags({"vmae.init": odd})
+        assert tracker.flush(60)
+    (run,) = list_runs(store)
+    assert run.params["data.train_csv"] == run.tags["vmae.init"] == r"data/caf\xe9.csv"
+    assert run.tags["vmae.command"] == r"vmae pretrain --data data/caf\xe9.csv" and run.status == "FINISHED"
+
+
 def test_a_removed_folders_name_is_no_identity(store: Store) -> None:
     """The run that takes the name of a removed one is another run; one that was moved stays the same."""
     home = store.layout.run("a")

@@ -224,6 +224,12 @@ def test_files_cut_short_are_recognised(tmp_path: Path, to: str, keep: float) ->
         read_model(tmp_path / "c")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(CheckpointError, match=r"pipe.pth: expected a file or a folder"):
+        read_model(tmp_path / "pipe.pth")
+
+
 def test_a_text_file_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "notes.pth").write_text("hi\n")
     with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
