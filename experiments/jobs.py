@@ -33,7 +33,7 @@ from vmae.experiments.distributed import WorkersConfig
 from vmae.experiments.executors import Here, OnWorkers
 from vmae.experiments.layout import RESERVED, RunDir, found_config
 from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
-from vmae.experiments.provenance import config_tags, with_first_digest
+from vmae.experiments.provenance import config_tags, first_code, with_first_digest
 from vmae.experiments.runs import Filter, Run, find, list_runs
 from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
 from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
@@ -218,8 +218,9 @@ def training(
         executor.process.keep_model(config, init)
     _make_store(store, notes)
     own_tags, changed = with_first_digest(config_tags(config), home)
-    if changed:
-        (notes or _log.warning)(changed)
+    code_tags, other = first_code(home)
+    for text in filter(None, (changed, other)):
+        (notes or _log.warning)(text)
     config.save(home.config)
     with (
         Tracker(
@@ -229,7 +230,7 @@ def training(
             key=key_of(home, config.name),
             kind=stage.name,
             params=flatten(config),
-            tags={**own_tags, **more_tags(config)},
+            tags={**own_tags, **code_tags, **more_tags(config)},
         ) as tracker,
         stop_on_signal(notes or (lambda text: None)) as stop,
     ):

@@ -16,9 +16,11 @@ from vmae.core.video.samples import Sample
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import SweepDir, Tracked
 from vmae.experiments.tracking import tags
+from vmae.experiments.tracking.origin import environment_tags
 from vmae.experiments.tracking.spool import Spool
 
 _log = logging.getLogger("vmae")
+_CODE = {tags.COMMIT: "commit", tags.VERSION: "vmae", tags.TORCH: "torch"}
 _THREADS = 16  # a stat waits for the disk or the network, not for the processor
 
 
@@ -45,9 +47,10 @@ def keep_digest(base: ExperimentConfig, sweep: SweepDir) -> dict[str, str]:
     found = config_tags(base)
     write_json(sweep.data, {"digest": found[tags.DATA_DIGEST]})
     own, changed = with_first_digest(found, sweep)
-    if changed:
-        _log.warning(changed)
-    return own
+    code, other = first_code(sweep)
+    for text in filter(None, (changed, other)):
+        _log.warning(text)
+    return {**own, **code}
 
 
 def with_first_digest(found: dict[str, str], home: Tracked) -> tuple[dict[str, str], str]:
@@ -64,6 +67,25 @@ def with_first_digest(found: dict[str, str], home: Tracked) -> tuple[dict[str, s
         "video's size or time is another; it goes on with what is there now, and its numbers are of both"
     )
     return {**found, tags.DATA_DIGEST: first, tags.DATA_CHANGED: now}, text
+
+
+def first_code(home: Tracked) -> tuple[dict[str, str], str]:
+    """Where a run or sweep goes on with other code than it began with: the tags that say both, and a line.
+
+    What it began with stays; what differs is in a tag of its own. Commit, version and torch are looked at.
+    """
+    start, now = Spool(home).start(), environment_tags()
+    first = {t: start["tags"][t] for t in _CODE if t in start["tags"]} if start else {}
+    other = {t: now[t] for t in first if now.get(t, first[t]) != first[t]}
+    if not other:
+        return {}, ""
+    changed = ", ".join(f"{_CODE[t]} {value}" for t, value in other.items())
+    began = ", ".join(f"{_CODE[t]} {first[t]}" for t in other)
+    text = (
+        f"the code changed since '{home.path.name}' began ({began}; now {changed}): its numbers are of both, "
+        "and need not be those of an unbroken run"
+    )
+    return {**{t: first[t] for t in other}, tags.CODE_CHANGED: changed}, text
 
 
 def environment() -> str:

@@ -11,15 +11,16 @@ import pytest
 from vmae.core.errors import InputError
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
-from vmae.experiments.layout import SweepDir
+from vmae.experiments.layout import RunDir, SweepDir
 from vmae.experiments.provenance import (
     config_tags,
     data_digest,
+    first_code,
     keep_digest,
     shared_tags,
     with_first_digest,
 )
-from vmae.experiments.tracking import Store, Tracker, tags
+from vmae.experiments.tracking import Store, Tracker, origin, tags
 
 
 def _data(folder: Path) -> DataConfig:
@@ -81,6 +82,28 @@ def test_data_that_changed_since_a_run_began_are_said(
         assert "the data changed since" in said and now in said
     keep_digest(base, sweep)
     assert "the data changed since" in caplog.text
+
+
+def test_a_run_that_goes_on_with_other_code_says_so_and_keeps_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(name: str) -> None:
+        monkeypatch.setenv(origin.COMMIT_ENV, name)
+        origin.own_commit.cache_clear()
+
+    home = RunDir(tmp_path / "run")
+    store = Store(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", runs_dir=tmp_path)
+    commit("aaaa111")
+    assert first_code(home) == ({}, "")
+    Tracker(store, home.path, name="k", key="run:k", kind="pretrain", patience_s=60).finish(timeout_s=0)
+    assert first_code(home) == ({}, "")
+    commit("bbbb222")
+    found, said = first_code(home)
+    assert found == {tags.COMMIT: "aaaa111", tags.CODE_CHANGED: "commit bbbb222"}
+    assert "commit aaaa111; now commit bbbb222" in said
+    monkeypatch.setattr("vmae.__version__", "99.0")
+    assert first_code(home)[0][tags.CODE_CHANGED] == "commit bbbb222, vmae 99.0"
+    origin.own_commit.cache_clear()
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
