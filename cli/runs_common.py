@@ -9,12 +9,14 @@ import click
 
 from vmae.cli.options import Command
 from vmae.experiments import stages
+from vmae.experiments.stages.probe import PROBE
+from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
     from vmae.experiments.runs import Filter, Run
     from vmae.experiments.tracking import Store
 
-KINDS = (*stages.JOBS, "probe", "evaluate", "trial", "sweep")
+KINDS = (*stages.JOBS, PROBE.name, *tags.KINDS)
 
 
 RESULT = "result"
@@ -58,7 +60,7 @@ def filters_of(store: Store, where: tuple[str, ...], kind: str | None, sweep: st
             )
         filters.append(Filter(column="sweep", op="=", value=sweep))
         if not kind:
-            filters.append(Filter(column="kind", op="=", value="trial"))
+            filters.append(Filter(column="kind", op="=", value=tags.TRIAL))
     return filters
 
 

@@ -93,7 +93,7 @@ def evaluate_run(
         home.path,
         name=name,
         key=key_of(home, name),
-        kind="evaluate",
+        kind=tags.EVALUATION,
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
     ) as tracker:
@@ -132,7 +132,7 @@ def test_run(
         home.path,
         name=name,
         key=key_of(home, name),
-        kind="evaluate",
+        kind=tags.EVALUATION,
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
     ) as tracker:

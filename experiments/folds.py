@@ -32,7 +32,7 @@ from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, RunDir
 from vmae.experiments.provenance import config_tags
-from vmae.experiments.tracking import Store, Tracker, key_of
+from vmae.experiments.tracking import Store, Tracker, key_of, tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,7 @@ def conclude(
         home.path,
         name=config.name,
         key=key_of(home, config.name),
-        kind="folds",
+        kind=tags.FOLDS,
         params=flatten(config),
         tags={**config_tags(config), **(more_tags or {})},
     ) as tracker:

@@ -275,7 +275,7 @@ def children(store: Store, parent: Run) -> list[Run]:
 
 def list_sweeps(store: Store) -> list[Run]:
     """Parent runs of sweeps, newest first."""
-    return list_runs(store, where=[Filter(column="kind", op="=", value="sweep")])
+    return list_runs(store, where=[Filter(column="kind", op="=", value=tags.SWEEPS)])
 
 
 def best_run(store: Store, metric: str, *, highest: bool = True, where: Sequence[Filter] = ()) -> Run:

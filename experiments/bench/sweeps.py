@@ -36,7 +36,7 @@ from vmae.experiments.sweeps.spec import Plan, make_plan
 from vmae.experiments.sweeps.status import DONE, trial_states
 from vmae.experiments.sweeps.trial import run_trial
 from vmae.experiments.sweeps.tune import tune
-from vmae.experiments.tracking import Store, Tracker, create_store, store_at
+from vmae.experiments.tracking import Store, Tracker, create_store, store_at, tags
 
 
 def no_op(sweep: SweepDir, trial_id: str, store: Store, emit: Any) -> None:
@@ -48,7 +48,7 @@ def no_op(sweep: SweepDir, trial_id: str, store: Store, emit: Any) -> None:
     progress = ProgressFile(home.progress)
     progress.update(force=True, stage=pretrain.STAGE.name, began=time.time())
     with Tracker(
-        store, home.path, name=trial.id, key=plan.trial_key(trial), kind="trial", parent_key=plan.key
+        store, home.path, name=trial.id, key=plan.trial_key(trial), kind=tags.TRIAL, parent_key=plan.key
     ) as tracker:
         for epoch in range(1, 6):
             tracker.log_metrics({"pretrain/loss": 1 / epoch}, epoch)
@@ -83,7 +83,7 @@ def measure(store: Store, trials: int, concurrent: int, address: str | None = No
     sweep = store.layout.sweep(plan.name)
     plan.save(sweep)
     create_store(store)
-    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep") as tracker:
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind=tags.SWEEPS) as tracker:
         tracker.flush()
         tune(plan, sweep, store, [t.id for t in plan.trials], work=no_op)
     states = trial_states(plan, sweep)
@@ -220,7 +220,7 @@ def measure_tracking(store: Store, train_csv: Path, epochs: int) -> dict[str, fl
     sweep = store.layout.sweep(plan.name)
     plan.save(sweep)
     prepare(plan, store)
-    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind="sweep") as tracker:
+    with Tracker(store, sweep.path, name=plan.name, key=plan.key, kind=tags.SWEEPS) as tracker:
         tracker.flush()
         start = time.monotonic()
         result = run_trial(sweep, plan.trials[0].id, store)

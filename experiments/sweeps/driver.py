@@ -148,7 +148,7 @@ def _run_sweep(
         sweep.path,
         name=plan.name,
         key=plan.key,
-        kind="sweep",
+        kind=tags.SWEEPS,
         params=flatten(plan.base) | {"sweep.params": ", ".join(plan.params)},
         tags={
             tags.SWEEP: plan.name,

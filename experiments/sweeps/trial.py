@@ -124,7 +124,7 @@ class _Running:
                 self.home.path,
                 name=trial.id,
                 key=plan.trial_key(trial),
-                kind="trial",
+                kind=tags.TRIAL,
                 parent_key=plan.key,
                 params=flatten(trial.config(plan.base)),
                 tags={
