@@ -103,6 +103,10 @@ class ExperimentConfig:
                 f"expected data.size = model.height, model.width; got {self.data.size} and "
                 f"{(self.model.height, self.model.width)}"
             )
+        if self.data.channels != self.model.channels:
+            raise InputError(
+                f"expected data.channels = model.channels, got {self.data.channels} and {self.model.channels}"
+            )
         if self.job not in stages.JOBS:
             raise InputError(
                 f"job: expected one of {', '.join(stages.JOBS)}, got '{self.job}'"

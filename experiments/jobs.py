@@ -361,7 +361,8 @@ def model_to_probe(
         model, _ = load_model(checkpoint)
         model = expect_model(model, VideoMAE, checkpoint)
         base = ExperimentConfig()
-        data = replace(base.data, frames=model.config.frames, size=(model.config.height, model.config.width))
+        c = model.config
+        data = replace(base.data, frames=c.frames, size=(c.height, c.width), channels=c.channels)
         return checkpoint, replace(base, model=model.config, data=data)
     if run_name is None:
         condition = Filter(column="kind", op="=", value=pretrain.STAGE.name)

@@ -177,13 +177,14 @@ def time_loading(samples: Sequence[Sample], data: DataConfig, *, videos: int = 3
             side = min(data.decoded_short_side, info.height, info.width)
             # Of a film (a list of key frames) as much as one clip spans.
             span = info.num_frames if sample.time_s is None else data.frames * data.sampling_rate
-            frames[sample.path] = read_clip(sample.path, range(min(span, info.num_frames)), side, info=info)
+            wanted = range(min(span, info.num_frames))
+            frames[sample.path] = read_clip(sample.path, wanted, side, info=info, channels=data.channels)
             decode.append(time.perf_counter() - start)
     if not frames:
         raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")
     known = [replace(s, start=0, num_frames=None, time_s=None) for s in chosen if s.path in frames]
     dataset = ClipDataset(known, data, "train", cache=_Decoded(frames))  # type: ignore[arg-type]
-    out = np.empty((dataset.clips_per_video, data.frames, *data.size, 3), np.uint8)
+    out = np.empty((dataset.clips_per_video, data.frames, *data.size, data.channels), np.uint8)
     cut = []
     for epoch in range(4):
         for index in range(len(known)):

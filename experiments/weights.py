@@ -89,7 +89,7 @@ def clip_of_init(store: Store, init: str) -> tuple[dict[str, Any], str]:
     c = model.config
     names = ("frames", "height", "width", "patch_size", "tubelet_size", "channels", "background")
     changes: dict[str, Any] = {f"model.{n}": getattr(c, n) for n in names}
-    changes |= {"data.frames": c.frames, "data.size": [c.height, c.width]}
+    changes |= {"data.frames": c.frames, "data.size": [c.height, c.width], "data.channels": c.channels}
     return changes, (
         f"taken from {init}: clips of {c.frames} frames of {c.height}x{c.width}, patch {c.patch_size}, "
         f"tubelet {c.tubelet_size}" + ("" if c.background == "keep" else f", background {c.background}")
@@ -141,7 +141,8 @@ def config_of_model(model: VideoModel, meta: dict[str, Any]) -> ExperimentConfig
     c = model.config
     kept = ("sampling_rate", "sampling", "fps")
     sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in kept}
-    data = replace(base.data, frames=c.frames, size=(c.height, c.width), short_side=c.height, **sampling)
+    clip = {"frames": c.frames, "size": (c.height, c.width), "channels": c.channels}
+    data = replace(base.data, short_side=c.height, **clip, **sampling)
     shape = {"frames": c.frames, "height": c.height, "width": c.width, "channels": c.channels}
     return replace(
         base,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vmae.core.video.scale import scale_into
+
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
@@ -113,7 +115,7 @@ def random_box(
 
 
 def crop_resize(frames: np.ndarray, box: Box, out: np.ndarray, *, flip: bool = False) -> None:
-    """Cut `box` from uint8 `[T, H, W, 3]`, resize it into `out` uint8 `[T, h, w, 3]`, mirror on request.
+    """Cut `box` from uint8 `[T, H, W, C]`, resize it into `out` uint8 `[T, h, w, C]`, mirror on request.
 
     Bilinear, as the official transforms; area where the crop shrinks to less than two thirds (bilinear would
     skip pixels there).
@@ -128,7 +130,7 @@ def crop_resize(frames: np.ndarray, box: Box, out: np.ndarray, *, flip: bool = F
     shrinks = box.height * box.width * 4 > height * width * 9
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     for frame, target in zip(crop, out, strict=True):
-        cv2.resize(frame, (width, height), dst=target, interpolation=method)
+        scale_into(frame, target, method)
         if flip:
             cv2.flip(target, 1, dst=target)
 

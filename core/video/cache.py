@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
@@ -45,7 +46,7 @@ _FRAMES, _INDEX = "frames.bin", "index.json"
 
 
 class DecodedCache:
-    """Whole videos as uint8 `[T, H, W, 3]`, read-only, by path.
+    """Whole videos as uint8 `[T, H, W, C]`, read-only, by path.
 
     Use `DecodedCache.build`, which opens the cache where it exists. Pickles to its path (workers map the
     file themselves).
@@ -56,6 +57,7 @@ class DecodedCache:
         meta = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
         self.short_side: int = meta["short_side"]
         self._entries: dict[str, Entry] = {k: tuple(v) for k, v in meta["videos"].items()}
+        self.channels: int = meta.get("channels", 3)
         self.errors: dict[str, tuple[str, str]] = {k: tuple(v) for k, v in meta["errors"].items()}
         self.nbytes: int = meta["bytes"]
         self._written: list[int] = meta["written"]
@@ -76,7 +78,7 @@ class DecodedCache:
         return len(self._entries)
 
     def frames(self, path: str) -> np.ndarray:
-        """The whole video, uint8 `[T, H, W, 3]`, a view of the mapped file.
+        """The whole video, uint8 `[T, H, W, C]`, a view of the mapped file.
 
         Raises:
             VideoError: the file could not be decoded when the cache was built, or is not in it.
@@ -86,7 +88,8 @@ class DecodedCache:
         if entry is None:
             raise VideoError(path, *self.errors.get(place, ("missing", f"not in the cache {self.folder}")))
         offset, frames, height, width, _ = entry
-        return self._data[offset : offset + frames * height * width * 3].reshape(frames, height, width, 3)
+        shape = (frames, height, width, self.channels)
+        return self._data[offset : offset + math.prod(shape)].reshape(shape)
 
     def rate(self, path: str) -> float:
         """Frames a second of the video, on average; 0 where there is no time."""
@@ -118,6 +121,7 @@ class DecodedCache:
         workers: int | None = None,
         progress: ProgressCallback | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        channels: int = 3,
     ) -> DecodedCache:
         """Open the cache of these videos under `root`, decoding them first where it is not there yet.
 
@@ -128,6 +132,7 @@ class DecodedCache:
             workers: decoding threads (FFmpeg works outside the interpreter lock); default: the cores.
             progress: called as `progress(done, total)` with videos; also once for an existing cache.
             timeout_s: limit for each video.
+            channels: of every frame (`read_clip`).
 
         Several processes may call this at once: one builds, the others wait. An interrupted build leaves
         nothing behind that a later one would take for whole; what a killed one leaves the next one removes.
@@ -142,7 +147,7 @@ class DecodedCache:
         paths = sorted({canonical(s.path) for s in samples})
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
-        folder = root / _digest(paths, short_side)
+        folder = root / _digest(paths, short_side, channels)
         sweep_unfinished(root)
         with _locked(root / f"{folder.name}.lock"):
             cache = cls._whole(folder)
@@ -154,6 +159,7 @@ class DecodedCache:
                     workers=workers or os.cpu_count() or 1,
                     progress=progress,
                     timeout_s=timeout_s,
+                    channels=channels,
                 )
                 cache = cls(folder)
         if progress is not None:
@@ -194,6 +200,7 @@ def build_cache(
         workers=workers,
         progress=progress,
         timeout_s=config.timeout_s,
+        channels=config.channels,
     )
 
 
@@ -227,8 +234,8 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _digest(paths: list[str], short_side: int) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {short_side}\n".encode())
+def _digest(paths: list[str], short_side: int, channels: int) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {short_side}{f' {channels}' * (channels != 3)}\n".encode())
     for path, found in fingerprints(paths).items():
         digest.update(f"{path}\0{found}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:20]
@@ -269,6 +276,7 @@ def _decode_all(
     workers: int,
     progress: ProgressCallback | None,
     timeout_s: float | None,
+    channels: int,
 ) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -297,7 +305,7 @@ def _decode_all(
             if info is not None:
                 height, width = info.resized(min(short_side, info.height, info.width))
                 entries[info.path] = (total, info.num_frames, height, width, 0)
-                total += info.num_frames * height * width * 3
+                total += info.num_frames * height * width * channels
         _allocate(temporary / _FRAMES, total)
         data = np.memmap(temporary / _FRAMES, np.uint8, mode="r+") if total else np.empty(0, np.uint8)
 
@@ -308,10 +316,16 @@ def _decode_all(
                 for first in range(0, frames, _CHUNK_FRAMES):
                     piece = range(first, min(first + _CHUNK_FRAMES, frames))
                     read = partial(
-                        read_clip, info.path, piece, min(height, width), info=info, timeout_s=timeout_s
+                        read_clip,
+                        info.path,
+                        piece,
+                        min(height, width),
+                        info=info,
+                        timeout_s=timeout_s,
+                        channels=channels,
                     )
                     clip = limited(info.path, read)
-                    start = offset + first * height * width * 3
+                    start = offset + first * height * width * channels
                     data[start : start + clip.size] = clip.reshape(-1)
                     checksum = zlib.crc32(clip.data, checksum)
                 entries[info.path] = (offset, frames, height, width, checksum)
@@ -330,6 +344,7 @@ def _decode_all(
         meta: dict[str, Any] = {
             "version": _VERSION,
             "short_side": short_side,
+            "channels": channels,
             "bytes": total,
             "written": _stamp(temporary / _FRAMES),
             "videos": entries,

@@ -86,7 +86,7 @@ def check_file(
         wanted = sorted({0, n - 1, n // 2, *(int(i) for i in rng.integers(0, n, 3))})
         with open_video(sample.path, info=info, timeout_s=timeout_s) as video:
             # Backwards and one by one: every read is a seek of its own.
-            seen = {i: video.read([i])[0] for i in reversed(wanted)}
+            seen = {i: video.read([i], channels=None)[0] for i in reversed(wanted)}
         if info.backend in ("seek", "sequential"):
             header_frames = _header_frames(sample.path, timeout_s)
             if full:
@@ -106,7 +106,7 @@ def check_file(
             with open_video(sample.path, info=info, timeout_s=timeout_s) as video:
                 for i in range(0, n, 64):
                     video.restart_clock()
-                    video.read(range(i, min(i + 64, n)), min(16, info.height, info.width))
+                    video.read(range(i, min(i + 64, n)), min(16, info.height, info.width), None)
         if info.variable_rate:
             notes.append("variable_frame_rate")
         if info.width % 2 or info.height % 2:

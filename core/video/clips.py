@@ -50,7 +50,7 @@ class ClipDataset:
         cache: decoded frames to read instead of the files.
         leave_out: bad files are left out as in training, up to `config.max_bad_share`; default: in training.
 
-    `dataset[i]` is `{"clip": uint8 [T, H, W, 3], "label": int, "index": int, "path": str}`; the clip is
+    `dataset[i]` is `{"clip": uint8 [T, H, W, C], "label": int, "index": int, "path": str}`; the clip is
     `[R, T, H, W, 3]` with repeats or views (segment-major).
     """
 
@@ -119,7 +119,7 @@ class ClipDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One item; raises VideoError for a bad file."""
         n, (height, width) = self.clips_per_video, self.config.size
-        out = np.empty((n, self.config.frames, height, width, 3), np.uint8)
+        out = np.empty((n, self.config.frames, height, width, self.config.channels), np.uint8)
         self.fill(index, self.epoch, out)
         sample = self.samples[index]
         clip = torch.from_numpy(out if n > 1 else out[0])
@@ -136,7 +136,7 @@ class ClipDataset:
 
     def frames_of(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
         """The frames of the clip (of all temporal views, of all repeats with a time of their own), uint8
-        `[T, H, W, 3]`, before the crop; `rng` draws in training. Raises VideoError for a bad file."""
+        `[T, H, W, C]`, before the crop; `rng` draws in training. Raises VideoError for a bad file."""
         sample = self.samples[index]
         if self.cache is not None:
             frames = self.cache.frames(sample.path)
@@ -168,7 +168,7 @@ class ClipDataset:
             short = min(short, max(config.size))
         backend = "decord" if config.reader == "decord" else info.backend
         with open_video(sample.path, info=info, backend=backend, timeout_s=config.timeout_s) as video:
-            return video.read(indices.reshape(-1), short if short != native else None)
+            return video.read(indices.reshape(-1), short if short != native else None, config.channels)
 
     def _info(self, path: str) -> VideoInfo:
         if self._probes is not None and not is_remembered(path):
@@ -284,7 +284,7 @@ class ClipDataset:
             lost to it).
         """
         config, views = self.config, self.clips_per_video
-        clips = np.empty((len(keys), views, config.frames, *config.size, 3), np.uint8)
+        clips = np.empty((len(keys), views, config.frames, *config.size, config.channels), np.uint8)
         good: list[int] = []
         cuts: list[Cut] = []
         failed: list[dict[str, Any]] = []

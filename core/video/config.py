@@ -56,6 +56,8 @@ class DataConfig:
     """`dense`: fixed stride (Kinetics); `uniform`: one frame per equal segment (Something-Something)."""
     size: tuple[int, int] = (224, 224)
     """Height and width of a clip in pixels."""
+    channels: int = 3
+    """Of every frame. Others than 3 are for lists of `.npy` clips, without augmentations of colour."""
     short_side: int = 256
     """Videos with a larger short side are scaled down to this as they are decoded; 0: never."""
     augment: Literal["none", "multi_scale_crop", "random_resized_crop", "random_crop"] = "multi_scale_crop"
@@ -107,6 +109,13 @@ class DataConfig:
                 raise InputError(f"data.{name}: expected 0 or more, got {getattr(self, name)}")
         if len(self.size) != 2 or min(self.size) < 1:
             raise InputError(f"data.size: expected height and width of at least 1, got {self.size}")
+        if self.channels < 1:
+            raise InputError(f"data.channels: expected at least 1, got {self.channels}")
+        coloured = {"rand_augment": self.rand_augment, "color_jitter": self.color_jitter}
+        coloured["random_erasing"] = self.random_erasing
+        for name, given in coloured.items():
+            if given and self.channels != 3:
+                raise InputError(f"data.{name}: expected data.channels=3 to go with it, got {self.channels}")
         if self.fps < 0:
             raise InputError(f"data.fps: expected 0 or more frames a second, got {self.fps:g}")
         if self.fps and self.sampling != "dense":

@@ -335,7 +335,7 @@ class ClipLoader:
         """Raise InputError where the batches under way between processes do not fit: workers would die one
         after the other, without a word."""
         data, views = self.dataset.config, self.dataset.clips_per_video
-        batch = self.batch_size * views * data.frames * data.size[0] * data.size[1] * 3
+        batch = self.batch_size * views * data.frames * data.size[0] * data.size[1] * data.channels
         needed = batch * (data.workers * data.prefetch + 1)
         with contextlib.suppress(OSError):
             found = os.statvfs(SHARED_MEMORY)
@@ -377,7 +377,7 @@ def blank_batch(dataset: ClipDataset) -> dict[str, Any]:
     """One video's worth of black clips of no video, for a process that has none where others have."""
     views, config = dataset.clips_per_video, dataset.config
     return {
-        "clip": torch.zeros((views, config.frames, *config.size, 3), dtype=torch.uint8),
+        "clip": torch.zeros((views, config.frames, *config.size, config.channels), dtype=torch.uint8),
         "label": torch.zeros(views, dtype=torch.int64),
         "index": torch.zeros(0, dtype=torch.int64),
         "cut": [],

@@ -57,6 +57,7 @@ def read_clip(
     *,
     info: VideoInfo | None = None,
     timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    channels: int | None = 3,
 ) -> np.ndarray:
     """Read frames of a video file, a folder of images or a .npy clip.
 
@@ -66,16 +67,17 @@ def read_clip(
         short_side: scale so that the shorter side has this many pixels (None: the size of the file).
         info: what `probe_video` found; without it the file is probed (and remembered in this process).
         timeout_s: limit for opening and reading together; None: no limit.
+        channels: what the frames must have (only .npy clips have others than 3); None: any.
 
     Returns:
-        uint8 `[T, H, W, 3]`, RGB, as displayed (turned, mirrored, with square pixels).
+        uint8 `[T, H, W, C]`; of videos and images RGB, as displayed (turned, mirrored, with square pixels).
 
     Raises:
         InputError: an index outside the file.
         VideoError: the file is bad; `.reason` as in `probe_video`.
     """
     with open_video(path, info=info, timeout_s=timeout_s) as video:
-        return video.read(indices, short_side)
+        return video.read(indices, short_side, channels)
 
 
 @contextlib.contextmanager
@@ -128,8 +130,10 @@ class OpenVideo:
             self._container.close()
             self._container = None
 
-    def read(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> np.ndarray:
-        """uint8 `[T, H, W, 3]`; see `read_clip`."""
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, channels: int | None = 3
+    ) -> np.ndarray:
+        """uint8 `[T, H, W, C]`; see `read_clip`."""
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if not len(wanted):
             raise InputError(f"{self.info.path}: expected at least one frame index, got none")
@@ -140,8 +144,12 @@ class OpenVideo:
             )
         height, width = self.info.resized(short_side)
         if self.backend == "npy":
-            clip = open_npy(self.info.path)
+            clip = open_npy(self.info.path, channels)
             return resize_frames(np.ascontiguousarray(clip[wanted]), height, width)
+        if channels not in (None, 3):
+            raise VideoError(
+                self.info.path, "channels", f"expected {channels} channels (data.channels), got a video's 3"
+            )
         if self.backend == "frames":
             return self._read_stills(wanted, height, width)
         if self.backend == "decord":

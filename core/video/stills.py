@@ -11,6 +11,7 @@ import numpy as np
 
 from vmae.core.errors import VideoError
 from vmae.core.video.container import first_line, require_pixels
+from vmae.core.video.scale import scale_into
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Words of names that say that an image is a frame of the video, or that it is made from it.
@@ -171,30 +172,37 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def open_npy(path: str) -> np.ndarray:
-    """A mapped clip, uint8 `[T, H, W, 3]`; raises VideoError for any other array."""
+MAX_CHANNELS = 64
+"""Of a `.npy` clip: more is taken for a mistake in the order of its axes."""
+
+
+def open_npy(path: str, channels: int | None = None) -> np.ndarray:
+    """A mapped clip, uint8 `[T, H, W, C]`; raises VideoError for any other array, and for another C than
+    `channels` (None: any up to 64)."""
     try:
         clip: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as e:
         raise VideoError(path, "unreadable", first_line(e)) from e
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
+    fits = clip.shape[-1:] == (channels,) if channels is not None else clip.shape[-1:] <= (MAX_CHANNELS,)
+    if clip.dtype != np.uint8 or clip.ndim != 4 or not fits or not clip.size:
         found = f"{clip.dtype} {list(clip.shape)}"
         del clip  # a traceback would keep the mapped file open
-        raise VideoError(path, "corrupt", f"expected uint8 [T, H, W, 3], got {found}")
+        wanted = "C" if channels is None else channels
+        raise VideoError(path, "corrupt", f"expected uint8 [T, H, W, {wanted}], got {found}")
     require_pixels(path, *clip.shape[1:3])
     return clip
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 `[T, H, W, 3]` to `[T, height, width, 3]`: area when shrinking, bilinear when enlarging."""
+    """uint8 `[T, H, W, C]` to `[T, height, width, C]`: area when shrinking, bilinear when enlarging."""
     import cv2
 
     if frames.shape[1:3] == (height, width):
         return frames
     method = cv2.INTER_AREA if height < frames.shape[1] else cv2.INTER_LINEAR
-    out = np.empty((len(frames), height, width, 3), np.uint8)
+    out = np.empty((len(frames), height, width, frames.shape[-1]), np.uint8)
     for k, frame in enumerate(frames):
-        cv2.resize(frame, (width, height), dst=out[k], interpolation=method)
+        scale_into(frame, out[k], method)
     return out
 
 

@@ -72,3 +72,18 @@ def test_the_held_out_list_beside(train: str, found: str, tmp_path: Path) -> Non
     for name in ("val.csv", "val.clean.csv", "val_small.csv"):
         (tmp_path / name).write_text("a.mp4 0\n")
     assert held_out_beside(tmp_path / train, None) == tmp_path / found
+
+
+def test_pretraining_on_other_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    for number in range(8):
+        video = np.random.default_rng(number).integers(0, 256, (6, 32, 32, 2)).astype(np.uint8)
+        np.save(tmp_path / f"{number}.npy", video)
+    listed = tmp_path / "flow.csv"
+    listed.write_text("".join(f"{number}.npy\n" for number in range(8)))
+    two = ["--set", "model.channels=2", "data.channels=2", "model.mean=none", "model.std=none"]
+    assert pretrain(tmp_path / "runs", "flow", "--data", listed, *two, "data.augment=multi_scale_crop") == 0
+    assert "flow: loss" in capsys.readouterr().out
+    assert pretrain(tmp_path / "runs", "one", "--data", listed, two[0], two[1], *two[3:]) == 2
+    assert "expected data.channels = model.channels, got 3 and 2" in capsys.readouterr().err
