@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vmae.core.errors import InputError, nearest
 from vmae.core.model.encoder import EncoderConfig
 from vmae.core.model.masking import MaskConfig, mask_counts
+from vmae.core.model.target import SIGREG
 from vmae.core.model.videomae import VideoMAEConfig
 
 GIB = 2**30
@@ -112,39 +113,26 @@ def make_plan(
     decoded = masked
     if mask.decoder_type is not None and mask.decoder_ratio > 0:
         decoded, _ = mask_counts(mask.decoder_type, mask.decoder_ratio, grid)
-    d, dd, p, q = config.embed_dim, config.decoder_embed_dim, grid.patch_dim, config.predicted_dim
-    embedding = 2 * visible * p * d
+    d = config.embed_dim
+    embedding = 2 * visible * grid.patch_dim * d
     encoder_forward = embedding + config.depth * _block_flops(visible, d, config.mlp_dim)
     encoder = StageCost(
         tokens=visible,
         parameters=_block_parameters(d, config.mlp_dim) * config.depth
-        + (p + 1) * d
+        + (grid.patch_dim + 1) * d
         + (2 * d if config.encoder_norm else 0),
         forward_flops=encoder_forward,
         training_flops=3 * encoder_forward - embedding,
     )
-    total = visible + decoded
-    decoder_forward = (
-        2 * visible * d * dd
-        + config.decoder_depth * _block_flops(total, dd, config.decoder_mlp_dim)
-        + 2 * decoded * dd * q
-    )
-    decoder = StageCost(
-        tokens=total,
-        parameters=_block_parameters(dd, config.decoder_mlp_dim) * config.decoder_depth
-        + d * dd
-        + dd
-        + 2 * dd
-        + (dd + 1) * q,
-        forward_flops=decoder_forward,
-        training_flops=3 * decoder_forward,
-    )
+    decoder = _decoder(config, visible, decoded)
     parameters = encoder.parameters + decoder.parameters
     kept = config.depth * _block_activations(visible, d, config.mlp_dim, config.checkpoint_activations)
-    kept += config.decoder_depth * _block_activations(
-        total, dd, config.decoder_mlp_dim, config.checkpoint_activations
-    )
-    kept += 2 * visible * p + 2 * decoded * q + 4 * decoded * q  # patches, prediction, fp32 difference
+    kept += 2 * visible * grid.patch_dim
+    if config.target != SIGREG:
+        kept += config.decoder_depth * _block_activations(
+            decoder.tokens, config.decoder_embed_dim, config.decoder_mlp_dim, config.checkpoint_activations
+        )
+        kept += 6 * decoded * config.predicted_dim  # prediction in bf16, its fp32 difference
     training = encoder.training_flops + decoder.training_flops
     clips_per_s = gpus * GPUS[gpu].tflops * 1e12 * utilisation / training
     hours = videos * epochs / clips_per_s / 3600
@@ -163,6 +151,35 @@ def make_plan(
         gpu_hours=hours * gpus,
         clips_per_s=clips_per_s,
         steps=-(-videos // (batch * gpus)) * epochs,
+    )
+
+
+def _decoder(config: VideoMAEConfig, visible: int, decoded: int) -> StageCost:
+    """What stands behind the encoder: the decoder, or the projector of a joint embedding (of one token)."""
+    d, dd, q = config.embed_dim, config.decoder_embed_dim, config.predicted_dim
+    if config.target == SIGREG:
+        weights = 4 * d * d + 4 * d * q
+        return StageCost(
+            tokens=1,
+            parameters=weights + 3 * 4 * d,
+            forward_flops=2 * weights,
+            training_flops=6 * weights,
+        )
+    total = visible + decoded
+    forward = (
+        2 * visible * d * dd
+        + config.decoder_depth * _block_flops(total, dd, config.decoder_mlp_dim)
+        + 2 * decoded * dd * q
+    )
+    return StageCost(
+        tokens=total,
+        parameters=_block_parameters(dd, config.decoder_mlp_dim) * config.decoder_depth
+        + d * dd
+        + dd
+        + 2 * dd
+        + (dd + 1) * q,
+        forward_flops=forward,
+        training_flops=3 * forward,
     )
 
 

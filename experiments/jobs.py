@@ -48,7 +48,7 @@ found out about this machine."""
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A finished (or stopped) pre-training run. `eval_loss` is None without a held-out list."""
+    """A finished (or stopped) pre-training run. `eval_loss` is None without a held-out list, or a decoder."""
 
     result: TrainResult
     eval_loss: float | None
@@ -279,7 +279,7 @@ def pretrain_run(
         if done.config.data.val_csv and not done.result.stopped:
             found = measure.run(done.context())
             done.tracker.log_metrics(found, done.result.steps)
-            eval_loss = found[measure.ERROR.name]
+            eval_loss = found.get(measure.ERROR.name)
     return Outcome(result=done.result, eval_loss=eval_loss)
 
 

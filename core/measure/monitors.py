@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmae.core.errors import InputError
+from vmae.core.model.encoder import PretrainedModel
 from vmae.core.model.masking import MaskConfig, sample_mask
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
 from vmae.core.plan import forward_flops, training_flops
 from vmae.core.video.clips import ClipDataset
@@ -183,7 +184,7 @@ def linear_loo(x: Tensor, labels: Tensor, decays: Sequence[float] = (1e-3, 1e-2,
 
 @torch.no_grad()
 def monitor(
-    model: VideoMAE,
+    model: PretrainedModel,
     dataset: ClipDataset,
     *,
     masks: MaskConfig | None = None,
@@ -218,14 +219,14 @@ def monitor(
     return of_features(torch.cat(parts), torch.cat(labels), torch.cat(views) if views else None)
 
 
-def _views(model: VideoMAE, video: Tensor, masks: MaskConfig, clips: list[int]) -> Tensor:
+def _views(model: PretrainedModel, video: Tensor, masks: MaskConfig, clips: list[int]) -> Tensor:
     """Means over visible tokens `[B, 8, D]`; a clip's masks depend on its place in the list."""
     generators = [make_generator(clip, "lidar") for clip in clips]
     found = []
     for _ in range(LIDAR_MASKS):
         drawn = [sample_mask(masks.type, masks.ratio, model.config.grid, 1, g) for g in generators]
         visible = torch.cat([mask.visible for mask in drawn]).to(video.device)
-        found.append(model.forward_encoder(video, visible).float().mean(1).cpu())
+        found.append(model.encoder(video, visible).float().mean(1).cpu())
     return torch.stack(found, 1)
 
 

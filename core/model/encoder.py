@@ -267,6 +267,21 @@ class VideoModel(nn.Module):
         raise NotImplementedError
 
 
+class PretrainedModel(VideoModel):
+    """An encoder that was trained without labels: what probes, monitors and features take."""
+
+    title = "a pre-trained model"
+
+    def encode(self, video: Tensor) -> Tensor:
+        """All tokens, unmasked: [B, N, D], final norm applied. InputError for another clip shape or dtype."""
+        self.grid.check_video(video)
+        return self.encoder(video, all_indices(video, self.grid))
+
+    def features(self, video: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, D]: the mean of `encode`."""
+        return self.encode(video).mean(1)
+
+
 def model_input(video: Tensor, config: EncoderConfig) -> Tensor:
     """What a model makes its patches of, [B, C, T, H, W]: the video itself or, with `background` subtract,
     floating point in [0, 1]: each pixel less its mean over the clip's frames, plus a half.

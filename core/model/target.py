@@ -23,6 +23,8 @@ from vmae.core.named import is_object_name, load_object
 PIXEL_TARGETS = ("normalized", "raw")
 LOSSES = ("mse", "l1", "smooth_l1", "cosine")
 """`cosine`: one less the cosine of prediction and target, of targets that are no pixels."""
+SIGREG = "sigreg"
+"""No target: views of a clip agree in an embedding (`vmae.core.model.joint`), without a decoder."""
 TEACHER = "teacher:"
 """How a target begins that a frozen model makes; its place (a run, a path, hf://org/name) follows."""
 Target = Callable[[Tensor, Tensor, TokenGrid], Tensor]
@@ -50,12 +52,12 @@ def check_loss(loss: str, target: str) -> None:
 def check_target(target: str, target_dim: int | None) -> None:
     """Raise InputError for a name that cannot be a target's; a user's module is not imported."""
     place = teacher_of(str(target))
-    own = bool(place) or (place is None and is_object_name(str(target)))
+    own = bool(place) or target == SIGREG or (place is None and is_object_name(str(target)))
     if target not in PIXEL_TARGETS and not own:
         raise InputError(
-            f"expected target among {', '.join(PIXEL_TARGETS)}; got {target!r}"
-            f"{nearest(str(target), PIXEL_TARGETS)}; a frozen model's is {TEACHER}RUN, one of your own "
-            "module:function"
+            f"expected target among {', '.join((*PIXEL_TARGETS, SIGREG))}; got {target!r}"
+            f"{nearest(str(target), (*PIXEL_TARGETS, SIGREG))}; a frozen model's is {TEACHER}RUN, "
+            "one of your own module:function"
         )
     if target_dim is not None and (not own or target_dim < 1):
         raise InputError(

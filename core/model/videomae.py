@@ -12,8 +12,7 @@ from vmae.core.errors import InputError
 from vmae.core.model.encoder import (
     Encoder,
     EncoderConfig,
-    VideoModel,
-    all_indices,
+    PretrainedModel,
     check_finite,
     config_pos_embed,
     drop_path_rates,
@@ -23,7 +22,14 @@ from vmae.core.model.encoder import (
 )
 from vmae.core.model.layers import Block, Linear, init_weights, run_blocks
 from vmae.core.model.masking import TokenMask
-from vmae.core.model.target import PIXEL_TARGETS, check_loss, check_target, own_target, own_target_loss
+from vmae.core.model.target import (
+    PIXEL_TARGETS,
+    SIGREG,
+    check_loss,
+    check_target,
+    own_target,
+    own_target_loss,
+)
 from vmae.core.model.teacher import Latents
 from vmae.kernels import assemble_decoder_tokens, masked_patch_loss
 
@@ -40,7 +46,8 @@ class VideoMAEConfig(EncoderConfig):
     """Attention heads of each."""
     target: str = "normalized"
     """"normalized": pixels normalised per patch and channel, as V1; "raw": pixels in [0, 1]; `teacher:PLACE`:
-    a frozen model's latents, see `vmae.core.model.teacher`; or `module:function` of one's own, see
+    a frozen model's latents, see `vmae.core.model.teacher`; `sigreg`: no target, see
+    `vmae.core.model.joint`; or `module:function` of one's own, see
     `vmae.core.model.target`."""
     target_layer: int = -1
     """Of a teacher: after which encoder block its latents are taken, from 0, negative from the end."""
@@ -49,12 +56,16 @@ class VideoMAEConfig(EncoderConfig):
     the teacher is wide."""
     loss: str = "mse"
     """One of mse, l1, smooth_l1; or cosine, of a target that is no pixels."""
+    sigreg: float = 0.05
+    """Of the target `sigreg`: its weight in the loss, in [0, 1]; the rest is for agreement between views."""
     encoder_norm: bool = True
     """Whether the encoder ends in a norm, as published; Hugging Face's default leaves it out."""
 
     @property
     def predicted_dim(self) -> int:
-        """Numbers that the decoder predicts for a token."""
+        """Numbers that the decoder predicts for a token; of `sigreg` the embedding's width."""
+        if self.target == SIGREG:
+            return self.target_dim or 64
         return self.target_dim or self.grid.patch_dim
 
     @property
@@ -76,6 +87,8 @@ class VideoMAEConfig(EncoderConfig):
         )
         check_target(self.target, self.target_dim)
         check_loss(self.loss, self.target)
+        if not 0 <= self.sigreg <= 1:
+            raise InputError(f"expected sigreg in [0, 1], got {self.sigreg!r}")
 
 
 class Decoder(nn.Module):
@@ -104,14 +117,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class VideoMAE(VideoModel):
+class VideoMAE(PretrainedModel):
     """The pre-training model, V1 and V2.
 
     Videos are uint8 (0 to 255) or floating point in [0, 1], [B, C, T, H, W] with any strides (a permuted
     view of a loader's [B, T, H, W, C] is welcome); normalisation happens inside.
     """
 
-    title = "a pre-trained model"
     config_class = VideoMAEConfig
     config: VideoMAEConfig
     pos_embed: Tensor
@@ -208,15 +220,6 @@ class VideoMAE(VideoModel):
         """The prediction [B, N_mask, P] for the masked tokens, in the target's units."""
         self._check(video, mask)
         return self.forward_decoder(self.forward_encoder(video, mask.visible), mask.visible, mask.masked)
-
-    def encode(self, video: Tensor) -> Tensor:
-        """All tokens, unmasked: [B, N, D], final norm applied. Raises InputError as `forward` does."""
-        self.grid.check_video(video)
-        return self.encoder(video, all_indices(video, self.grid))
-
-    def features(self, video: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, D]: the mean of `encode`."""
-        return self.encode(video).mean(1)
 
     def _check(self, video: Tensor, mask: TokenMask) -> None:
         self.grid.check_video(video)

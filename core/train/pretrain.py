@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vmae.core.config import to_dict
+from vmae.core.errors import InputError
+from vmae.core.model.joint import JointEncoder, draw_directions
 from vmae.core.model.masking import MaskConfig, TokenMask, check_mask, sample_masks
-from vmae.core.model.target import target_function, teacher_of
+from vmae.core.model.target import SIGREG, target_function, teacher_of
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import clip_to_video
 from vmae.core.train.config import TrainConfig
@@ -33,7 +35,7 @@ AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
 def pretrain(
     *,
-    model: VideoMAE,
+    model: VideoMAE | JointEncoder,
     mask: MaskConfig,
     dataset: ClipDataset,
     optim: OptimConfig,
@@ -68,6 +70,7 @@ def pretrain(
         report=report if World.current().rank == 0 else silent,
         more=after_epoch,
         measured=measured,
+        views=dataset.clips_per_video,
     )
     trainer = Trainer(
         task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
@@ -78,7 +81,9 @@ def pretrain(
 def check_objective(mask: MaskConfig, model: VideoMAEConfig) -> None:
     """Raise InputError where masks or targets cannot be made: counts, and functions of one's own."""
     check_mask(mask, model.grid)
-    if not model.predicts_pixels and teacher_of(model.target) is None:
+    if model.target == SIGREG and mask.decoder_type is not None:
+        raise InputError(f"expected no mask.decoder_type with target {SIGREG}, which has no decoder")
+    if not model.predicts_pixels and model.target != SIGREG and teacher_of(model.target) is None:
         target_function(model.target)
 
 
@@ -90,14 +95,16 @@ class Pretraining(Task):
     def __init__(
         self,
         *,
-        model: VideoMAE,
+        model: VideoMAE | JointEncoder,
         mask: MaskConfig,
         optim: OptimConfig,
         train: TrainConfig,
         report: Report,
         more: AfterEpoch | None,
         measured: tuple[str, ...],
+        views: int = 1,
     ) -> None:
+        self._views = views
         self.measured = measured
         self.meta = {"mask": to_dict(mask), "optim": to_dict(optim), "train": to_dict(train)}
         self._model, self._mask, self._epochs = model, mask, train.epochs
@@ -116,26 +123,31 @@ class Pretraining(Task):
             video=batch["clip"].permute(0, 4, 1, 2, 3),
         )
         made = {"visible": mask.visible, "masked": mask.masked}
+        if isinstance(self._model, JointEncoder):
+            width, generator = self._model.config.predicted_dim, context.generator("directions")
+            return {**made, "directions": draw_directions(width, generator)}
         return made if decode is None else {**made, "decode": decode}
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         video = clip_to_video(batch["clip"], context.device)
-        names = [name for name in ("visible", "masked", "decode") if name in batch]
-        visible, masked, *decode = (batch[name].to(context.device) for name in names)
+        names = [name for name in ("visible", "masked", "decode", "directions") if name in batch]
+        visible, masked, *more = (batch[name].to(context.device) for name in names)
         if batch["path"]:
             self._seen = video[:2], TokenMask(visible[:2], masked[:2])
-        return video, visible, masked, *decode
+        return video, visible, masked, *more
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        video, visible, masked, *decode = inputs
-        loss: Tensor = module(video, TokenMask(visible, masked), *decode)
+        video, visible, masked, *more = inputs
+        views = (self._views,) if isinstance(self._model, JointEncoder) else ()
+        loss: Tensor = module(video, TokenMask(visible, masked), *more, *views)
         return loss
 
     def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         config, found = self._model.config, {}
         of_variance = (config.target, config.loss) == ("normalized", "mse")
         texts: dict[str, str | None] = {}
-        if self._seen is not None:  # an epoch whose steps were all done before this process
+        # None seen: an epoch whose steps were all done before this process.
+        if self._seen is not None and isinstance(self._model, VideoMAE):
             found["pred_variance"] = prediction_variance(self._model, *self._seen)
             texts["collapse"] = collapse_warning(found["pred_variance"], epoch)
         if of_variance:

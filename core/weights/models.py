@@ -12,6 +12,7 @@ from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.detector import VideoDetector
 from vmae.core.model.encoder import VideoModel
+from vmae.core.model.joint import JointEncoder
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.weights.claims import require_held
 
@@ -20,6 +21,7 @@ M = TypeVar("M", bound=VideoModel)
 
 MODELS: dict[str, type[VideoModel]] = {
     "VideoMAE": VideoMAE,
+    "JointEncoder": JointEncoder,
     "VideoClassifier": VideoClassifier,
     "VideoDetector": VideoDetector,
 }

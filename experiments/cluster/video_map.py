@@ -27,8 +27,7 @@ from vmae.core.files import replacing
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.probe import Pooling, extract_features
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.encoder import VideoModel
-from vmae.core.model.videomae import VideoMAE
+from vmae.core.model.encoder import PretrainedModel, VideoModel
 from vmae.core.progress import Progress
 from vmae.core.video.cache import DecodedCache
 from vmae.core.video.clips import ClipDataset
@@ -303,7 +302,7 @@ def features_run(
     `source` is a classifier, VmaeError where no video can be read.
     """
     model, meta, _ = load_model_at(store, source)
-    model = expect_model(model, VideoMAE, source)
+    model = expect_model(model, PretrainedModel, source)
     data = replace(config.data, bad_eval="count")
     samples = read_list(data, data.test_csv)
     checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)

@@ -19,14 +19,14 @@ PARTICIPATION = Metric(
 def run(context: Context) -> Numbers:
     """The monitors of the model, on up to 1,024 clips of the training list (labels may be absent)."""
     from vmae.core.measure.monitors import monitor
+    from vmae.core.model.encoder import PretrainedModel
     from vmae.core.model.masking import MaskConfig
-    from vmae.core.model.videomae import VideoMAE
     from vmae.core.weights.models import expect_model
 
     config = context.config
     given = context.model()
     assert given is not None
-    model = expect_model(given, VideoMAE, config.init)
+    model = expect_model(given, PretrainedModel, config.init)
     masks = MaskConfig(type="tube", ratio=config.evaluation_ratio) if config.monitor.lidar else None
     found = monitor(
         model,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vmae.core.model.encoder import PretrainedModel
+    from vmae.core.model.joint import JointEncoder
     from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
     from vmae.core.train.task import TrainResult
     from vmae.core.video.clips import ClipDataset
@@ -71,9 +73,16 @@ STOP_ON = {"loss": LOSS, "knn": KNN}
 
 def check(config: Config) -> None:
     """Raise InputError for a mask that leaves nothing to see or to predict, or an unknown `train.best_by`."""
+    from vmae.core.errors import InputError
     from vmae.core.model.masking import mask_counts
+    from vmae.core.model.target import SIGREG
     from vmae.core.train.config import metric_of_best
 
+    if config.model.target == SIGREG and config.data.repeats < 2:
+        raise InputError(
+            f"expected data.repeats of at least 2 with model.target={SIGREG} (views of each video; 4 are "
+            f"usual), got {config.data.repeats}"
+        )
     metric_of_best(config.train.best_by, _measured(config))
     mask_counts(config.mask.type, config.mask.ratio, config.model.grid)
     mask_counts("tube", config.evaluation_ratio, config.model.grid)
@@ -93,19 +102,19 @@ def flops(config: Config) -> float:
     return training_flops(config.model, config.mask)
 
 
-def random_model(config: Config, model: VideoMAEConfig | None = None) -> VideoMAE:
+def random_model(config: Config, model: VideoMAEConfig | None = None) -> VideoMAE | JointEncoder:
     """The model with weights drawn from the run's seed; torch's global generator is left as it was."""
     import torch
 
-    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.model.joint import pretraining_model
     from vmae.core.numerics import derive_seed
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
-        return VideoMAE(model or config.model)
+        return pretraining_model(model or config.model)
 
 
-def fresh_model(context: Context) -> VideoMAE:
+def fresh_model(context: Context) -> VideoMAE | JointEncoder:
     """The model with fresh weights drawn from the run's seed, or those of `config.init`.
 
     Raises InputError when `init` is not a pre-trained model.
@@ -119,9 +128,10 @@ def fresh_model(context: Context) -> VideoMAE:
     teacher = read_teacher(config.model)
     model, init = random_model(config, sized(config.model, teacher)), context.initial()
     if init is not None:
-        init = expect_model(init, VideoMAE, config.init, wanted="a pre-trained model with a decoder")
+        wanted = "a pre-trained model with a decoder" if isinstance(model, VideoMAE) else ""
+        init = expect_model(init, type(model), config.init, wanted=wanted)
         load_matching(model, init.state_dict(), config.init)
-    if teacher is not None:
+    if teacher is not None and isinstance(model, VideoMAE):
         model.learn_from(teacher)
     return model
 
@@ -134,6 +144,7 @@ def train(context: Context) -> TrainResult:
     which epochs the monitors look.
     """
     from vmae.core.errors import VideoError
+    from vmae.core.model.videomae import VideoMAE
     from vmae.core.train.pretrain import pretrain
     from vmae.core.train.watch import HELD_OUT
 
@@ -145,15 +156,18 @@ def train(context: Context) -> TrainResult:
     if evaluate is None:
         evaluate = max(1, config.train.epochs // 10)
     monitors = Monitors(context)
+    val = data.val
+    decoding = model if isinstance(model, VideoMAE) and val is not None else None
 
     def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
-        if watch.picture is not None and data.val is not None and draw and epoch % draw == 0:
+        if watch.picture is not None and val is not None and decoding and draw and epoch % draw == 0:
             # A video that cannot be read costs a picture, not the training.
             with contextlib.suppress(VideoError):
-                watch.picture(reconstruction_picture(model, data.val, config.evaluation_ratio), epoch)
+                watch.picture(reconstruction_picture(decoding, val, config.evaluation_ratio), epoch)
         found = monitors.look(model, epoch)
-        if evaluate and data.val is not None and (epoch % evaluate == 0 or epoch == config.train.epochs):
-            found[HELD_OUT] = held_out_error(model, data.val, config, context.device)
+        due = evaluate and (epoch % evaluate == 0 or epoch == config.train.epochs)
+        if due and val is not None and decoding:
+            found[HELD_OUT] = held_out_error(decoding, val, config, context.device)
         if measure and (epoch % measure == 0 or epoch == config.train.epochs):
             found["knn_top1"] = knn_inside(model, context)
         return found
@@ -219,7 +233,7 @@ class Monitors:
             epochs=config.train.epochs,
         )
 
-    def look(self, model: VideoMAE, epoch: int) -> dict[str, float]:
+    def look(self, model: PretrainedModel, epoch: int) -> dict[str, float]:
         """The monitors where this epoch is looked at, with those of the same network before training."""
         if self._plan is None or epoch not in self._plan.epochs:
             return {}
@@ -234,7 +248,7 @@ class Monitors:
             return {}
         return {f"monitor_{name}": value for name, value in found.items()}
 
-    def _measure(self, model: VideoMAE) -> dict[str, float]:
+    def _measure(self, model: PretrainedModel) -> dict[str, float]:
         from vmae.core.measure.monitors import monitor
         from vmae.core.model.masking import MaskConfig
 
@@ -250,7 +264,7 @@ class Monitors:
         )
 
 
-def knn_inside(model: VideoMAE, context: Context) -> float:
+def knn_inside(model: PretrainedModel, context: Context) -> float:
     """Leave-one-out accuracy of nearest neighbours on features of the training list, in [0, 1].
 
     The held-out list is not looked at, so this may decide which trials go on.

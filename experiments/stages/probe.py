@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def features_of(context: Context, dataset: ClipDataset) -> tuple[Features, list[dict[str, Any]]]:
     """The frozen features of every clip, as the configured probe reads them, and what could not be read."""
     from vmae.core.measure.probe import extract_features
-    from vmae.core.model.videomae import VideoMAE
+    from vmae.core.model.encoder import PretrainedModel
     from vmae.core.weights.models import expect_model
 
     config, given = context.config, context.model()
     assert given is not None
-    model = expect_model(given, VideoMAE, config.init)
+    model = expect_model(given, PretrainedModel, config.init)
     model.to(context.device)
     pooling = "tokens" if config.probe.kind == "attentive" else config.probe.pooling
     how = {"pooling": pooling, "device": context.device, "precision": config.train.precision}
