@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vmae.core.errors import CheckpointError
 from vmae.core.model.encoder import EncoderConfig
+from vmae.core.model.target import SIGREG
 
 MAX_POSITIONS = 2**28
 """Numbers of a table of fixed positions (1 GiB), of which a file holds none."""
@@ -26,6 +27,8 @@ def require_held(config: EncoderConfig, state: Mapping[str, Any], source: str, n
     held = sum(storages.values())
     dim, depth = config.embed_dim, config.depth
     other, more = (getattr(config, f"decoder_{name}", 0) for name in ("embed_dim", "depth"))
+    if getattr(config, "target", "") == SIGREG:  # no decoder, whatever the fields say
+        other = more = 0
     if depth + more > len(tensors):
         raise CheckpointError(
             f"{source}: its header claims {depth + more:,} layers, it has {len(tensors):,} tensors"

@@ -29,10 +29,11 @@ from vmae.core.errors import CheckpointError, InputError
 from vmae.core.files import replacing
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.detector import VideoDetector
+from vmae.core.model.encoder import VideoModel
 from vmae.core.model.grid import patchify
 from vmae.core.model.layers import run_blocks
 from vmae.core.model.roi import roi_align_reference
-from vmae.core.model.videomae import VideoMAE, VideoModel
+from vmae.core.model.videomae import VideoMAE
 from vmae.kernels import use_kernels
 
 RUNTIMES = ("onnx", "torch-export")
