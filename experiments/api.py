@@ -20,8 +20,9 @@ from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.films import KINDS, film, film_rows
 from vmae.core.measure.probe import Pooling
 from vmae.core.measure.reconstruct import FORMS, Reconstruction, reconstruct
+from vmae.core.model.encoder import VideoModel, all_indices
 from vmae.core.model.masking import sample_mask
-from vmae.core.model.videomae import VideoMAE, VideoModel, all_indices
+from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig

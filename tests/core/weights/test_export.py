@@ -13,7 +13,8 @@ import torch
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
-from vmae.core.model.videomae import VideoMAE, VideoMAEConfig, VideoModel
+from vmae.core.model.encoder import VideoModel
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video.demo_scene import clip_frames
 from vmae.core.weights import export
 from vmae.core.weights.export import (
