@@ -28,7 +28,7 @@ STRETCH_S = 4.0
 """What a clip of a long video spans."""
 BACKGROUND = "background"
 """What that choice is called."""
-TRIAL_SHARE = 1 / 3
+TRIAL_SHARE = 0.4
 """Of the budget, above which nothing is tried."""
 STILL = 0.5
 """`ListFacts.still` from which a scene is taken away. The two measured sets have 0.76 and 0.81."""
@@ -131,7 +131,7 @@ def recommend(
     else:
         trying = 0.0
     config, choice = _length(config, lists, budget_s - trying, measured, held_out)
-    choices += [choice, _threads(config, measured)]
+    choices += [choice, _threads(config, measured), *_pretraining(config, budget_s)]
     seconds = trying + predicted_s(config, lists.videos, held_out, measured)
     mask = config.mask if stages.STAGES[job].masked else None
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
@@ -331,6 +331,17 @@ def most_epochs(job: str, videos: int) -> int:
     """Epochs above which a training is left to those who ask for it: fewer on longer lists."""
     scale = 200 if stages.STAGES[job].labels else 400
     return round(min(scale, max(scale / 8, scale * math.sqrt(200 / videos))))
+
+
+def _pretraining(config: ExperimentConfig, budget_s: float) -> list[Choice]:
+    """What is said of pre-training on the same list first: nothing that was measured offers it."""
+    if not stages.STAGES[config.job].labels or config.init:
+        return []
+    reason = (
+        f"not offered: no measurement shows that a part of {format_duration(budget_s)} is better spent so "
+        "(docs/start.md)"
+    )
+    return [Choice(what="pre-training first", value="no", reason=reason)]
 
 
 def _threads(config: ExperimentConfig, speed: Speed) -> Choice:

@@ -32,8 +32,8 @@ from vmae.experiments.data import all_samples, read_list
 from vmae.experiments.stages.finetune import build_classifier
 
 PARTS = 3
-EPOCHS = 15
-MOST = 300
+EPOCHS = 12
+MOST = 200
 """Videos that take part: whole groups, drawn."""
 BACKGROUNDS = ("keep", "subtract")
 """The first stays where they are not told apart."""
