@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import require_writable, runs_dir_option
-from vmae.cli.training import trial_progress
+from vmae.cli.training import cache_progress
 from vmae.experiments import stages
 from vmae.experiments.request import held_out_beside
 from vmae.experiments.stages import finetune
@@ -79,8 +79,8 @@ def recommend(
         budget_s=None if budget is None else parse_duration(budget, "--budget"),
         flip=flip,  # type: ignore[arg-type]
     )
-    with trial_progress() as bars:
-        found = tried(advice.found, store_at(runs_dir).layout.cache, device, **bars)
+    with cache_progress("decode") as progress:
+        found = tried(advice.found, store_at(runs_dir).layout.cache, progress)
     advice = replace(advice, found=found)
     for line in describe(advice):
         click.echo(line)

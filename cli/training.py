@@ -77,7 +77,7 @@ class Ahead:
             for warning in said.warnings:
                 click.echo(f"warning: {warning}", err=True)
         if self.undecided and self._cache is not None:
-            config = _with_background(config, self._cache, device)
+            config = _with_background(config, self._cache)
         return replace(config, train=replace(config.train, threads=config.train.threads or self._threads))
 
     def _fastest(self, config: ExperimentConfig, device: torch.device) -> int:
@@ -89,23 +89,16 @@ class Ahead:
         return fastest_threads(config)
 
 
-def _with_background(config: ExperimentConfig, cache: Path, device: torch.device) -> ExperimentConfig:
+def _with_background(config: ExperimentConfig, cache: Path) -> ExperimentConfig:
     """The configuration with the background that is tried inside its training list."""
     from vmae.experiments.tryout import try_backgrounds
 
-    with trial_progress() as bars:
-        tried = try_backgrounds(config, cache, device=device, **bars)
+    with cache_progress("decode") as progress:
+        tried = try_backgrounds(config, cache, progress)
     if tried is None:
         return config
     click.echo(f"background {tried.value}: {tried.reason}", err=True)
     return replace(config, model=replace(config.model, background=tried.value))
-
-
-@contextmanager
-def trial_progress() -> Iterator[dict[str, Callable[[int, int], None]]]:
-    """The bars of a trial: decoding, then what is trained (`tryout.try_backgrounds`)."""
-    with cache_progress("decode") as decoding, cache_progress("try two backgrounds", unit="clip") as progress:
-        yield {"decoding": decoding, "progress": progress}
 
 
 def echo_note(text: str) -> None:
@@ -311,7 +304,7 @@ def _held_out(
 
 
 @contextmanager
-def cache_progress(title: str, unit: str = "video") -> Iterator[Callable[[int, int], None]]:
+def cache_progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar fed by `(done, total)` calls, shown only if there is something to wait for."""
     from vmae.core.progress import Progress, progress
 
@@ -323,7 +316,7 @@ def cache_progress(title: str, unit: str = "video") -> Iterator[Callable[[int, i
         if bar is None:
             if done >= total:
                 return
-            bar = progress(title, total, unit=unit).__enter__()
+            bar = progress(title, total, unit="video").__enter__()
         bar.update(done - last)
         last = done
         if done >= total:

@@ -94,18 +94,11 @@ def advise(
     return Advice(found=found, lists=lists, held_out=len(val), machine=machine, budget_s=budget, outlook=said)
 
 
-def tried(
-    found: Recommendation,
-    cache: Path,
-    device: torch.device,
-    *,
-    decoding: Progress | None = None,
-    progress: Progress | None = None,
-) -> Recommendation:
+def tried(found: Recommendation, cache: Path, progress: Progress | None = None) -> Recommendation:
     """The recommendation with what it left undecided tried on its training list; `cache` as `tryout`'s."""
     if not found.undecided:
         return found
-    outcome = try_backgrounds(found.config, cache, device=device, decoding=decoding, progress=progress)
+    outcome = try_backgrounds(found.config, cache, progress)
     if outcome is None:
         return replace(found, undecided=False)
     return found.with_background(outcome.value, outcome.reason)

@@ -16,7 +16,7 @@ from vmae.core.errors import InputError
 from vmae.core.plan import training_bytes
 from vmae.core.progress import format_duration
 from vmae.core.video.facts import ListFacts
-from vmae.experiments import stages, tryout
+from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.outlook import SHORT_S, require_classes
 from vmae.experiments.recipes import small_clips
@@ -28,8 +28,6 @@ STRETCH_S = 4.0
 """What a clip of a long video spans."""
 BACKGROUND = "background"
 """What that choice is called."""
-TRIAL_SHARE = 0.4
-"""Of the budget, above which nothing is tried."""
 STILL = 0.5
 """`ListFacts.still` from which a scene is taken away. The two measured sets have 0.76 and 0.81."""
 PROCESS_BYTES = 500 * 2**20
@@ -124,15 +122,12 @@ def recommend(
     config, choice = _mirror(config, lists, flip)
     choices.append(choice)
     measured = speed(config)
-    trying = trial_s(lists.videos, measured)
-    undecided = grouped and _is_open(config, lists) and trying <= TRIAL_SHARE * budget_s
+    undecided = grouped and _is_open(config, lists)
     if undecided:
-        choices = [_to_be_tried(c, trying) if c.what == BACKGROUND else c for c in choices]
-    else:
-        trying = 0.0
-    config, choice = _length(config, lists, budget_s - trying, measured, held_out)
+        choices = [_to_be_tried(c) if c.what == BACKGROUND else c for c in choices]
+    config, choice = _length(config, lists, budget_s, measured, held_out)
     choices += [choice, _threads(config, measured), *_pretraining(config, budget_s)]
-    seconds = trying + predicted_s(config, lists.videos, held_out, measured)
+    seconds = predicted_s(config, lists.videos, held_out, measured)
     mask = config.mask if stages.STAGES[job].masked else None
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
     memory = PROCESS_BYTES + training_bytes(config.model, mask, micro, half=bool(machine.gpu))
@@ -146,22 +141,14 @@ def recommend(
     )
 
 
-def trial_s(videos: int, speed: Speed) -> float:
-    """Seconds of trying two backgrounds on a list of so many videos, at two thirds of each side."""
-    return tryout.clips(videos) * (0.45 * speed.step_s + speed.cut_s)
-
-
 def _is_open(config: ExperimentConfig, lists: ListFacts) -> bool:
     """Whether the list's looks leave the background open."""
     told = lists.scene >= (1 + lists.chance) / 2
     return stages.STAGES[config.job].labels and not config.init and not told
 
 
-def _to_be_tried(choice: Choice, seconds: float) -> Choice:
-    reason = (
-        f"{choice.reason}; both are tried inside the training list first, about {format_duration(seconds)}"
-    )
-    return replace(choice, reason=reason)
+def _to_be_tried(choice: Choice) -> Choice:
+    return replace(choice, reason=f"{choice.reason}; both are tried inside the training list first")
 
 
 def cut_for(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, tuple[Choice, ...]]:

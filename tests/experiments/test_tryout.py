@@ -7,29 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from vmae.experiments import tryout
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.recipes.small_clips import small_clips_finetune
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes by where a dot moves, before a picture that each of nine groups has for itself."""
+    """Two classes by where a dot, light or dark, moves before a picture that each of nine groups has."""
     folder, rng = tmp_path_factory.mktemp("tried"), np.random.default_rng(0)
     lines, table = [], ["path,group"]
     for i in range(36):
         group, label = i // 4, i % 2
         if i % 4 == 0:
-            picture = rng.integers(0, 255, (24, 24, 3), np.uint8)
-        clip = np.tile(picture, (8, 1, 1, 1))
+            picture = rng.integers(80, 176, (24, 24, 3))
+        clip, change = np.tile(picture, (8, 1, 1, 1)), 75 * rng.choice((-1, 1))
         for t in range(8):
             x = 2 * t + 2 if label else 18 - 2 * t
-            clip[t, 8:14, x : x + 5] = 255
-        np.save(folder / f"{i}.npy", clip)
+            clip[t, 8:14, x : x + 5] += change
+        np.save(folder / f"{i}.npy", clip.astype(np.uint8))
         lines.append(f"{i}.npy {label}\n")
         table.append(f"{i}.npy,g{group}")
     (folder / "train.csv").write_text("".join(lines))
@@ -47,34 +44,42 @@ def config(listed: Path) -> ExperimentConfig:
     )
 
 
-def test_it_is_tried_on_whole_groups_of_the_training_list_and_remembered(
+def test_what_moves_tells_more_before_scenes_that_do_not(
     listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tryout, "EPOCHS", 3)
-    seen: list[tuple[int, int]] = []
     given = replace(config(listed), data=replace(config(listed).data, val_csv="/nowhere/val.csv"))
-    found = tryout.try_backgrounds(given, tmp_path, device=CPU, progress=lambda *at: seen.append(at))
-    assert found is not None and found.value in tryout.BACKGROUNDS
-    assert "tried on 36 videos of the training list, 3 parts of whole groups held out in turn" in found.reason
-    assert seen[-1] == (tryout.clips(36), tryout.clips(36))
-    # The answer is read where nothing has changed, and nothing is trained for it.
-    monkeypatch.setattr(tryout, "finetune", None)
-    assert tryout.try_backgrounds(given, tmp_path, device=CPU) == found
+    seen: list[tuple[int, int]] = []
+    found = tryout.try_backgrounds(given, tmp_path, lambda *at: seen.append(at))
+    assert found is not None and found.value == "subtract"
+    assert "tried on 36 videos of the training list" in found.reason
+    assert "3 parts of whole groups held out in turn: keep " in found.reason
+    assert seen[-1] == (36, 36)
+    # The answer is read where nothing has changed.
+    monkeypatch.setattr(tryout, "told", None)
+    assert tryout.try_backgrounds(given, tmp_path) == found
     np.save(listed.with_name("0.npy"), np.zeros((8, 24, 24, 3), np.uint8))
     with pytest.raises(TypeError):  # another list: it would be tried again
-        tryout.try_backgrounds(given, tmp_path, device=CPU)
+        tryout.try_backgrounds(given, tmp_path)
 
 
 def test_nothing_is_tried_where_no_groups_are_known(listed: Path, tmp_path: Path) -> None:
     alone = tmp_path / "train.csv"
     alone.write_text("".join(f"{listed.parent}/{i}.npy {i % 2}\n" for i in range(36)))
-    assert tryout.try_backgrounds(config(alone), tmp_path, device=CPU) is None
+    assert tryout.try_backgrounds(config(alone), tmp_path) is None
 
 
-@pytest.mark.parametrize(("right", "value"), [((30, 70), "subtract"), ((50, 54), "keep"), ((70, 30), "keep")])
-def test_what_cannot_be_told_apart_keeps_the_scene(right: tuple[int, int], value: str, listed: Path) -> None:
-    answers = np.stack([np.arange(100) < share for share in right]).astype(float)
-    found = tryout.told(answers, config(listed))
-    assert found.value == value
-    assert ("not told apart: keep stays" in found.reason) == (right == (50, 54))
+@pytest.mark.parametrize(
+    ("right", "value", "end"),
+    [
+        ((30, 70), "subtract", "what moves tells more"),
+        ((50, 54), "keep", "not told apart: keep stays"),
+        ((70, 30), "keep", "the scene tells more"),
+        ((5, 22), "keep", "neither is shown to beat chance (20.0%): keep stays"),
+    ],
+)
+def test_the_scene_stays_unless_taking_it_away_is_shown_to_help(
+    right: tuple[int, int], value: str, end: str
+) -> None:
+    found = tryout.told(np.stack([np.arange(100) < share for share in right]).astype(float), 5)
+    assert found.value == value and found.reason.endswith(end)
     assert f"keep {right[0]}.0% [" in found.reason and f"subtract {right[1]}.0% [" in found.reason
