@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -83,6 +83,14 @@ class ConfigOptions:
     epochs: int | None
     assignments: tuple[str, ...]
     runs_dir: Path | None
+
+    @classmethod
+    def taken(cls, given: dict[str, Any]) -> Self:
+        """From what click made of the command line."""
+        from vmae.experiments.request import weighted_lists
+
+        first, lists = weighted_lists(given["train_csv"])
+        return cls(**{**given, "train_csv": first, "lists": lists})
 
 
 def config_options(command: Command) -> Command:

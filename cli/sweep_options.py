@@ -12,7 +12,7 @@ import click
 
 from vmae.cli.options import Command, ConfigOptions, config_options, runs_dir_option, set_option, with_options
 from vmae.experiments import stages
-from vmae.experiments.request import resolve_config, weighted_lists
+from vmae.experiments.request import resolve_config
 from vmae.experiments.stages import pretrain
 
 if TYPE_CHECKING:
@@ -233,8 +233,7 @@ def sweep_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collected(name: str | None, **given: Any) -> Any:
-        given["train_csv"], given["lists"] = weighted_lists(given["train_csv"])
-        return command(name, SweepOptions(**given))
+        return command(name, SweepOptions.taken(given))
 
     return with_options(
         collected,

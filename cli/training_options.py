@@ -17,7 +17,7 @@ from vmae.cli.options import (
     set_option,
     with_options,
 )
-from vmae.experiments.request import held_out_beside, resolve_config, weighted_lists
+from vmae.experiments.request import held_out_beside, resolve_config
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
@@ -200,8 +200,7 @@ def training_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collected(**given: Any) -> Any:
-        given["train_csv"], given["lists"] = weighted_lists(given["train_csv"])
-        return command(TrainingOptions(**given))
+        return command(TrainingOptions.taken(given))
 
     return with_options(
         collected,

@@ -26,7 +26,7 @@ def here(plan: Plan, folder: SweepDir, store: Store, trial_ids: list[str], **res
 torch.set_num_threads(1)  # as Tune's trials have it
 given = sweep.make_context("sweep", sys.argv[1:]).params
 name = given.pop("name")
-options = SweepOptions(**given)
+options = SweepOptions.taken(given)
 store = open_store(options.runs_dir)
 plan = options.plan(store, name)
 prepare(plan, store)
