@@ -141,7 +141,7 @@ def config_of_model(model: VideoModel, meta: dict[str, Any]) -> ExperimentConfig
     c = model.config
     kept = ("sampling_rate", "sampling", "fps")
     sampling = {k: v for k, v in meta.get("sampling", {}).items() if k in kept}
-    clip = {"frames": c.frames, "size": (c.height, c.width), "channels": c.channels}
+    clip: dict[str, Any] = {"frames": c.frames, "size": (c.height, c.width), "channels": c.channels}
     data = replace(base.data, short_side=c.height, **clip, **sampling)
     shape = {"frames": c.frames, "height": c.height, "width": c.width, "channels": c.channels}
     return replace(

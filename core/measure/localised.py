@@ -108,7 +108,8 @@ def _measured(
     trained: int,
     home: Path,
 ) -> Localised:
-    truth = _instances([(v.segments, v.labels, None) for v in (*test, *gone)])
+    videos: list[FeatureVideo | UntrimmedVideo] = [*test, *gone]
+    truth = _instances([(v.segments, v.labels, None) for v in videos])
     predictions = _instances(found)
     rng = np.random.default_rng(config.seed)
     guesses = Instances(

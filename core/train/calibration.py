@@ -121,7 +121,7 @@ def prepare_kernels(
 
 def _ways(train: TrainConfig) -> tuple[bool, ...]:
     """Whether blocks will be compiled: no, yes, or one of both."""
-    return {True: (True,), False: (False,)}.get(train.compile, (False, True))
+    return (train.compile,) if isinstance(train.compile, bool) else (False, True)
 
 
 def few_inputs(task: Task, dataset: ClipDataset) -> tuple[Tensor, ...]:

@@ -185,8 +185,8 @@ def _loss(
         )
         for part in (0, 1)
     )
-    flat = [torch.cat([t.flatten(0, 1) for t in tensors])[there] for tensors in (scores, extents)]
-    return localisation_loss(*flat, classes.to(device)[there], ends.to(device)[there])
+    said, reach = (torch.cat([t.flatten(0, 1) for t in tensors])[there] for tensors in (scores, extents))
+    return localisation_loss(said, reach, classes.to(device)[there], ends.to(device)[there])
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def _rows(video: Any, where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: expected a video with its subset and annotations, got {video!r}")
     found = video.get("annotations") or []
     for k, row in enumerate(found):
-        segment = row.get("segment") if isinstance(row, dict) else None
+        segment: Any = row.get("segment") if isinstance(row, dict) else None
         fits = isinstance(segment, list) and len(segment) == 2 and all(map(_finite, segment))
         if not fits or not isinstance(row.get("label"), str):
             raise InputError(

@@ -16,6 +16,7 @@ from vmae.core.train.task import Task
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.stages.finetune import build_classifier
 from vmae.kernels.calibrate import CUDA, Outcome, Say, calibrate
+from vmae.kernels.sites import Site
 
 CLASSES = 400
 
@@ -46,7 +47,7 @@ def calibrate_recipe(
     config: ExperimentConfig, *, rows: int, precision: str, budget_s: float, say: Say, layer: str = CUDA
 ) -> Outcome:
     """Measure the sites of a recipe's step on this machine, eager and compiled, again if they are known."""
-    calls = {}
+    calls: dict[Site, int] = {}
     for compiled in (False, True):
         calls |= work_of(config, rows=rows, precision=precision, compiled=compiled).calls
     return calibrate(calls, budget_s=budget_s, force=True, say=say, layer=layer)

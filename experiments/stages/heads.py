@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmae.core.video.samples import Sample
 
 Kind = Literal["regression", "multilabel"]
-FORMAT: dict[Kind, str] = {"regression": "numbers", "multilabel": "labels"}
+FORMAT: dict[Kind, Literal["numbers", "labels"]] = {"regression": "numbers", "multilabel": "labels"}
 HELD_OUT = "on held-out videos"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,10 @@ def trial(site: Site, device: str) -> Trial:
 
     def make(seed: int) -> Inputs:
         gen = torch.Generator(device).manual_seed(seed)
-        how = {"generator": gen, "device": device}
-        qkv = torch.randn(site.batch, n, 3, h, d, **how).to(site.torch_dtype())  # type: ignore[arg-type]
+        how: Any = {"generator": gen, "device": device}
+        qkv = torch.randn(site.batch, n, 3, h, d, **how).to(site.torch_dtype())
         made = {"qkv": qkv.requires_grad_(site.grad)}
-        made["dout"] = torch.randn(site.batch, n - first, h * d, **how).to(qkv.dtype)  # type: ignore[arg-type]
+        made["dout"] = torch.randn(site.batch, n - first, h * d, **how).to(qkv.dtype)
         if with_lengths:
             made["lengths"] = torch.arange(site.batch, device=device) % n + 1
         return made
