@@ -27,7 +27,13 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
     name = f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}"
     temporary = path.with_name(name)
     try:
+        # What the umask leaves of a new file's mode; safetensors 0.8 makes its own private to the user.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode & 0o777)
         if durable:
             fsync(temporary)
         os.replace(temporary, path)

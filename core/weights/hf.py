@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vmae.core.errors import CheckpointError
-from vmae.core.files import write_text
+from vmae.core.files import replacing, write_text
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoModel
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
@@ -254,7 +254,8 @@ def write_hf(folder: Path, model: VideoModel, meta: dict[str, Any], layout: str)
     from safetensors.torch import save_file
 
     state, config, notes = to_hf(model, meta, layout)
-    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    with replacing(folder / WEIGHTS_NAME) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
     c = model.config
     images: dict[str, Any] = {
         "image_processor_type": "VideoMAEImageProcessor",

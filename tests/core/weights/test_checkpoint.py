@@ -15,6 +15,7 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import config_pos_embed
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.train.state import save_state
 from vmae.core.weights.checkpoint import adapt_model, load_model, save_model
 from vmae.core.weights.convert import read_model, write_model
 
@@ -153,3 +154,20 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -
         write_model(tmp_path / form, model, form)
         with pytest.raises(CheckpointError, match=message):
             read_model(tmp_path / form)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o027, 0o640), (0o022, 0o644), (0o002, 0o664)])
+def test_weights_have_the_modes_that_the_user_asks_for(umask: int, mode: int, tmp_path: Path) -> None:
+    model = build()
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model", model)
+        save_model(tmp_path / "one.safetensors", model)
+        save_state(tmp_path / "checkpoints", 1, {"step": 1})
+        write_model(tmp_path / "hf", model, "hf")
+        write_model(tmp_path / "official.pth", model, "official")
+    finally:
+        os.umask(before)
+    made = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(made) == 9
+    assert {oct(p.stat().st_mode & 0o777) for p in made} == {oct(mode)}
