@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import InputError
+from vmae.core.locks import locked
 
 _LOOKS = 3
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Inside, no other process is inside with the same file; waits for that. A dead process holds nothing."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
@@ -30,10 +23,10 @@ def held(path: Path, what: str) -> Iterator[None]:
     The lock of a process that was killed is free: the system lets go of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with contextlib.ExitStack() as stack:
         for attempt in range(_LOOKS):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(path, wait=False))
                 break
             except BlockingIOError:
                 if attempt + 1 == _LOOKS:
@@ -49,6 +42,7 @@ def is_held(path: Path) -> bool:
     with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
         except BlockingIOError:
             return True
     return False

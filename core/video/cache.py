@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ import numpy as np
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.files import TEMPORARY, fsync, write_json
+from vmae.core.locks import locked
 from vmae.core.video.config import DataConfig
 from vmae.core.video.container import DEFAULT_TIMEOUT_S
 from vmae.core.video.identity import canonical, fingerprints
@@ -149,7 +149,7 @@ class DecodedCache:
         root.mkdir(parents=True, exist_ok=True)
         folder = root / _digest(paths, short_side, channels)
         sweep_unfinished(root)
-        with _locked(root / f"{folder.name}.lock"):
+        with locked(root / f"{folder.name}.lock"):
             cache = cls._whole(folder)
             if cache is None:
                 _decode_all(
@@ -209,7 +209,7 @@ def sweep_unfinished(root: Path) -> list[Path]:
     gone = []
     for left in sorted(root.glob(f".*{TEMPORARY}")):
         digest = left.name.split(".")[1]
-        with contextlib.suppress(BlockingIOError), _locked(root / f"{digest}.lock", wait=False):
+        with contextlib.suppress(BlockingIOError), locked(root / f"{digest}.lock", wait=False):
             shutil.rmtree(left, ignore_errors=True)
             gone.append(left)
     return gone
@@ -220,18 +220,11 @@ def being_built(folder: Path) -> bool:
     lock = folder.with_name(f"{folder.name}.lock")
     if lock.exists():
         try:
-            with _locked(lock, wait=False):
+            with locked(lock, wait=False):
                 return False
         except BlockingIOError:
             return True
     return any(folder.parent.glob(f".{folder.name}.*{TEMPORARY}"))
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def _digest(paths: list[str], short_side: int, channels: int) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlparse
 
 from vmae.core.errors import VmaeError
+from vmae.core.locks import locked
 from vmae.experiments.layout import RunsDir
-from vmae.experiments.locks import locked
 from vmae.experiments.tracking import tags
 from vmae.experiments.tracking.store import SQLITE, Store
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.errors import VmaeError
-from vmae.experiments.locks import locked
+from vmae.core.locks import locked
 from vmae.experiments.tracking import tags
 from vmae.experiments.tracking.client import (
     create_store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -93,6 +94,39 @@ def test_a_sweep_runs_while_its_driver_does_whatever_the_clock_said(tmp_path: Pa
         assert is_running(sweep)
     write_json(sweep.alive, {"time": time.time(), "ended": False})
     assert not is_running(sweep), "killed just now"
+
+
+def test_a_lock_ends_with_its_process_and_its_block_not_with_what_was_forked(tmp_path: Path) -> None:
+    """Loader processes outlive a killed training by seconds, and live on when the tracker has sent."""
+    path = tmp_path / ".working"
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom vmae.experiments.locks import held\n"
+        "with held(Path(sys.argv[1]), 'x'):\n"
+        "    child = os.fork()\n"
+        "    if child:\n        print(child, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    other = Popen([sys.executable, "-c", code, str(path)], stdout=PIPE, text=True)
+    assert other.stdout is not None
+    forked = int(other.stdout.readline())
+    assert is_held(path)
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    os.kill(forked, 0)  # lives
+    with held(path, "x"):
+        pass
+    os.kill(forked, signal.SIGKILL)
+    other.stdout.close()
+    with held(path, "x"):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        child.start()
+    try:
+        assert not is_held(path)
+        with held(path, "x"):
+            pass
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_claim_is_given_up_only_where_nothing_was_written(tmp_path: Path) -> None:
