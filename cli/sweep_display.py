@@ -207,8 +207,11 @@ def report(plan: Plan, states: list[TrialState], store: Store) -> None:
     what = f"{plan.params[0]} = {best.label}" if len(plan.params) == 1 else best.label
     home = store.layout.sweep(plan.name)
     number = interval_of(best.label, states, home)
-    text = metric.text(value) if number is None else f"{number.text()} of {number.videos} videos"
-    line = f"best mean: {what}, {text} {metric.where or metric.title}"
+    if number is None:
+        measured = f"{metric.text(value)} {metric.where or metric.title}"
+    else:
+        measured = f"{number.text()} on {number.videos} held-out videos"
+    line = f"best mean: {what}, {measured}"
     facts = []
     chance = best.mean.get(metric.chance)
     if chance:

@@ -1,0 +1,56 @@
+"""What a sweep makes of a list alone: the recommended pre-training, and a trial a fold and seed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vmae.cli.sweep_options import SweepOptions
+from vmae.core.errors import InputError
+from vmae.core.video.annotations import read_annotations
+from vmae.experiments.tracking import store_at
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    lines, table = [], ["path,group"]
+    for i in range(24):
+        np.save(tmp_path / f"{i}.npy", rng.integers(0, 255, (20, 40, 60, 3), np.uint8))
+        lines.append(f"{i}.npy {i % 3}\n")
+        table.append(f"{i}.npy,g{i // 4}")
+    (tmp_path / "train.csv").write_text("".join(lines))
+    (tmp_path / "groups.csv").write_text("\n".join(table) + "\n")
+    return tmp_path / "train.csv"
+
+
+def options(listed: Path, **given: Any) -> SweepOptions:
+    empty: dict[str, Any] = {f.name: None for f in fields(SweepOptions)}
+    empty |= {"stage_names": (), "param_texts": (), "assignments": (), "stage_texts": (), "lists": {}}
+    empty |= {"list_them": False, "scheduler": "none", "seeds": 1, "train_csv": listed, "values": "0.5,0.75"}
+    return SweepOptions(**{**empty, **given})
+
+
+def test_a_list_alone_is_pretrained_as_recommended_and_divided(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = options(listed, folds="3", seeds=2, epochs=1).plan(store_at(tmp_path / "runs"), "masking_ratio")
+    said = capsys.readouterr().err
+    assert "sampling                 uniform" in said and "folds of whole groups of" in said
+    assert plan.base.recipe == "small_clips_pretrain" and plan.base.data.sampling == "uniform"
+    assert plan.base.pipeline.finetune_optim.layer_decay == 0.75  # the recommended recipe's
+    assert (plan.folds, len(plan.trials)) == ((0, 1, 2), 3 * 3 * 2)
+    for trial in plan.trials:
+        data = trial.config(plan.base).data
+        inside, outside = (read_annotations(csv) for csv in (data.train_csv, data.val_csv))
+        groups = [{int(Path(s.path).stem) // 4 for s in part} for part in (inside, outside)]
+        assert len(inside) + len(outside) == 24 and not groups[0] & groups[1]
+
+
+def test_without_folds_a_held_out_list_is_needed(listed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a held-out list"):
+        options(listed).plan(store_at(tmp_path / "runs"), "masking_ratio")
