@@ -28,6 +28,7 @@ VERBS: Verbs = {
     "features": ("vmae.cli.features", "features", "Write a model's features of each video of a list."),
     "localise": ("vmae.cli.localise", "localise", "Find when actions happen, from windowed features."),
     "export": ("vmae.cli.export", "export", "Write a model for onnxruntime, torch.export or transformers."),
+    "serve": ("vmae.cli.serve", "serve", "Print the command that answers requests with a model."),
     "retrieve": ("vmae.cli.retrieve", "retrieve", "Find the videos of an index that look like one."),
     "predict": ("vmae.cli.predict", "predict", "Say what is in videos."),
     "reconstruct": ("vmae.cli.reconstruct", "reconstruct", "Original, masked and reconstruction as a film."),

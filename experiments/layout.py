@@ -18,12 +18,12 @@ SPOOL, OFFSET, REFUSED = "tracking.jsonl", "tracking.offset", "tracking.refused.
 """What a run reported; how many bytes of that were sent; events the store refused, each with why."""
 _CONFIG, _PLAN, _ANSWERS = "config.yaml", "plan.json", "answers.csv"
 _SWEEPS, _TRIALS, _CACHE, _ARTIFACTS = "sweeps", "trials", "cache", "artifacts"
-_DATABASE = "mlflow.db"
+_DATABASE, _SERVED = "mlflow.db", "served"
 NOT_RUNS = (_ARTIFACTS, _CACHE)
 """Folders of a run directory in which no run lies."""
 RESERVED = (_SWEEPS, _CACHE, _ARTIFACTS, _DATABASE)
 """What stands beside the runs, and is no name of one."""
-NO_MODELS = (*NOT_RUNS, "checkpoints", "tune")
+NO_MODELS = (*NOT_RUNS, "checkpoints", "tune", _SERVED)
 """Folders, at any depth, that hold no model to look at."""
 
 
@@ -80,6 +80,8 @@ class RunDir(Tracked):
     """There when the workers are asked to stop."""
     heard = Inside("heard.json")
     """The last epoch of which the process that started the workers has heard."""
+    served = Inside(_SERVED)
+    """What MLflow's server is given (`vmae serve`)."""
     ray = Inside("ray")
     """Ray Train's own files."""
 

@@ -18,6 +18,7 @@ from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments import stages
 from vmae.experiments.runs import Run, find
+from vmae.experiments.served import MAX_MIB
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import Store, tags
@@ -91,6 +92,21 @@ def _register(store: Store, run: Run, name: str, checkpoint: Path | None) -> int
         ) from e
 
 
+def write_served(store: Store, name: str) -> Path:
+    """Write the folder that MLflow serves of a run's model (its best epoch's, where that counts) into the
+    run's folder; returns it. Raises InputError for a run without a model on this machine."""
+    run = find(store, name)
+    place = run.tags.get(tags.CLASSIFIER) or run.tags.get(tags.CHECKPOINT, "")
+    if not place or "://" in place or not Path(place).exists():
+        raise InputError(f"expected run '{run.name}' to have a model on this machine, got {place or 'none'}")
+    folder = store.layout.run(run.name).served
+    with tempfile.TemporaryDirectory(dir=store.layout.run(run.name).path) as scratch:
+        save_pyfunc(run, Path(place), Path(scratch) / "served")
+        shutil.rmtree(folder, ignore_errors=True)
+        (Path(scratch) / "served").rename(folder)
+    return folder.resolve()
+
+
 def register_best(store: Store, plan: Plan, states: list[TrialState], name: str) -> tuple[Run, int]:
     """Register the best trial of a sweep: of the winning value, the seed with the best metric.
 
@@ -128,7 +144,7 @@ def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"checkpoint": str(checkpoint), "facts": str(facts)},
                 code_paths=[str(_package(Path(scratch)))],
-                model_config={"segments": 1, "crops": 1},
+                model_config={"segments": 1, "crops": 1, "max_mib": MAX_MIB},
                 pip_requirements=[f"{n}=={version(n).partition('+')[0]}" for n in _REQUIREMENTS],
                 metadata={"run": run.name, "model": type(model).__name__},
             )

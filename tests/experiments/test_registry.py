@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae.core.errors import InputError, VideoError
+from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video.clips import ClipDataset
@@ -134,5 +134,5 @@ def test_what_cannot_be_registered_or_read_is_named(store: Store, tmp_path: Path
     assert run.checkpoint is not None
     registry.save_pyfunc(run, run.checkpoint, tmp_path / "model")
     (tmp_path / "bad.mp4").write_text("text")
-    with pytest.raises(VideoError, match=r"bad\.mp4"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match=r"bad\.mp4: expected a video"):
         mlflow.pyfunc.load_model(str(tmp_path / "model")).predict([str(tmp_path / "bad.mp4")])
