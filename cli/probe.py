@@ -42,7 +42,12 @@ if TYPE_CHECKING:
     help="Hold out each fold of the training list in turn, of a csv with the columns path and fold, or of K "
     "made of whole groups; prints the mean with its interval.",
 )
-@click.option("--seeds", type=int, help="With --folds: seeds of the probe.  [default: 1]")
+@click.option(
+    "--shares",
+    metavar="LIST",
+    help="Low-shot: probe with these shares of the labels, 0.01,0.1,1, on features that are made once.",
+)
+@click.option("--seeds", type=int, help="With --folds or --shares: seeds.  [default: 1, of shares 3]")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @set_option
 @runs_dir_option
@@ -54,6 +59,7 @@ def probe(
     val_csv: Path | None,
     data_root: Path | None,
     folds: str | None,
+    shares: str | None,
     seeds: int | None,
     as_json: bool,
     assignments: tuple[str, ...],
@@ -61,8 +67,9 @@ def probe(
 ) -> None:
     """Train a probe on frozen features of the training videos and measure it on held-out ones.
 
-    Its settings are chosen by cross-validation inside the training list; the held-out list is used once.
-    With --folds the list of --data (or of the run) is divided, and every video is held out once.
+    Its settings are chosen by cross-validation inside the training list; the held-out list is used once. With
+    --shares it is asked what a share of the labels gives. With --folds the list of --data (or of the run) is
+    divided, and every video is held out once.
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
@@ -71,8 +78,10 @@ def probe(
     from vmae.experiments.request import held_out_beside
     from vmae.experiments.tracking import store_at
 
-    if seeds is not None and folds is None:
-        raise InputError("--seeds: expected --folds to go with it, got none")
+    if seeds is not None and folds is None and shares is None:
+        raise InputError("--seeds: expected --folds or --shares to go with it, got none")
+    if shares is not None and folds is not None:
+        raise InputError("expected --folds or --shares, got both")
     if run_name and checkpoint:
         raise InputError("expected --run or --checkpoint, got both")
     store = store_at(runs_dir)
@@ -93,6 +102,9 @@ def probe(
     if folds is not None:
         _over_folds(config, store, source, folds, seeds or 1, as_json=as_json)
         return
+    if shares is not None:
+        _low_shot(config, store, source, shares, 3 if seeds is None else seeds, as_json=as_json)
+        return
     result, answers = jobs.probe_run(config, store, source)
     number = answers.interval()
     if as_json:
@@ -110,6 +122,31 @@ def probe(
         click.echo(f"{result.unreadable} videos could not be read and count as wrong")
     chosen = ", ".join(f"{k} {v:g}" for k, v in result.chosen.items())
     click.echo(f"chosen by cross-validation on the training list: {chosen} ({result.selection_top1:.1%})")
+
+
+def _low_shot(
+    config: ExperimentConfig, store: Store, source: Path, shares: str, seeds: int, *, as_json: bool
+) -> None:
+    from vmae.core.errors import InputError
+    from vmae.experiments import jobs
+
+    try:
+        wanted = [float(part) for part in shares.split(",")]
+    except ValueError:
+        raise InputError(f"--shares: expected numbers such as 0.01,0.1,1, got '{shares}'") from None
+    found = jobs.low_shot_run(config, store, source, shares=wanted, seeds=seeds)
+    if as_json:
+        rows = [
+            {"share": row.share, "videos": row.videos, "top1": [r.top1 for r in row.results]} for row in found
+        ]
+        click.echo(json.dumps({"model": str(source), "kind": config.probe.kind, "shares": rows}, indent=1))
+        return
+    click.echo(
+        f"{config.probe.kind} probe of {source}, {seeds} seeds, chance {found[0].results[0].chance:.1%}"
+    )
+    for row in found:
+        spread = "" if seeds == 1 else f" ±{row.deviation:.1%}"
+        click.echo(f"  {row.share:.4g} of the labels ({row.videos} videos): top-1 {row.top1:.1%}{spread}")
 
 
 def _cut(config: ExperimentConfig, train_csv: Path, data_root: Path | None) -> ExperimentConfig:

@@ -16,6 +16,7 @@ import torch
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
 from vmae.core.measure.evaluate import Evaluation
+from vmae.core.measure.low_shot import LowShot
 from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
@@ -423,6 +424,31 @@ def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> tuple
         tracker.log_metrics(probe.metrics_of(result, probe.PROBE.name), 0)
         write_answers(store.layout.run(name).answers, answers)
     return result, Answers(tuple(answers))
+
+
+def low_shot_run(
+    config: ExperimentConfig, store: Store, checkpoint: Path, *, shares: Sequence[float], seeds: int
+) -> list[LowShot]:
+    """Probe the model at `checkpoint` on shares of the labels; recorded as a run of its own."""
+    if not config.data.val_csv:
+        raise InputError("expected a held-out list (--val), got none")
+    work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
+    create_store(store)
+    found = probe.read_out_low_shot(Here(store.storage()).process.context(work), shares, seeds)
+    name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-low-shot")
+    home = store.layout.run(name)
+    with Tracker(
+        store,
+        home.path,
+        name=name,
+        key=key_of(home, name),
+        kind=probe.PROBE.name,
+        params={**flatten(config), "shares": ",".join(f"{s:g}" for s in shares), "seeds": seeds},
+        tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
+    ) as tracker:
+        for row in found:
+            tracker.log_metrics({f"{probe.PROBE.name}/top1_of_{row.share:g}": row.top1}, 0)
+    return found
 
 
 def probe_json(result: ProbeResult) -> dict[str, Any]:

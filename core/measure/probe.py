@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
+from vmae.core.measure.attentive import attentive_logits, fit_attentive
 from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
@@ -35,6 +36,10 @@ class ProbeConfig:
     pooling: Pooling = "time"
     """mean: over all tokens (VideoMAE's head); time: over space, time slots side by side, which keeps the
     order of events; tokens: all of them (the attentive probe takes this whatever is written here)."""
+    depth: int = 1
+    """Of the attentive probe, 1 to 4: blocks of self-attention before the query's, and that one."""
+    views: int = 1
+    """Clips of each held-out video, spread over it, whose probabilities are averaged."""
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     """Learning rates tried, all at once."""
     weight_decays: tuple[float, ...] = (0.0, 1e-3, 1e-2)
@@ -58,19 +63,32 @@ class ProbeConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"expected probe.{name} >= 1; got {getattr(self, name)}")
+        if not 1 <= self.depth <= 4:
+            raise InputError(f"expected probe.depth of 1 to 4; got {self.depth}")
+        if self.views < 1:
+            raise InputError(f"expected probe.views >= 1; got {self.views}")
         if self.folds < 2:
             raise InputError(f"expected probe.folds >= 2; got {self.folds}")
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a list of clips: `x` float32 `[M, D]` (or `[M, N, D]` for tokens), `labels` int64 `[M]`."""
+    """Features of a list of clips: `x` float32 `[M, D]` (or `[M, N, D]` for tokens), `labels` int64 `[M]`.
+
+    With `views` of each video `x` has `M * views` rows, those of a video side by side.
+    """
 
     x: Tensor
     labels: Tensor
     paths: list[str]
     unread: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """int64 `[K]`: labels of the clips that could not be read, of which there is no feature."""
+    views: int = 1
+
+    def rows(self, keep: Tensor) -> Features:
+        """The videos that `keep`, int64 [K], chooses; of features with one view."""
+        chosen = keep.tolist()
+        return Features(self.x[keep], self.labels[keep], [self.paths[k] for k in chosen], self.unread)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +124,7 @@ def extract_features(
     progress: Progress | None = None,
     failed: list[dict[str, Any]] | None = None,
 ) -> Features:
-    """Run the frozen encoder over every clip of `dataset`, in its order.
+    """Run the frozen encoder over every clip of `dataset`, in its order (of mode `test`: over every view).
 
     With `data.bad_eval` `count`, and of a training list, clips that cannot be read have no features: their
     labels are in `unread`, and they are put into `failed` (`index`, `path`, `label`, `reason`, `detail`).
@@ -139,7 +157,8 @@ def extract_features(
     if not parts:
         raise InputError("expected at least one clip to extract features from; got none")
     unread = torch.tensor([f["label"] for f in failed[known:]], dtype=torch.int64)
-    return Features(torch.cat(parts), torch.cat(labels), paths, unread)
+    views = dataset.clips_per_video
+    return Features(torch.cat(parts), torch.cat(labels)[::views], paths[::views], unread, views)
 
 
 def _pool(tokens: Tensor, pooling: Pooling, model: Any) -> Tensor:
@@ -209,6 +228,8 @@ def _result(
     kind: str, logits: Tensor, test: Features, *, selection: float, chosen: dict[str, float]
 ) -> ProbeResult:
     classes = logits.shape[1]
+    if test.views > 1:
+        logits = logits.softmax(1).unflatten(0, (-1, test.views)).mean(1).log()
     top1, top5, mean_class = accuracies(logits, test.labels, test.unread)
     return ProbeResult(
         top1=top1,
@@ -329,82 +350,31 @@ def knn_probe(train: Features, test: Features, config: ProbeConfig, num_classes:
     return _result("knn", votes(b, False)[best], test, selection=accuracy[best], chosen=chosen)
 
 
-class AttentiveHead(nn.Module):
-    """One learnt query attends to all tokens; a linear layer reads the result (V-JEPA's probe, one block)."""
-
-    def __init__(self, dim: int, num_classes: int, num_heads: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim)
-        self.query = nn.Parameter(torch.randn(dim, generator=generator) * 0.02)
-        self.key_value = nn.Parameter(torch.randn(dim, 2 * dim, generator=generator) * dim**-0.5)
-        self.head = nn.Parameter(torch.zeros(dim, num_classes))
-        self.bias = nn.Parameter(torch.zeros(num_classes))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, N, D] to logits [B, C]."""
-        b, n, d = tokens.shape
-        k, v = (tokens @ self.key_value).reshape(b, n, 2, self.num_heads, -1).unbind(2)
-        q = self.query.reshape(1, 1, self.num_heads, -1).expand(b, -1, -1, -1)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        logits: Tensor = self.norm(out.reshape(b, d)) @ self.head + self.bias
-        return logits
-
-
 def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
     """A learnt pooling of all tokens and a linear layer on it, by AdamW; `train.x` is `[M, N, D]`.
 
-    Tokens are standardised per feature by the training list. The rates tried are a hundredth of `config.lrs`
-    (AdamW's scale); one held-out fold chooses, unless there is but one setting (`selection_top1` is NaN).
-    Raises InputError for features that are not tokens.
+    Every learning rate x weight decay is trained at once (`vmae.core.measure.attentive`), on tokens
+    standardised by the training list. The rates tried are a hundredth of `config.lrs` (AdamW's scale); one
+    held-out fold chooses, unless there is but one setting (`selection_top1` is NaN), and the chosen one is
+    trained again on the whole list. Raises InputError for features that are not tokens.
     """
     if train.x.ndim != 3:
         raise InputError(f"expected token features [M, N, D] (pooling 'tokens'); got {tuple(train.x.shape)}")
-    fold = folds_of(train.labels, config.folds, config.seed)
-    inside, outside = (fold != 0).nonzero()[:, 0], (fold == 0).nonzero()[:, 0]
-    mean, std = train.x.mean((0, 1), dtype=torch.float32), train.x.float().std((0, 1)).clamp_min(1e-6)
-
-    def tokens(x: Tensor) -> Tensor:
-        return (x.float() - mean) / std
-
-    def fit(index: Tensor, lr: float, wd: float) -> AttentiveHead:
-        generator = make_generator(config.seed, "attentive")
-        dim = train.x.shape[2]
-        heads = max(h for h in (1, 2, 3, 4, 6, 8, 12, 16) if h == 1 or (dim % h == 0 and dim // h >= 16))
-        model = AttentiveHead(dim, num_classes, heads, generator)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=wd, fused=True)
-        batch = min(config.batch_size, len(index))
-        steps = config.epochs * -(-len(index) // batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(config.epochs):
-            for rows in index[torch.randperm(len(index), generator=generator)].split(batch):
-                loss = F.cross_entropy(model(tokens(train.x[rows])), train.labels[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        return model
-
-    @torch.no_grad()
-    def logits(model: AttentiveHead, x: Tensor) -> Tensor:
-        return torch.cat([model(tokens(part)) for part in x.split(config.batch_size)])
-
-    settings = [(lr, wd) for lr in config.lrs for wd in config.weight_decays]
-    scores = {(lr / 100, wd): float("nan") for lr, wd in settings}
-    for lr, wd in settings:
-        if len(settings) > 1:
-            model = fit(inside, lr / 100, wd)
-            right = logits(model, train.x[outside]).argmax(1) == train.labels[outside]
-            scores[lr / 100, wd] = float(right.float().mean())
-    lr, wd = max(scores, key=lambda key: scores[key])
-    best = fit(torch.arange(len(train.labels)), lr, wd)
-    return _result(
-        "attentive",
-        logits(best, test.x),
-        test,
-        selection=scores[lr, wd],
-        chosen={"lr": lr, "weight_decay": wd},
-    )
+    how: dict[str, Any] = {"num_classes": num_classes, "depth": config.depth, "epochs": config.epochs}
+    how |= {"batch_size": config.batch_size, "seed": config.seed}
+    settings = [(lr / 100, wd) for lr in config.lrs for wd in config.weight_decays]
+    best, selection = 0, float("nan")
+    if len(settings) > 1:
+        fold = folds_of(train.labels, config.folds, config.seed)
+        inside, outside = fold != 0, fold == 0
+        fitted = fit_attentive(train.x[inside], train.labels[inside], settings, **how)
+        said = attentive_logits(fitted, train.x[outside], config.batch_size).argmax(2)
+        right = (said == train.labels[outside]).float().mean(1)
+        best, selection = int(right.argmax()), float(right.max())
+    fitted = fit_attentive(train.x, train.labels, [settings[best]], **how)
+    logits = attentive_logits(fitted, test.x, config.batch_size)[0]
+    lr, wd = settings[best]
+    return _result("attentive", logits, test, selection=selection, chosen={"lr": lr, "weight_decay": wd})
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, accuracies
 
 if TYPE_CHECKING:
+    from vmae.core.measure.low_shot import LowShot
     from vmae.core.measure.probe import Features, ProbeResult
     from vmae.core.video.clips import ClipDataset
     from vmae.experiments.answers import Answer
@@ -31,6 +32,17 @@ def features_of(context: Context, dataset: ClipDataset) -> tuple[Features, list[
     return extract_features(model, dataset, failed=failed, **how), failed
 
 
+def held_out_views(context: Context, val: ClipDataset) -> ClipDataset:
+    """The held-out list with as many clips a video as the probe averages."""
+    from vmae.core.video.clips import ClipDataset
+
+    config, views = context.config, context.config.probe.views
+    if views == 1:
+        return val
+    data = replace(config.data, segments=views, crops=1)
+    return ClipDataset(val.samples, data, "test", config.train.seed, cache=val.cache)
+
+
 def read_out(context: Context) -> tuple[ProbeResult, list[Answer]]:
     """Learn from frozen features of the training clips, measure on the held-out ones, with every answer."""
     from vmae.core.measure.probe import probe
@@ -39,10 +51,21 @@ def read_out(context: Context) -> tuple[ProbeResult, list[Answer]]:
     assert data.val is not None
     train, _ = features_of(context, data.train_plain)
     context.watch.part(0.5)
-    val, failed = features_of(context, data.val)
+    val, failed = features_of(context, held_out_views(context, data.val))
     context.watch.part(0.7)
     result = probe(train, val, config.probe, data.num_classes)
     return result, answered(result, val, failed, seed=config.train.seed)
+
+
+def read_out_low_shot(context: Context, shares: Sequence[float], seeds: int) -> list[LowShot]:
+    """The probe on shares of the training list's labels, on features that are made once."""
+    from vmae.core.measure.low_shot import low_shot
+
+    config, data = context.config, context.data()
+    assert data.val is not None
+    train, _ = features_of(context, data.train_plain)
+    val, _ = features_of(context, held_out_views(context, data.val))
+    return low_shot(train, val, config.probe, data.num_classes, shares=shares, seeds=seeds)
 
 
 def answered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from vmae.core.errors import InputError, VideoError
+from vmae.core.measure.attentive import AttentiveHeads, attentive_logits, fit_attentive
+from vmae.core.measure.low_shot import low_shot
 from vmae.core.measure.probe import (
     Features,
     ProbeConfig,
@@ -205,3 +208,92 @@ def test_what_an_unreadable_file_does_to_features(
     few = ClipDataset(samples, replace(clips.config, max_bad_share=0.01), "val", leave_out=True)
     with pytest.raises(VideoError, match="too_many_bad_files: 1 of 25"):
         extract_features(videomae, few)
+
+
+def test_all_settings_at_once_are_each_alone() -> None:
+    """The models share batches and nothing else, at every depth."""
+    data = features(2.0, tokens=3)
+    settings = [(0.003, 0.0), (0.001, 0.1), (0.01, 0.01)]
+    for depth in (1, 2):
+        how = {"num_classes": 4, "depth": depth, "epochs": 2, "batch_size": 50, "seed": 3}
+        together = attentive_logits(fit_attentive(data.x, data.labels, settings, **how), data.x, 64)
+        for k, setting in enumerate(settings):
+            alone = attentive_logits(fit_attentive(data.x, data.labels, [setting], **how), data.x, 64)
+            assert torch.allclose(together[k], alone[0], atol=2e-4), (depth, k)
+        assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_one_setting_trains_as_torchs_adamw_does() -> None:
+    # Classes of unequal size: of equal ones the biases' gradients are 0, and Adam makes steps of noise.
+    data = features(2.0, n=40, tokens=3).rows(torch.arange(0, 40, 3))
+    fitted, mean, std = fit_attentive(
+        data.x, data.labels, [(0.01, 0.1)], num_classes=4, depth=1, epochs=3, batch_size=40, seed=0
+    )
+    model = AttentiveHeads(1, 16, 4, depth=1, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+    for _ in range(3):  # one batch an epoch, whose order does not matter
+        optimizer.zero_grad()
+        F.cross_entropy(model((data.x - mean) / std)[0], data.labels).backward()
+        optimizer.step()
+        schedule.step()
+    for ours, theirs in zip(fitted.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_depth_1_is_attention_with_one_query() -> None:
+    """The folded form against keys, values and softmax written out."""
+    model = AttentiveHeads(2, 32, 3, depth=1, seed=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) * 0.2)
+    x = torch.randn(4, 5, 32)
+    logits = model(x)
+    h = model.num_heads
+    for g in range(2):
+        k = (x @ model.key[g]).reshape(4, 5, h, -1).transpose(1, 2)
+        v = (x @ model.value[g]).reshape(4, 5, h, -1).transpose(1, 2)
+        q = model.query[g].reshape(1, h, 1, -1).expand(4, -1, -1, -1)
+        out = F.scaled_dot_product_attention(q, k, v).reshape(4, 32)
+        out = F.layer_norm(out, (32,)) * model.norm[g] + model.norm_bias[g]
+        assert torch.allclose(out @ model.head[g] + model.bias[g], logits[g], atol=1e-4)
+
+
+def test_views_of_a_video_are_averaged() -> None:
+    train, test = features(2.0), features(2.0, seed=1)
+    twice = replace(test, x=test.x.repeat_interleave(2, 0), views=2)
+    config = replace(CONFIG, kind="linear")
+    once, both = probe(train, test, config), probe(train, twice, config)
+    assert both.top1 == once.top1 and torch.equal(both.predictions, once.predictions)
+    noisy = torch.stack((test.x, test.x + 3 * torch.randn(test.x.shape)), 1).flatten(0, 1)
+    assert probe(train, replace(test, x=noisy, views=2), config).predictions.shape == (120,)
+
+
+def test_fewer_labels_tell_less_and_each_seed_draws_its_own() -> None:
+    train, test = features(0.7, n=400), features(0.7, seed=1)
+    rows = low_shot(train, test, replace(CONFIG, kind="linear"), 4, shares=(0.01, 0.1, 1.0), seeds=3)
+    assert [r.videos for r in rows] == [4, 40, 400]
+    assert rows[0].top1 < rows[1].top1 < rows[2].top1
+    assert len({r.top1 for r in rows[0].results}) > 1 and rows[0].deviation > 0
+    with pytest.raises(InputError, match=r"expected shares in \(0, 1\], got 2"):
+        low_shot(train, test, CONFIG, 4, shares=(2.0,))
+
+
+@pytest.mark.slow
+def test_twelve_settings_take_at_most_twice_the_time_of_one() -> None:
+    """Depth 1, tokens as of a small model; the best of three, in processor time."""
+    data = features(2.0, n=512, tokens=196)
+    x = torch.cat([data.x] * 24, 2).half()  # [512, 196, 384]
+    how = {"num_classes": 4, "depth": 1, "epochs": 1, "batch_size": 64, "seed": 0}
+
+    def seconds(settings: list[tuple[float, float]]) -> float:
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            fit_attentive(x, data.labels, settings, **how)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    one, twelve = seconds([(0.001, 0.0)]), seconds([(0.001 * k, 0.0) for k in range(1, 13)])
+    print(f"one setting {one:.2f} s, twelve {twelve:.2f} s")
+    assert twelve <= 2 * one
