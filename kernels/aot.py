@@ -26,7 +26,8 @@ from vmae.kernels.registry import compile_cases
 
 TABLE_FILE = Path(__file__).parent / "results" / "aot.json"
 # Bytes of shared memory that one program may use; compilation succeeds above it, the launch does not.
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+# sm_80's tiles serve sm_86, sm_89 and sm_120 too, which have 99 KB (an A100 itself has 163).
+SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
 # Registers may drift by this much between compiler releases before the check calls it a change.
 REGISTER_DRIFT = 24
 

@@ -108,6 +108,12 @@ class Host(Device):
     def facts(self) -> dict[str, Any]:
         return {"gpu": "none", "torch": torch.__version__, "kernels": digest_of_kernels()}
 
+    def clock(self, run: Run, site: Site, choice: str) -> Callable[[float], float]:
+        begin = time.perf_counter()
+        run()
+        took = (time.perf_counter() - begin) * 1e3
+        return lambda min_ms: took  # once is enough
+
     def synchronise(self) -> None:
         """Nothing is queued."""
 

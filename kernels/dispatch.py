@@ -102,8 +102,10 @@ def _assume_constant_result(function: Answer) -> Answer:
 
 @_assume_constant_result
 def family(device_index: int = -1) -> int:
-    """Return the configuration family of a GPU: the largest of 80, 90, 100 not above it; 0 below sm_80.
+    """Return the configuration family of a GPU, whose tiles it takes; 0 below sm_80.
 
+    Hopper and the large Blackwells have their own; all others (Ampere, Ada, consumer Blackwells 12.x, whose
+    shared memory is Ada's) take sm_80's, which keep to the 99 KB that the smallest of them has.
     Without a GPU (interpreter, ahead-of-time compilation) 90.
     """
     return _family(device_index)
@@ -114,7 +116,14 @@ def _family(device_index: int) -> int:
     if not torch.cuda.is_available():
         return 90
     major, minor = torch.cuda.get_device_capability(None if device_index < 0 else device_index)
-    return max((f for f in FAMILIES if f <= major * 10 + minor), default=0)
+    return tiles_of(major * 10 + minor)
+
+
+def tiles_of(capability: int) -> int:
+    """The family for a compute capability (x10)."""
+    if capability >= 120:
+        return 80
+    return max((f for f in FAMILIES if f <= capability), default=0)
 
 
 @_assume_constant_result

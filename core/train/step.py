@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -83,6 +84,8 @@ class Gradients:
         self.mode = mode
         self._captured = None
         if "compile" in mode and not self._compiled:
+            # The compiler looks at every input's gradient; a block's input is no leaf, and need not be one.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             for blocks in transformer_blocks(self._model):
                 for block in blocks:
                     # Each shape is compiled for itself: there are three (encoder, decoder, decoder's last).

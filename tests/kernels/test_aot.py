@@ -62,7 +62,7 @@ def test_the_gate_sees_a_spill_a_limit_and_a_change() -> None:
     )  # fmt: skip
     assert good.faults(90) == []
     assert "spills 8" in replace(good, spill_bytes=8).faults(90)[0]
-    assert "limit 166912" in replace(good, shared_bytes=200_000).faults(80)[0]
+    assert "limit 101376" in replace(good, shared_bytes=200_000).faults(80)[0]
     assert replace(good, shared_bytes=200_000).faults(90) == []
     assert "register file" in replace(good, registers=255, num_warps=16).faults(90)[0]
     table = {"x": vars(good)}

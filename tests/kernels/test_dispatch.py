@@ -14,6 +14,7 @@ import torch
 
 from vmae import kernels
 from vmae.kernels import dispatch
+from vmae.kernels.aot import SHARED_LIMIT
 from vmae.kernels.attention import configs
 from vmae.kernels.attention.library import site_dims
 from vmae.kernels.patch_gather import configs as patches
@@ -99,6 +100,14 @@ def test_auto_takes_what_was_measured_for_this_site_and_no_other(monkeypatch: py
             assert _way(monkeypatch, half, n=161) == "triton"
     finally:
         dispatch.install({})
+
+
+def test_every_gpu_takes_tiles_that_fit_it() -> None:
+    """The gate holds sm_80's rows to 99 KB (test_aot.py): what Ampere, Ada and consumer Blackwell have."""
+    found = {c: dispatch.tiles_of(c) for c in (75, 80, 86, 87, 89, 90, 100, 103, 120, 121)}
+    assert found == {75: 0, 80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 120: 80, 121: 80}
+    for capability in (86, 89, 120):
+        assert SHARED_LIMIT[found[capability]] <= 101_376
 
 
 def test_a_candidate_tile_is_taken_by_its_name() -> None:

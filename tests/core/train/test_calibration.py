@@ -49,7 +49,8 @@ class Machine:
         self.patch.setenv("FAKE_DEVICE", json.dumps(told))
         (self.folder / "log").write_text("")
         events: Events = []
-        made = steps.trainer(self.videos, self.folder / run, **train)
+        # Compiled sites would really be compiled, by torch.
+        made = steps.trainer(self.videos, self.folder / run, **{"compile": False, **train})
         made.report = lambda name, data: events.append((name, data))
         made.begin(resume=resume)
         return events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from vmae.experiments.bench import gpu_suite, gpu_work, report
+from vmae.experiments.bench.gpu_tests import Background
 from vmae.kernels import timing
 from vmae.kernels.attention import configs
 from vmae.kernels.decoder_tokens.bench import tokens_bench
 from vmae.kernels.descriptor import OpBench, Variant
 from vmae.kernels.patch_gather import configs as patches
-from vmae.kernels.registry import BASELINES
+from vmae.kernels.registry import BASELINES, OPS
 from vmae.kernels.supervise import Journal
 
 pytestmark = pytest.mark.usefixtures("honest_interpreter")
@@ -51,6 +53,39 @@ def test_dry_run_times_the_tiles(dry: Path) -> None:
         assert len(row["candidates"]) >= 2
         assert all(c["refused"] is None and c["ms"] > 0 for c in row["candidates"]), row
         assert row["best"] in {c["tile"] for c in row["candidates"]}
+
+
+def test_dry_run_calibrates_and_keeps_logs(dry: Path) -> None:
+    chosen = json.loads(dry.read_text())["calibration"]
+    assert {key.split(" ")[0] for key in chosen} == {op.name for op in OPS}
+    for key, row in chosen.items():
+        assert not any(choice.startswith("triton") for choice in row["refused"]), (key, row)
+        assert {"torch", "triton default"} <= set(row["ms"])
+    assert (dry.parent / "gpu_dry_run_logs" / "journal.jsonl").is_file()
+
+
+def test_a_test_that_is_cut_off_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a tool has its own limit, whatever time is left; what it printed stays."""
+    limits = {"pytest": 0.5, "memcheck": 0.2, "small_launches": 60.0}
+    code = "import sys, time; print('so far', flush=True); time.sleep(float(sys.argv[1]))"
+
+    def start(device: str, folder: Path) -> dict[str, Any]:
+        return {
+            name: Background.start(
+                [sys.executable, "-S", "-c", code, "0" if name == "small_launches" else "600"],
+                folder / f"{name}.log",
+                limit_s=limit,
+            )
+            for name, limit in limits.items()
+        }
+
+    monkeypatch.setattr(gpu_suite, "start_tests", start)
+    suite = gpu_suite.Suite.start(tmp_path, "cpu", "a", dry_run=True)
+    assert suite.test("cpu", tmp_path, time.monotonic() + 30) is False
+    found = suite.result["tests"]
+    assert found["pytest"]["cut_off"] and found["memcheck"]["exit_code"] is None
+    assert found["small_launches"] == {"exit_code": 0, "tail": ["so far"]}
+    assert (tmp_path / "memcheck.log").exists()
 
 
 @pytest.mark.slow
