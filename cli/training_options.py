@@ -121,7 +121,7 @@ class TrainingOptions(ConfigOptions):
         )
         if config.job != verb:
             raise InputError(
-                f"expected a recipe for {verb}, got '{config.recipe}', which is for {config.job}"
+                f"expected a recipe for vmae {verb}, got '{config.recipe}', which is for vmae {config.job}"
             )
         if found is not None and "model.background" in parse_assignments(self.assignments):
             found = replace(found, undecided=False)

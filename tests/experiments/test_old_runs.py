@@ -50,7 +50,7 @@ def test_an_old_run_directory_is_listed(old_runs: Path) -> None:
         "probe/top1",
         "0.5",
     )
-    assert "0.25" in _vmae("runs", "list", "--sweep", "masking_ratio-1")
+    assert "25.0% probe accuracy" in _vmae("runs", "list", "--sweep", "masking_ratio-1")
     assert "finetune" in _vmae("runs", "show", "tuned")
 
 
