@@ -27,7 +27,7 @@ from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
 from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import save_model
 from vmae.experiments.served import Answering
-from vmae.experiments.tracking import Tracker, store_at
+from vmae.experiments.tracking import Tracker, create_store, store_at
 
 SHAPE: dict[str, Any] = {
     "frames": 8, "height": 32, "width": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2
@@ -142,6 +142,7 @@ def test_mlflows_server_answers_and_refuses(
     kind: str, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = store_at(tmp_path / "runs")
+    create_store(store)
     model = classifier() if kind == "classifier" else detector()
     save_model(store.runs_dir / "m" / "model", model, {"labels": NAMES})
     with Tracker(
