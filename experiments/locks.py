@@ -104,5 +104,5 @@ def check_name(option: str, name: str, reserved: tuple[str, ...] = ()) -> None:
         raise InputError(
             f"{option}: expected a plain name (no /, no leading dot, at most 200 bytes"
             + (f", none of {', '.join(reserved)}" if reserved else "")
-            + f"), got '{name}'"
+            + f"), got {name!r}"
         )

@@ -56,8 +56,9 @@ def test_a_taken_name_is_refused_and_a_claimed_one_is_taken(tmp_path: Path) -> N
 )
 def test_names_that_are_no_folder_of_their_own_are_refused(tmp_path: Path, name: str) -> None:
     store = store_at(tmp_path / "runs")
-    with pytest.raises(InputError, match="expected a plain name"):
+    with pytest.raises(InputError, match="expected a plain name") as refused:
         named(store, ExperimentConfig(), name)
+    assert "\n" not in str(refused.value), "an error is one line"
     if name not in ("mlflow.db", "sweeps", "cache"):
         with pytest.raises(InputError, match="expected a plain name"):
             new_name(store, "ratio", name)
