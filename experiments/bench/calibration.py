@@ -7,14 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vmae.core.model.masking import sample_masks
-from vmae.core.model.videomae import VideoMAE
 from vmae.core.train.calibration import Work, find_work
 from vmae.core.train.finetune import Finetuning
 from vmae.core.train.pretrain import Pretraining
-from vmae.core.train.task import Task
+from vmae.core.train.task import StepContext, Task, silent
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.stages.finetune import build_classifier
+from vmae.experiments.stages.pretrain import random_model
 from vmae.kernels.calibrate import CUDA, Outcome, Say, calibrate
 from vmae.kernels.sites import Site
 
@@ -24,22 +23,32 @@ CLASSES = 400
 def work_of(config: ExperimentConfig, *, rows: int, precision: str, compiled: bool) -> Work:
     """The sites of a pre-training or fine-tuning step of `rows` clips; the model's weights are nowhere."""
     c = config.model
-    clip = torch.zeros(2, c.frames, c.height, c.width, c.channels, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
+    clip = torch.zeros(2, c.frames, c.height, c.width, c.channels, dtype=torch.uint8)
     task: Task
     model: nn.Module
     inputs: tuple[Tensor, ...]
-    # Only their losses are asked for, which depend on nothing that a task is made with.
     if config.job == "pretrain":
-        task = Pretraining.__new__(Pretraining)
         with torch.device("meta"):
-            model = VideoMAE(c)
-        mask, decode = sample_masks(config.mask, c.grid, 2, torch.Generator(), video=clip)
-        inputs = (clip, mask.visible, mask.masked, *(() if decode is None else (decode,)))
+            model = random_model(config)
+        task = Pretraining(
+            model=model,
+            mask=config.mask,
+            optim=config.optim,
+            train=config.train,
+            report=silent,
+            more=None,
+            measured=(),
+        )
+        place = {"seed": 0, "epoch": 0, "step": 0, "first_row": 0, "total_rows": 2}
+        context = StepContext(**place, rows=torch.arange(2), device=torch.device("cpu"))
+        batch = {"clip": clip, "path": []}
+        inputs = task.inputs({**batch, **task.ahead(batch, context)}, context)
     else:
+        # Its loss depends on nothing that the task is made with.
         task = Finetuning.__new__(Finetuning)
         with torch.device("meta"):
             model = build_classifier(config, CLASSES)
-        inputs = (clip, torch.full((2, CLASSES), 1 / CLASSES))
+        inputs = (clip.permute(0, 4, 1, 2, 3), torch.full((2, CLASSES), 1 / CLASSES))
     return find_work(task, model, inputs, rows=rows, precision=precision, compiled=compiled)
 
 
