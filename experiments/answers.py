@@ -19,6 +19,7 @@ from vmae.core.files import write_text
 from vmae.core.measure.statistics import Interval, Paired, interval, needed_seeds, paired
 from vmae.experiments.layout import RunDir
 
+_COLUMNS = {"path", "label", "predicted", "correct"}
 _HEADER = ["path", "label", "fold", "seed", "predicted", "correct"]
 
 
@@ -125,7 +126,7 @@ def read_answers(path: Path, *, seed: int = 0) -> Answers:
             rows, names = list(reader), set(reader.fieldnames or ())
     except OSError as e:
         raise InputError(f"{path}: expected a file of answers, got {e.strerror}") from None
-    if not {"path", "label", "predicted", "correct"} <= names:
+    if not names >= _COLUMNS:
         got = ", ".join(sorted(names)) or "none"
         raise InputError(f"{path}: expected the columns path, label, predicted, correct; got {got}")
     return Answers(
@@ -149,8 +150,15 @@ def _number(text: str) -> int:
 
 
 def answers_of(run: RunDir, *, seed: int = 0) -> Answers | None:
-    """The answers in a run's folder, whatever measured them; None where there are none."""
-    for place in (run.answers, run.evaluation.predictions):
-        if place.is_file():
-            return read_answers(place, seed=seed)
-    return None
+    """The answers in a run's folder, whatever measured them; None where there are none, as of a detector or a
+    regression, whose predictions name no class of a video."""
+    if run.answers.is_file():
+        return read_answers(run.answers, seed=seed)
+    place = run.evaluation.predictions
+    return read_answers(place, seed=seed) if place.is_file() and _are_answers(place) else None
+
+
+def _are_answers(file: Path) -> bool:
+    """Whether the first line names the columns of answers."""
+    with open(file, newline="", encoding="utf-8") as f:
+        return set(next(csv.reader(f), [])) >= _COLUMNS

@@ -10,6 +10,8 @@ import pytest
 
 from vmae.cli.main import run
 from vmae.core.video.demo_boxes import ACTIONS, DemoBoxesConfig, make_demo_boxes
+from vmae.experiments.answers import answers_of
+from vmae.experiments.layout import RunDir
 from vmae.experiments.runs import find, list_runs
 from vmae.experiments.tracking import store_at
 
@@ -62,6 +64,7 @@ def test_a_detector_is_trained_from_a_pre_training_and_tracked(runs: Path, films
     rows = (folder / "predictions.csv").read_text().splitlines()
     boxes = {tuple(r.split(",")[:6]) for r in (films / "val.csv").read_text().splitlines()}
     assert len(rows) == 8 * len(boxes) and all(len(r.split(",")) == 8 for r in rows)
+    assert answers_of(RunDir(runs / "det")) is None  # they name no class of a video
     facts = json.loads((folder / "metrics.json").read_text())
     assert facts["frame_map"] == found.metrics["test/frame_map"] and not facts["chose"]
     assert {c["name"] for c in facts["classes"]} <= set(ACTIONS) and facts["people"] == len(boxes)
