@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -103,8 +105,13 @@ def serving(command: list[str], cwd: Path) -> Iterator[str]:
     """The server of a printed command; `mlflow` is this environment's."""
     port = command[command.index("--port") + 1]
     command = [str(Path(sys.executable).with_name("mlflow")), *command[command.index("mlflow") + 1 :]]
+    # MLflow starts uvicorn by its name: an environment that is used without being activated needs its folder.
+    folders = [Path(sys.executable).parent, Path(mlflow.__file__).parents[4] / "bin"]
+    path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
     with (cwd / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(600):
