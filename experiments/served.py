@@ -199,4 +199,4 @@ def _key_frame(item: Any, number: int) -> tuple[Any, float, list[tuple[float, fl
         raise InputError(
             f"{where}: expected boxes 0 <= x1 < x2 <= 1, 0 <= y1 < y2 <= 1 in shares of the frame"
         )
-    return item["video"], time_s, [tuple(b) for b in boxes.tolist()]
+    return item["video"], time_s, [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist()]
