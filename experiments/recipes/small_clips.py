@@ -27,11 +27,10 @@ def small_clips_finetune() -> ExperimentConfig:
     """Train a tiny classifier on 200 to 2,000 short clips from fresh weights (or --init), on two CPU cores.
 
     Command: `vmae finetune --recipe small_clips_finetune --data LIST`. No epoch is chosen on the held-out
-    list: the last one's weights are kept. Measured so far: one seed of one group-disjoint fold of two sets,
-    75 to 92 epochs, 69 to 95 processor seconds each (docs/start.md): 87.7% of ten gestures (73
-    videos; 50.7% with the scene and tubelets of four frames) and, on seven tennis strokes that differ between
-    sessions, nothing above chance (10.8% of 102 videos, chance 14.3%; over three folds, the scene kept, 50
-    epochs: 13.7% [10.7, 17.9] of 371). Whether the scene goes `vmae finetune --data LIST` tries first.
+    list: the last one's weights are kept. Measured (docs/start.md), one seed, three folds of sessions, 50
+    epochs: 75.1% [68.8, 80.1] of ten gestures (217 videos; one fold at 82 epochs: 87.7%, and 50.7% with the
+    scene and tubelets of four frames); of seven tennis strokes, the scene kept, nothing above chance:
+    13.7% [10.7, 17.9] of 371 videos, chance 14.3%. `vmae finetune --data LIST` tries whether the scene goes.
     Cost: 0.162 GFLOP a clip, 0.0162 TFLOP a video over the run.
     """
     return ExperimentConfig(
