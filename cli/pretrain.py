@@ -27,6 +27,7 @@ def pretrain(options: TrainingOptions) -> None:
     run is tracked in MLflow; Ctrl-C saves its state, and --resume RUN_NAME goes on from there to the same
     numbers as an unbroken run.
     """
+    from vmae.core.train.watch import HELD_OUT
     from vmae.experiments import jobs
     from vmae.experiments.tracking import store_at
 
@@ -48,7 +49,7 @@ def pretrain(options: TrainingOptions) -> None:
         )
     where = in_runs_dir(store)
     show_training(STAGE.name, config, outcome.result, where)
-    if outcome.eval_loss is not None:
+    if outcome.eval_loss is not None and HELD_OUT not in outcome.result.metrics:  # it is said already
         click.echo(f"error on held-out videos at ratio {config.evaluation_ratio:g}: {outcome.eval_loss:.4f}")
     click.echo(f"model: {outcome.result.model_path}")
     click.echo(f"\nnext:\n  vmae probe --run {config.name}{where}\n  vmae dashboard{where}")
