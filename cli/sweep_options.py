@@ -168,7 +168,7 @@ class SweepOptions(ConfigOptions):
         for a trial that has one."""
         from vmae.cli.recommend import describe
         from vmae.experiments.advice import advise
-        from vmae.experiments.recommend import recipe_for
+        from vmae.experiments.recommend import recipe_for, with_epochs
         from vmae.experiments.request import held_out_beside
         from vmae.experiments.run import default_device
         from vmae.experiments.stages import finetune
@@ -179,6 +179,8 @@ class SweepOptions(ConfigOptions):
         for line in describe(advice):
             click.echo(line, err=True)
         made, config = recipe_for(finetune.STAGE.name, gpu=device.type == "cuda"), advice.found.config
+        if self.epochs is not None:  # what follows the length follows the length that is asked for
+            config = with_epochs(config, self.epochs)
         pipeline = replace(config.pipeline, finetune_optim=made.optim, finetune_train=made.train)
         return replace(config, finetune=made.finetune, pipeline=pipeline)
 

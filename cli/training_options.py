@@ -141,7 +141,7 @@ class TrainingOptions(ConfigOptions):
         from vmae.core.progress import parse_duration
         from vmae.experiments import jobs
         from vmae.experiments.advice import advise
-        from vmae.experiments.recommend import recipe_for
+        from vmae.experiments.recommend import recipe_for, with_epochs
         from vmae.experiments.run import default_device
 
         assert self.train_csv is not None
@@ -173,7 +173,10 @@ class TrainingOptions(ConfigOptions):
         )
         for line in describe(advice):
             click.echo(line, err=True)
-        return advice.found
+        found = advice.found
+        if self.epochs is not None:  # what follows the length follows the length that is asked for
+            found = replace(found, config=with_epochs(found.config, self.epochs))
+        return found
 
     def workers(self) -> WorkersConfig | None:
         """The workers asked for; None: train in this process."""

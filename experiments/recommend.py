@@ -292,7 +292,7 @@ def _length(
     budget, videos = format_duration(budget_s), lists.videos
     most = most_epochs(config.job, videos)
     for epochs in reversed([e for e in EPOCHS if e <= most]):
-        longer = _with_epochs(config, epochs)
+        longer = with_epochs(config, epochs)
         if predicted_s(longer, videos, held_out, speed) <= budget_s:
             break
     reason = f"what ends in {budget}"
@@ -303,8 +303,8 @@ def _length(
     return longer, Choice(what="epochs", value=str(epochs), reason=reason)
 
 
-def _with_epochs(config: ExperimentConfig, epochs: int) -> ExperimentConfig:
-    """Saved and measured ten times, the first tenth warm-up."""
+def with_epochs(config: ExperimentConfig, epochs: int) -> ExperimentConfig:
+    """So many epochs: saved and measured ten times, the first tenth warm-up."""
     every = max(1, epochs // 10)
     return replace(
         config,

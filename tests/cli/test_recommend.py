@@ -67,3 +67,14 @@ def test_a_held_out_video_that_is_trained_on_is_told(lists: Path) -> None:
     assert "warning: 1 videos of the held-out list are also in the training list" in result.output
     result = CliRunner().invoke(main, ["recommend", str(lists / "train.csv"), "--budget", "soon"])
     assert "--budget: expected a time such as 4h, 90m or 1h30m, got 'soon'" in str(result.exception)
+
+
+def test_the_epochs_that_are_asked_for_decide_the_warm_up(lists: Path) -> None:
+    """How fast this machine is must not be in the numbers of a run whose length is given."""
+    asked = ["--epochs", "20", "--data", str(lists / "train.csv"), "--runs-dir", str(lists / "runs")]
+    small = ("model.depth=1", "model.embed_dim=32", "model.num_heads=2", "train.batch_size=4")
+    size = [text for pair in small for text in ("--set", pair)]
+    result = CliRunner().invoke(main, ["finetune", "--run-name", "own", *asked, *size])
+    assert result.exit_code == 0, result.output
+    config = ExperimentConfig.load(lists / "runs" / "own" / "config.yaml")
+    assert (config.train.epochs, config.optim.warmup_epochs, config.finetune.eval_every) == (20, 2.0, 2)
