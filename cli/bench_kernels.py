@@ -79,9 +79,10 @@ def _calibrate(recipe: str, batch: int, budget: float, as_json: bool) -> None:
     from vmae.core.numerics import resolve_precision
     from vmae.experiments import recipes
     from vmae.experiments.bench.calibration import calibrate_recipe
+    from vmae.experiments.stages import finetune, pretrain
 
     config = recipes.get(recipe)
-    if config.job not in ("pretrain", "finetune"):
+    if config.job not in (pretrain.STAGE.name, finetune.STAGE.name):
         raise InputError(f"expected --recipe to pre-train or fine-tune; '{recipe}' is of job {config.job}")
     if not torch.cuda.is_available():
         raise InputError("expected a CUDA GPU for --calibrate, found none (on a CPU nothing is chosen)")

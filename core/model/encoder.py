@@ -237,8 +237,8 @@ class VideoModel(nn.Module):
 
     title: ClassVar[str]
     """What it is called in an error's sentence, with its article."""
-    config_class: ClassVar[type[EncoderConfig]]
-    """What `config` is an instance of."""
+    config_class: ClassVar[type[EncoderConfig] | None] = None
+    """What `config` is an instance of; None: a file's claims are not held against its size beforehand."""
     config: EncoderConfig
     encoder: Encoder
     describes_clips: ClassVar[bool] = True

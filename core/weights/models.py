@@ -21,9 +21,9 @@ M = TypeVar("M", bound=VideoModel)
 
 MODELS: dict[str, type[VideoModel]] = {
     "VideoMAE": VideoMAE,
-    "JointEncoder": JointEncoder,
     "VideoClassifier": VideoClassifier,
     "VideoDetector": VideoDetector,
+    "JointEncoder": JointEncoder,
 }
 
 
@@ -66,11 +66,11 @@ def build_held(header: dict[str, Any], state: Mapping[str, Tensor], source: str)
     """
     kind = _kind_of(header)
     try:
-        config = kind.config_class.from_dict(header["config"])
         classes = header.get("num_classes", 0)
         if not isinstance(classes, int) or not isinstance(header["meta"], dict):
             raise TypeError("num_classes or meta of another type")
-        require_held(config, state, source, classes)
+        if kind.config_class is not None:
+            require_held(kind.config_class.from_dict(header["config"]), state, source, classes)
         return kind.from_description(header)
     except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         text = (str(e).splitlines() or [""])[0]

@@ -12,6 +12,7 @@ from vmae.core.train.finetune import Finetuning
 from vmae.core.train.pretrain import Pretraining
 from vmae.core.train.task import StepContext, Task, silent
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.stages import pretrain
 from vmae.experiments.stages.finetune import build_classifier
 from vmae.experiments.stages.pretrain import random_model
 from vmae.kernels.calibrate import CUDA, Outcome, Say, calibrate
@@ -27,7 +28,7 @@ def work_of(config: ExperimentConfig, *, rows: int, precision: str, compiled: bo
     task: Task
     model: nn.Module
     inputs: tuple[Tensor, ...]
-    if config.job == "pretrain":
+    if config.job == pretrain.STAGE.name:
         with torch.device("meta"):
             model = random_model(config)
         task = Pretraining(

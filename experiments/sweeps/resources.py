@@ -110,7 +110,7 @@ class Resources:
             if workers > 1 and not stage.trains:
                 raise InputError(
                     f"--stage-resources {stage.name}: expected 1 worker, got {workers}: several "
-                    f"share {' and '.join(stages.JOBS)} alone"
+                    f"share {', '.join(stages.JOBS[:-1])} and {stages.JOBS[-1]} alone"
                 )
 
     def check_batches(self, trial_stages: Sequence[Stage], config: ExperimentConfig) -> None:

@@ -24,7 +24,8 @@ def test_says_which_path_is_active_and_why() -> None:
         pytest.skip("on a GPU this times the ops; the GPU suite covers it")
     done = CliRunner().invoke(main, ["bench", "kernels"])
     assert done.exit_code == 0
-    assert "fused_attention N=1568" in done.output
+    for op in ("fused_attention", "gather_patches", "masked_patch_loss", "assemble_decoder_tokens"):
+        assert op in done.output
     assert "nothing is timed" in done.output
     rows = json.loads(CliRunner().invoke(main, ["bench", "kernels", "--json"]).output)["status"]
     assert all(row["path"] == "torch" and row["reason"] for row in rows)

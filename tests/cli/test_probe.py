@@ -71,4 +71,4 @@ def test_every_video_is_held_out_once_a_seed_and_groups_stay_whole(lists: Path, 
 def test_seeds_go_with_folds(lists: Path, tmp_path: Path) -> None:
     given = ["--checkpoint", lists / "model", "--data", lists / "train.csv", "--runs-dir", tmp_path]
     result = CliRunner().invoke(main, ["probe", *map(str, given), "--seeds", "2"])
-    assert "--seeds: expected --folds to go with it" in str(result.exception)
+    assert "--seeds: expected --folds or --shares to go with it" in str(result.exception)

@@ -405,7 +405,7 @@ def test_stages_have_resources_of_their_own() -> None:
     ("text", "message"),
     [
         ("probes:cpus=1", "did you mean 'probe'"),
-        ("probe:workers=2", "several share pretrain and finetune alone"),
+        ("probe:workers=2", "several share pretrain, finetune, "),
         ("pretrain:workers=half", "expected STAGE:workers=N,cpus=X,gpus=Y"),
         ("pretrain", "expected STAGE:workers=N"),
         ("pretrain:cpus=0", "expected workers >= 1, cpus > 0"),

@@ -15,7 +15,8 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.encoder import SIZES, attention_maps, model_input
 from vmae.core.model.grid import TokenGrid, patchify, unpatchify
 from vmae.core.model.masking import MaskConfig, TokenMask, mask_from_bool, sample_mask, sample_masks
-from vmae.core.model.videomae import LOSSES, VideoMAE, VideoMAEConfig
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.kernels.patch_loss.op import LOSSES
 
 SMALL: dict[str, Any] = {
     "frames": 4,
@@ -362,8 +363,8 @@ class TestClassifier:
         ({"depth": 0}, "expected depth to be an integer of at least 1, got 0"),
         ({"depth": 2.0}, "expected depth to be an integer of at least 1, got 2.0"),
         ({"drop_path": 1.0}, "expected drop_path in"),
-        ({"loss": "l2"}, "expected loss among mse, l1, smooth_l1; got 'l2'"),
-        ({"target": "pixels"}, "expected target among normalized, raw; got 'pixels'"),
+        ({"loss": "l2"}, "expected loss among mse, l1, smooth_l1, cosine; got 'l2'"),
+        ({"target": "pixels"}, "expected target among normalized, raw, sigreg; got 'pixels'"),
         ({"std": (1.0, 0.0, 1.0)}, "expected std above 0"),
         ({"mean": None}, "expected mean and std both given or both None"),
         ({"mean": (0.5,), "std": (0.5,)}, "expected mean of 3 channels, got 1 values"),

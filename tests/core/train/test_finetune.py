@@ -71,7 +71,7 @@ def test_it_learns_keeps_the_best_epoch_and_the_class_names(tiny_videos: Path, t
     best, meta = load_model(result.best_model_path)
     assert isinstance(best, VideoClassifier)
     assert meta["epochs"] == scores.index(max(scores)) + 1 and meta["labels"] == names
-    assert meta["sampling"] == {"sampling": "dense", "sampling_rate": 1}
+    assert meta["sampling"] == {"sampling": "dense", "sampling_rate": 1, "fps": 0.0}
 
 
 def test_a_stopped_fine_tuning_continues_to_the_same_bits(tiny_videos: Path, tmp_path: Path) -> None:

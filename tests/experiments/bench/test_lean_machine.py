@@ -24,7 +24,7 @@ row = step.run_case(step.TINY[0], "cpu", dry_run=True, every_variant=False, skip
 assert row["ms"] > 0, row
 assert step.profile_step("cpu", dry_run=True)["kernels"]
 items = list(gpu_work.work_items("cpu", "abcd", dry_run=True))
-assert {"ceilings", "tiles", "ops", "steps", "profile"} == {item.key for item in items}
+assert {"ceilings", "tiles", "calibration", "ops", "steps", "profile"} == {item.key for item in items}
 assert report.load_results() is not None
 assert not ABSENT & {name.partition(".")[0] for name in sys.modules}
 """
