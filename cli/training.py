@@ -84,6 +84,9 @@ class Ahead:
         """The threads with which a step is the fastest here; 0 where they are not for us to choose."""
         from vmae.experiments.timing import fastest_threads
 
+        if os.environ.get("OMP_NUM_THREADS"):
+            return 0  # chosen already: torch has it from there, and two runs sum in the same order
+
         if self._workers or device.type != "cpu":
             return 0
         return fastest_threads(config)
