@@ -224,7 +224,7 @@ def training_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=0),
-            help="CPU threads of a step.  [default: the number that is the fastest in the first seconds]",
+            help="CPU threads of a step.  [default: OMP_NUM_THREADS, else the fastest measured]",
         ),
         click.option(
             "--workers",

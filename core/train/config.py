@@ -23,8 +23,8 @@ class TrainConfig:
     seed: int = 0
     """Of the weights, the order of clips, crops, masks and drop path."""
     threads: int = 0
-    """CPU threads of a step; 0: as many as torch takes, or in a run of its own what is measured to be fastest
-    before it begins."""
+    """CPU threads of a step; 0: as many as torch takes, or in a run of its own without OMP_NUM_THREADS what
+    is measured to be fastest before it begins."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere. fp16 scales the loss."""
     ema_decay: float | None = None

@@ -48,7 +48,8 @@ def pretrain(
     after_epoch: AfterEpoch | None = None,
     measured: tuple[str, ...] = (),
 ) -> TrainResult:
-    """Masked pre-training of `model` on `dataset` (P1 section 3; V2's dual masking with `mask.decoder_type`).
+    """Masked pre-training of `model` on `dataset` (P1 section 3; V2's dual masking with `mask.decoder_type`),
+    or that of a `JointEncoder`, whose views are the dataset's repeats.
 
     Each step draws one mask per clip (and repeat). `run_dir` receives `checkpoints/` (training state),
     `model` (weights to share), `best` (those of the best epoch by `train.best_by`) and, after a NaN,
