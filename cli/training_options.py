@@ -105,7 +105,9 @@ class TrainingOptions(ConfigOptions):
                 # What is refused whatever the list is like is said before what the list lacks.
                 from vmae.core.train.pretrain import check_objective
 
-                asked = resolve_config(recipe=own, **given, shape_of=shape_of, start=None, taken=taken)
+                asked = resolve_config(
+                    recipe=own, **given, shape_of=shape_of, start=None, taken=taken, needs_val=False
+                )
                 check_objective(asked.mask, asked.model)
                 raise
             start, shape_of = found.config, None

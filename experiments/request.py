@@ -92,6 +92,8 @@ def held_out_beside(train_csv: Path, val_csv: Path | None, needed: bool = True) 
     places = [train_csv.with_name(n) for n in dict.fromkeys(names) if n != train_csv.name]
     found = next((place for place in places if place.exists()), None)
     if found is None and needed:
+        if not train_csv.exists():
+            raise InputError(f"{train_csv}: expected a list of videos, found no such file")
         beside = " or ".join(str(place) for place in places)
         raise InputError(f"expected a held-out list: --val FILE, or {beside}; found neither")
     return found
