@@ -21,12 +21,17 @@ _FEW = 2000
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that only reads: it makes no file and holds no lock that a writer waits for.
 
+    It is opened for writing all the same (where the file allows it) and told to take queries only: what a
+    writer killed in its transaction left is rolled back by the next one to read, and SQLite refuses that to a
+    connection of ``mode=ro``.
+
     Raises VmaeError where it is no database of MLflow's.
     """
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30)
         ) as db:
+            db.execute("pragma query_only = on")
             yield db
     except sqlite3.DatabaseError as e:
         raise VmaeError(f"expected an MLflow database at {path}, got: {e}") from e

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from vmae.experiments.runs import (
     list_runs,
     list_sweeps,
 )
-from vmae.experiments.tracking import Store, Tracker, store_at
+from vmae.experiments.tracking import Store, Tracker, sqlite, store_at
 
 COUNT = 2200  # more than the reader asks for by id at once
 
@@ -114,3 +117,29 @@ def test_nan_is_no_best_and_sorts_last(tmp_path: Path, monkeypatch: pytest.Monke
     curves = comparison.curves(store, runs, "eval/loss")
     assert sorted(c.label for c in curves) == ["a", "c"]
     assert comparison.curve_metrics(store, runs) == ["eval/loss"]
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("pragma cache_size = 1")
+db.execute("begin")
+db.execute("update tags set value = value || hex(zeroblob(2000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_store_whose_writer_was_killed_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as db:
+        db.execute("create table tags (key text, value text, run_uuid text)")
+        db.executemany("insert into tags values ('k', 'before', ?)", [(str(i),) for i in range(500)])
+    db.close()
+    before = path.read_bytes()
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert path.read_bytes() != before and path.with_name("mlflow.db-journal").stat().st_size
+    with sqlite.opened(path) as db:
+        assert set(sqlite.column(db, "tags", "k").values()) == {"before"}
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            db.execute("delete from tags")
+    assert path.read_bytes() == before
