@@ -54,10 +54,6 @@ def finetune(options: TrainingOptions) -> None:
     without --data, its lists are used. --resume RUN_NAME goes on with an interrupted run. With --task another
     head is trained and tested, by its recipe's settings.
     """
-    from vmae.core.errors import InputError
-    from vmae.core.progress import progress
-    from vmae.experiments import jobs
-    from vmae.experiments.folds import has_folds
     from vmae.experiments.tracking import store_at
 
     workers = options.workers()
@@ -65,7 +61,17 @@ def finetune(options: TrainingOptions) -> None:
     stage = _stage(options, store)
     if stage is not STAGE:
         train_head(stage, options, store, workers)
-        return
+    else:
+        train_classifier(options, store, workers)
+
+
+def train_classifier(options: TrainingOptions, store: Store, workers: WorkersConfig | None) -> None:
+    """Train and test a classifier, or one of each fold."""
+    from vmae.core.errors import InputError
+    from vmae.core.progress import progress
+    from vmae.experiments import jobs
+    from vmae.experiments.folds import has_folds
+
     config, ahead, found = options.resumed(store, STAGE.name), None, None
     if options.seeds is not None and options.folds is None:
         raise InputError("--seeds: expected --folds to go with it, got none")
@@ -160,19 +166,21 @@ def _stage(options: TrainingOptions, store: Store) -> Stage:
 
 
 def _run_of(options: TrainingOptions, store: Store) -> ExperimentConfig | None:
-    """The configuration of the run that --init names where no recipe says how clips are cut."""
+    """The configuration of the run that --init or --teacher names where no recipe says how clips are cut."""
     from vmae.core.errors import InputError
     from vmae.experiments.config import ExperimentConfig
 
-    init = options.init
+    init = options.shaped_by
     if init is None or options.recipe is not None or options.config_file is not None:
         return None
     made = store.layout.run(init).config
     if Path(init).name != init or not made.is_file():
         if options.train_csv is not None:
             return None  # the weights say the clip's shape, the list the rest
+        option = "--teacher" if options.init is None else "--init"
         raise InputError(
-            f"--init {init}: expected a run of this store, which says how clips are cut, or --recipe "
-            "NAME beside it (`vmae recipes` lists them, small_data_transfer is one)"
+            f"{option} {init}: expected a run of this store, which "
+            "says how clips are cut, or --recipe NAME beside it (`vmae recipes` lists them, "
+            "small_data_transfer is one)"
         )
     return ExperimentConfig.load(made)

@@ -23,6 +23,7 @@ VERBS: Verbs = {
     "sweep": ("vmae.cli.sweep", "sweep", "Run many trials that differ in one thing, and rank them."),
     "pretrain": ("vmae.cli.pretrain", "pretrain", "Pre-train a masked autoencoder."),
     "finetune": ("vmae.cli.finetune", "finetune", "Train a classifier or another head end to end."),
+    "distill": ("vmae.cli.distill", "distill", "Train a small classifier on a larger one's answers."),
     "evaluate": ("vmae.cli.evaluate", "evaluate", "Measure a fine-tuned model on held-out videos."),
     "probe": ("vmae.cli.probe", "probe", "Measure a model's frozen features."),
     "features": ("vmae.cli.features", "features", "Write a model's features of each video of a list."),

@@ -45,6 +45,14 @@ class TrainingOptions(ConfigOptions):
     folds: str | None = None
     seeds: int | None = None
     task: str | None = None
+    teacher: str | None = None
+    weight: float | None = None
+    temperature: float | None = None
+
+    @property
+    def shaped_by(self) -> str | None:
+        """The model whose clips are taken: the initial one, else the teacher."""
+        return self.init or self.teacher
 
     def resumed(self, store: Store, verb: str) -> ExperimentConfig | None:
         """The configuration of the run that --resume names, None without it.
@@ -86,17 +94,18 @@ class TrainingOptions(ConfigOptions):
                 raise InputError(f"--set {key}: vmae {verb} does not use it")
         named = bool(self.recipe or self.config_file)
         taken = None
-        if self.init is not None and shape_of is None and not self.resize_patch_embed:
+        if self.shaped_by is not None and shape_of is None and not self.resize_patch_embed:
             from vmae.experiments.weights import clip_of_init
 
-            taken, text = clip_of_init(store, self.init)
+            taken, text = clip_of_init(store, self.shaped_by)
             click.echo(text, err=True)
         own, needs_val = self.recipe if named else recipe, self._needs_val(verb)
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
         given = {n: getattr(self, n) for n in (*names, "resize_patch_embed", "checkpoint_artifacts")}
-        given |= {"assignments": self.assignments, "lists": self.lists}
-        if self.threads is not None:
-            given["assignments"] = (*self.assignments, f"train.threads={self.threads}")
+        options = {"train.threads": self.threads}
+        options |= {f"finetune.distill.{n}": getattr(self, n) for n in ("teacher", "weight", "temperature")}
+        asked_for = (f"{key}={value}" for key, value in options.items() if value is not None)
+        given |= {"assignments": (*self.assignments, *asked_for), "lists": self.lists}
         start, found = None, None
         if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:

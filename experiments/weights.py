@@ -97,18 +97,27 @@ def clip_of_init(store: Store, init: str) -> tuple[dict[str, Any], str]:
 
 
 def with_teacher_at(config: ExperimentConfig, store: Store) -> ExperimentConfig:
-    """The configuration with the name of a teacher's run replaced by the absolute place of its model.
+    """The configuration with the names of its teachers' runs (of latents, of answers) replaced by the
+    absolute places of their models.
 
     Raises InputError for a place where nothing is.
     """
-    place = teacher_of(config.model.target)
-    if place is None:
-        return config
-    found = place_of(store, place)
-    if "://" not in found and not Path(found).exists():
-        hint = nearest(place, store.layout.runs())
-        raise InputError(f"model.target: expected a run or a path after {TEACHER}, got '{place}'{hint}")
-    return replace(config, model=replace(config.model, target=TEACHER + found))
+
+    def found(place: str, key: str, after: str) -> str:
+        at = place_of(store, place)
+        if "://" not in at and not Path(at).exists():
+            hint = nearest(place, store.layout.runs())
+            raise InputError(f"{key}: expected a run or a path{after}, got '{place}'{hint}")
+        return at
+
+    place, distill = teacher_of(config.model.target), config.finetune.distill
+    if place is not None:
+        target = TEACHER + found(place, "model.target", f" after {TEACHER}")
+        config = replace(config, model=replace(config.model, target=target))
+    if distill.teacher:
+        at = found(distill.teacher, "finetune.distill.teacher", "")
+        config = replace(config, finetune=replace(config.finetune, distill=replace(distill, teacher=at)))
+    return config
 
 
 def with_init(

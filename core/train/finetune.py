@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae.core.config import to_dict
@@ -29,6 +30,24 @@ VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A classifier whose answers are learnt beside the labels (Hinton et al., arXiv 1503.02531)."""
+
+    teacher: str = ""
+    """A run, a path or hf://org/name of a classifier of the same classes; empty: no teacher."""
+    weight: float = 0.9
+    """The teacher's share of the loss; the labels have the rest."""
+    temperature: float = 2.0
+    """By which both models' logits are divided before they are compared."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise InputError(f"expected finetune.distill.weight in (0, 1]; got {self.weight}")
+        if not self.temperature > 0:
+            raise InputError(f"expected finetune.distill.temperature > 0; got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """What fine-tuning adds to the optimiser and the loop. Defaults are VideoMAE's scripts."""
 
@@ -45,6 +64,7 @@ class FinetuneConfig:
     """Epochs between validations (the last epoch always has one); 0: only the last."""
     freeze_encoder: bool = False
     """Train the head alone (the papers' linear probe with augmentation)."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         for name in ("drop_path", "dropout", "label_smoothing"):
@@ -61,6 +81,28 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.float().log_softmax(1)).sum(1).mean()
 
 
+def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean over clips of `T^2 KL(teacher || student)` at temperature T; both `[B, C]`, computed in float32.
+
+    The square keeps the gradient's size whatever T is (arXiv 1503.02531, section 2).
+    """
+    said = (logits.float() / temperature).log_softmax(1)
+    taught = (teacher.float() / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(said, taught, reduction="batchmean", log_target=True)
+
+
+def check_teacher(teacher: VideoClassifier, student: VideoClassifier) -> None:
+    """Raise InputError unless both see the same clips and answer with as many classes."""
+    for name in ("frames", "height", "width", "channels"):
+        expected, got = getattr(student.config, name), getattr(teacher.config, name)
+        if expected != got:
+            raise InputError(f"finetune.distill.teacher: expected clips of {name} {expected}, got {got}")
+    if teacher.num_classes != student.num_classes:
+        raise InputError(
+            f"finetune.distill.teacher: expected {student.num_classes} classes, got {teacher.num_classes}"
+        )
+
+
 def finetune(
     *,
     model: VideoClassifier,
@@ -75,6 +117,7 @@ def finetune(
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
+    teacher: VideoClassifier | None = None,
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
 
@@ -82,15 +125,19 @@ def finetune(
     one centre clip a video; `run_dir/best` keeps the weights of the best epoch (`train.best_by`, by default
     of the highest top-1). Mixing pairs clips within a
     process, so unlike pre-training the numbers depend on the number of processes when mixing is on. `labels`
-    are the classes' names, kept with the weights.
+    are the classes' names, kept with the weights. A `teacher` answers the very clips that the student sees,
+    mixed and augmented (arXiv 2106.05237); `config.distill` weighs its answers against the labels.
 
-    Raises InputError for labels the model has no class for, and as `pretrain` does.
+    Raises InputError for labels the model has no class for, for a teacher of other clips or classes, and as
+    `pretrain` does.
     """
     for name, part in (("training", dataset), ("validation", val)):
         if part is not None and (worst := max(s.label for s in part.samples)) >= model.num_classes:
             raise InputError(f"expected labels 0 to {model.num_classes - 1} in the {name} list; got {worst}")
     if config.freeze_encoder:
         model.encoder.requires_grad_(False)
+    if teacher is not None:
+        check_teacher(teacher, model)
     task = Finetuning(
         model=model,
         config=config,
@@ -99,6 +146,7 @@ def finetune(
         train=train,
         device=torch.device(device),
         labels=labels,
+        teacher=teacher,
     )
     trainer = Trainer(
         task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
@@ -122,6 +170,7 @@ class Finetuning(Task):
         train: TrainConfig,
         device: torch.device,
         labels: list[str] | None,
+        teacher: VideoClassifier | None = None,
     ) -> None:
         self.measured: tuple[str, ...] = VALIDATED if val is not None else ()
         self.meta = {
@@ -132,17 +181,27 @@ class Finetuning(Task):
         }
         self._model, self._config, self._val = model, config, val
         self._train, self._device = train, device
+        self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(device)
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         video = clip_to_video(batch["clip"], context.device)
         labels = batch["label"].to(context.device)
         targets = soft_targets(labels, self._model.num_classes, self._config.label_smoothing)
         seed = derive_seed(context.seed, context.epoch, context.step, context.first_row, "mix")
-        return mix_clips(video, targets, self._config.mix, np.random.default_rng(seed))
+        mixed = mix_clips(video, targets, self._config.mix, np.random.default_rng(seed))
+        if self._teacher is None:
+            return mixed
+        with torch.no_grad():
+            return *mixed, self._teacher(mixed[0])
 
     def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        video, targets = inputs
-        return soft_cross_entropy(module(video), targets)
+        video, targets, *taught = inputs
+        logits = module(video)
+        loss = soft_cross_entropy(logits, targets)
+        if not taught:
+            return loss
+        c = self._config.distill
+        return torch.lerp(loss, divergence(logits, taught[0], c.temperature), c.weight)
 
     def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         every, train = self._config.eval_every, self._train

@@ -107,11 +107,32 @@ def class_names(config: Config, num_classes: int) -> list[str] | None:
     return names[:num_classes] if len(names) >= num_classes else None
 
 
+def read_teacher(config: Config, labels: list[str] | None) -> VideoClassifier | None:
+    """The classifier that `finetune.distill` names; InputError for one of other classes than `labels`."""
+    from vmae.core.errors import InputError
+    from vmae.core.model.classifier import VideoClassifier
+    from vmae.core.weights.models import expect_model
+    from vmae.core.weights.zoo import load_init
+
+    place = config.finetune.distill.teacher
+    if not place:
+        return None
+    loaded = load_init(place)
+    known = loaded.meta.get("labels")
+    if known and labels and list(known) != labels:
+        other = next(
+            f"{a} and {b}" for a, b in zip([*labels, "none"], [*known, "none"], strict=False) if a != b
+        )
+        raise InputError(f"finetune.distill.teacher: expected the list's classes in its order, got {other}")
+    return expect_model(loaded.model, VideoClassifier, place)
+
+
 def train(context: Context) -> TrainResult:
     """Fine-tune a classifier, or continue the one there, validated on the held-out list."""
     from vmae.core.train.finetune import finetune
 
     config, data, watch = context.config, context.data(), context.watch
+    labels = class_names(config, data.num_classes)
     return finetune(
         model=build_classifier(config, data.num_classes, context.initial()),
         config=config.finetune,
@@ -123,7 +144,8 @@ def train(context: Context) -> TrainResult:
         device=context.device,
         report=watch.report,
         should_stop=watch.should_stop,
-        labels=class_names(config, data.num_classes),
+        labels=labels,
+        teacher=read_teacher(config, labels),
     )
 
 

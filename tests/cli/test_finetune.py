@@ -427,6 +427,27 @@ def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(
     assert "--seeds: expected --folds to go with it" in capsys.readouterr().err
 
 
+def test_a_smaller_classifier_learns_from_a_run(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--set", "model.embed_dim=16", "model.num_heads=2", "finetune.distill.weight=0.5"]
+    named = ["--runs-dir", store, "--run-name", "small", "--epochs", 1]
+    assert vmae("distill", "--teacher", "ft", *named, *asked, "train.batch_size=8") == 0
+    assert "top-1" in capsys.readouterr().out
+    saved = yaml.safe_load((store / "small" / "config.yaml").read_text())
+    distill = saved["finetune"]["distill"]
+    assert Path(distill["teacher"]).is_absolute() and "ft" in Path(distill["teacher"]).parts
+    assert distill["weight"] == 0.5
+    student = load_model(store / "small" / "model")[0]
+    assert student.config.embed_dim == 16 and student.config.frames == 4
+
+    assert vmae("distill", "--teacher", "pt", "--runs-dir", store, "--run-name", "no") == 2
+    assert "expected a classifier, got a pre-trained model at pt" in capsys.readouterr().err
+    assert not (store / "no").exists()
+    assert vmae("distill", "--teacher", "fz", "--runs-dir", store) == 2
+    assert "got 'fz'" in capsys.readouterr().err
+    assert vmae("distill", "--runs-dir", store) == 2
+    assert "expected --teacher" in capsys.readouterr().err
+
+
 def test_convert_takes_a_run_s_name(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vmae("convert", "pt", tmp_path / "hf", "--to", "hf", "--runs-dir", store) == 0
     assert "VideoMAE" in capsys.readouterr().out and (tmp_path / "hf" / "config.json").exists()

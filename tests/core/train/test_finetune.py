@@ -12,7 +12,13 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.train.config import TrainConfig
-from vmae.core.train.finetune import FinetuneConfig, finetune, soft_cross_entropy
+from vmae.core.train.finetune import (
+    DistillConfig,
+    FinetuneConfig,
+    divergence,
+    finetune,
+    soft_cross_entropy,
+)
 from vmae.core.train.mixing import MixConfig, soft_targets
 from vmae.core.train.optim import OptimConfig
 from vmae.core.train.task import TrainResult
@@ -147,3 +153,36 @@ def test_a_label_without_a_class_is_refused(tiny_videos: Path, tmp_path: Path) -
 def test_bad_values_are_refused(field: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"expected finetune\.{field} .*; got"):
         FinetuneConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_divergence_equals_a_hand_value_and_is_nothing_between_equals() -> None:
+    teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    p = torch.tensor([1.0, 0.0]).softmax(0)  # at temperature 2
+    by_hand = 4 * (p * (p / 0.5).log()).sum()
+    torch.testing.assert_close(divergence(student, teacher, 2.0), by_hand)
+    assert float(divergence(teacher, teacher, 3.0)) == 0
+
+
+def test_a_student_learns_what_its_teacher_says_and_not_the_labels(tiny_videos: Path, tmp_path: Path) -> None:
+    """A teacher that always names one class: by its weight alone the student does so too."""
+    teacher = classifier()
+    with torch.no_grad():
+        teacher.head.weight.zero_()
+        teacher.head.bias.copy_(torch.tensor([0.0, 0.0, 6.0, 0.0]))
+    before = weights(teacher)
+    taught = replace(PLAIN, distill=DistillConfig(teacher="it", weight=1.0, temperature=1.0))
+    student, _, epochs = run(tiny_videos, tmp_path / "run", config=taught, teacher=teacher)
+    clips = ClipDataset(read_annotations(tiny_videos / "val.csv"), DATA, "val", 0)
+    video = torch.stack([torch.as_tensor(clips[i]["clip"]) for i in range(len(clips))])
+    video = video.movedim(-1, 1) if video.shape[-1] == 3 else video
+    assert set(student.eval()(video).argmax(1).tolist()) == {2}
+    assert epochs[-1]["loss"] < 0.8 * epochs[0]["loss"]
+    assert torch.equal(weights(teacher), before)
+
+
+def test_a_teacher_of_other_clips_or_classes_is_refused(tiny_videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected 4 classes, got 5"):
+        run(tiny_videos, tmp_path / "a", teacher=classifier(num_classes=5))
+    other = VideoClassifier(replace(classifier().config, height=16, width=16, depth=1), 4)
+    with pytest.raises(InputError, match="expected clips of height 32, got 16"):
+        run(tiny_videos, tmp_path / "b", teacher=other)
