@@ -53,7 +53,7 @@ def export(
     """
     from vmae.core.errors import InputError
     from vmae.core.model.classifier import VideoClassifier
-    from vmae.core.model.detector import VideoDetector
+    from vmae.core.model.detector import Detector, VideoDetector
     from vmae.core.weights import export as graphs
     from vmae.core.weights.convert import write_model
     from vmae.experiments import evaluation
@@ -68,7 +68,7 @@ def export(
     data = evaluation.evaluation_config(store, model).data
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "hf":
-        if isinstance(net, VideoDetector):
+        if isinstance(net, Detector):
             raise InputError("expected a pre-trained model or a classifier for --to hf, got a detector")
         notes += write_model(out, net, "hf", meta, hf_layout=hf_layout, overwrite=force)
     else:

@@ -22,8 +22,9 @@ from vmae.core.measure.evaluate import evaluate
 from vmae.core.measure.heads import predict_videos
 from vmae.core.measure.probe import extract_features
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.detector import VideoDetector
+from vmae.core.model.detector import Detector, VideoDetector
 from vmae.core.model.encoder import VideoModel
+from vmae.core.model.end_to_end import EndToEndDetector
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.probe_store import cached_info
@@ -56,13 +57,13 @@ class Answering:
 
         An item is a path, the bytes of a video, or them as base64 (also as a data URL). A detector's is
         `{"video": one of these, "time_s": second, "boxes": [[x1, y1, x2, y2], ...]}`, boxes in shares of the
-        frame. A pre-trained model gives `features` (mean over tokens), a classifier `label`, `name`,
-        `probability` and `probabilities`, a regression `values`, a multi-label model `probabilities`, a
-        detector for each of its `people` the `box` and the `scores` of every action.
+        frame; an end-to-end one's has no `boxes`. A pre-trained model gives `features` (mean over tokens), a
+        classifier `label`, `name`, `probability` and `probabilities`, a regression `values`, a multi-label
+        model `probabilities`, a detector for each of its `people` the `box` and the `scores` of every action.
 
         Raises InputError for what is none of these, is too large, or is no video that can be read.
         """
-        if isinstance(self.model, VideoDetector):
+        if isinstance(self.model, Detector):
             return self._detected(asked)
         with self._videos(asked) as (paths, names):
             samples = [Sample(path=p, label=0) for p in paths]
@@ -100,8 +101,9 @@ class Answering:
         return values if self.names is None else dict(zip(self.names, values, strict=False))
 
     def _detected(self, asked: Sequence[Any]) -> list[dict[str, Any]]:
-        assert isinstance(self.model, VideoDetector)
-        wanted = [_key_frame(item, k) for k, item in enumerate(asked)]
+        assert isinstance(self.model, VideoDetector | EndToEndDetector)
+        alone = isinstance(self.model, EndToEndDetector)
+        wanted = [_key_frame(item, k, alone=alone) for k, item in enumerate(asked)]
         with self._videos([w[0] for w in wanted]) as (paths, names):
             samples = [
                 Sample(
@@ -183,19 +185,24 @@ def _require_video(path: str, name: str) -> None:
         raise InputError(f"{name}: expected a video that can be read, got {e.reason}: {e.detail}") from e
 
 
-def _key_frame(item: Any, number: int) -> tuple[Any, float, list[tuple[float, float, float, float]]]:
-    """The video, the second and the boxes that a detector is asked about."""
+def _key_frame(
+    item: Any, number: int, *, alone: bool
+) -> tuple[Any, float, list[tuple[float, float, float, float]]]:
+    """The video, the second and the boxes that a detector is asked about; none of one that finds them."""
     where = f"input {number}"
-    if not isinstance(item, dict) or not {"video", "time_s", "boxes"} <= set(item):
+    if alone and (not isinstance(item, dict) or set(item) != {"video", "time_s"}):
+        raise InputError(f"{where}: expected video and time_s and no more (this detector finds its people)")
+    if not alone and (not isinstance(item, dict) or not {"video", "time_s", "boxes"} <= set(item)):
         raise InputError(f"{where}: expected video, time_s and boxes (a detector names no people by itself)")
     try:
-        time_s, boxes = float(item["time_s"]), np.asarray(item["boxes"], np.float64).reshape(-1, 4)
+        time_s = float(item["time_s"])
+        boxes = np.asarray(item.get("boxes", []), np.float64).reshape(-1, 4)
     except (TypeError, ValueError):
         raise InputError(
             f"{where}: expected numbers in time_s and in boxes [[x1, y1, x2, y2], ...]"
         ) from None
     fits = np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes <= 1).all()
-    if not len(boxes) or not fits or not (boxes[:, 2:] > boxes[:, :2]).all():
+    if bool(len(boxes)) == alone or not fits or not (boxes[:, 2:] > boxes[:, :2]).all():
         raise InputError(
             f"{where}: expected boxes 0 <= x1 < x2 <= 1, 0 <= y1 < y2 <= 1 in shares of the frame"
         )

@@ -15,6 +15,7 @@ from vmae.core.files import replacing
 from vmae.core.measure.detection import DetectionResult, frame_map
 from vmae.core.measure.precision import Instances
 from vmae.core.model.detector import VideoDetector
+from vmae.core.model.end_to_end import EndToEndDetector, Guesses
 from vmae.core.numerics import autocast, clip_to_video, resolve_precision
 from vmae.core.progress import Progress
 from vmae.core.video.boxes import TEST_EXTENSION, extend_boxes, to_pixels
@@ -58,9 +59,13 @@ def proposed_people(proposals: Proposals) -> People:
     return people
 
 
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""People of a few clips: the clip of each [K], boxes in shares of the frame [K, 4], scores [K, C]."""
+
+
 @torch.no_grad()
 def detect(
-    model: VideoDetector,
+    model: VideoDetector | EndToEndDetector,
     dataset: WholeFrames,
     people: People = true_people,
     *,
@@ -72,8 +77,9 @@ def detect(
 ) -> Detections:
     """Scores of `people` in every key frame of `dataset`, boxes extended as published.
 
-    Clips of one size are run together, up to `batch_size` at a time. Raises VideoError for a bad file unless
-    the dataset's `bad_eval` is `count`.
+    An end-to-end detector finds its own: `people` and `extension` are not looked at, all its guesses are
+    kept, and a score is that of the action times that of a person. Clips of one size are run together, up to
+    `batch_size` at a time. Raises VideoError for a bad file unless the dataset's `bad_eval` is `count`.
     """
     device = torch.device(device)
     precision = resolve_precision(precision, device)
@@ -86,33 +92,61 @@ def detect(
         by_size: dict[tuple[int, int], list[int]] = {}
         for k, clip in enumerate(batch["clip"]):
             by_size.setdefault(tuple(clip.shape[1:3]), []).append(k)
-        for (height, width), rows in by_size.items():
-            found = [people(dataset.samples[index[k]]) for k in rows]
-            table = np.concatenate(found)
-            if len(table):
-                pixels = extend_boxes(to_pixels(table[:, :4], height, width), height, width, extension)
-                clips = np.repeat(np.arange(len(rows)), [len(f) for f in found])
-                video = clip_to_video(torch.stack([batch["clip"][k] for k in rows]), device)
-                with autocast(precision, device):
-                    logits: Tensor = model(
-                        video,
-                        torch.from_numpy(pixels).float().to(device),
-                        torch.from_numpy(clips).to(device),
-                    )
-                own = torch.from_numpy(table[:, 4:]).float()
-                scores.append((logits.float().sigmoid().cpu() * own).numpy())
-                boxes.append(table[:, :4])
-                frames.append(np.array([index[rows[c]] for c in clips]))
+        for rows in by_size.values():
+            video = torch.stack([batch["clip"][k] for k in rows])
+            with autocast(precision, device):
+                if isinstance(model, EndToEndDetector):
+                    found = _found(model, clip_to_video(video, device))
+                else:
+                    given = [people(dataset.samples[index[k]]) for k in rows]
+                    found = _said_of(model, video, given, extension, device)
+            frames.append(np.array([index[rows[c]] for c in found[0]], np.int64))
+            boxes.append(found[1])
+            scores.append(found[2])
         if progress is not None:
             progress.update(len(index) + len(batch["failed"]))
     model.train(was_training)
     return Detections(
         samples=dataset.samples,
-        frame=np.concatenate(frames) if frames else np.empty(0, np.int64),
-        box=np.concatenate(boxes) if boxes else np.empty((0, 4)),
-        scores=np.concatenate(scores) if scores else np.empty((0, model.num_classes), np.float32),
+        frame=np.concatenate([np.empty(0, np.int64), *frames]),
+        box=np.concatenate([np.empty((0, 4)), *boxes]),
+        scores=np.concatenate([np.empty((0, model.num_classes), np.float32), *scores]),
         failed=failed,
     )
+
+
+def _said_of(
+    model: VideoDetector,
+    video: Tensor,
+    people: list[np.ndarray],
+    extension: tuple[float, float],
+    device: torch.device,
+) -> Rows:
+    """Of people that are given for each clip of `video`, uint8 [B, T, H, W, C]."""
+    height, width = video.shape[2:4]
+    table = np.concatenate(people)
+    clips = np.repeat(np.arange(len(people)), [len(p) for p in people])
+    if not len(table):
+        return clips, table[:, :4], np.empty((0, model.num_classes), np.float32)
+    pixels = extend_boxes(to_pixels(table[:, :4], height, width), height, width, extension)
+    logits: Tensor = model(
+        clip_to_video(video, device),
+        torch.from_numpy(pixels).float().to(device),
+        torch.from_numpy(clips).to(device),
+    )
+    own = torch.from_numpy(table[:, 4:]).float()
+    return clips, table[:, :4], (logits.float().sigmoid().cpu() * own).numpy()
+
+
+def _found(model: EndToEndDetector, video: Tensor) -> Rows:
+    """The people that the model finds in clips [B, C, T, H, W], the likeliest first in each."""
+    guesses: Guesses = model(video)
+    person, order = guesses.person.sigmoid().sort(dim=1, descending=True, stable=True)
+    box = guesses.box.gather(1, order[..., None].expand(-1, -1, 4))
+    scores = guesses.actions.sigmoid().gather(1, order[..., None].expand_as(guesses.actions))
+    scores = scores * person[..., None]
+    clips = np.repeat(np.arange(len(video)), box.shape[1])
+    return clips, box.flatten(0, 1).double().cpu().numpy(), scores.flatten(0, 1).cpu().numpy()
 
 
 def score_detections(

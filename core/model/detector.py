@@ -47,22 +47,20 @@ class VideoDetectorConfig(EncoderConfig):
             raise InputError(f"expected dropout in [0, 1), got {self.dropout!r}")
 
     @classmethod
-    def from_encoder(cls, config: EncoderConfig, **overrides: object) -> VideoDetectorConfig:
+    def from_encoder(cls, config: EncoderConfig, **overrides: object) -> Self:
         """The detector's configuration on another model's encoder, fields replaced by `overrides`."""
         shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EncoderConfig)}
         return cls.from_dict(shared | overrides)
 
 
-class VideoDetector(VideoModel):
-    """Clips and boxes to class scores.
+class Detector(VideoModel):
+    """An encoder whose clips may have any height and width that are whole patches, and an action head.
 
-    A clip may have any height and width that are whole patches: the fixed positions of the configuration's
-    grid are interpolated bicubically to it, time slot by time slot, as published.
+    The fixed positions of the configuration's grid are interpolated bicubically to the clip's, time slot by
+    time slot, as published.
     """
 
-    title = "a detector"
     describes_clips = False
-    config_class = VideoDetectorConfig
     config: VideoDetectorConfig
 
     def __init__(self, config: VideoDetectorConfig, num_classes: int) -> None:
@@ -82,10 +80,6 @@ class VideoDetector(VideoModel):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "num_classes": self.num_classes}
 
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> Self:
-        return cls(VideoDetectorConfig.from_dict(values["config"]), values["num_classes"])
-
     def load_encoder(self, source: VideoModel) -> None:
         """Take over the encoder's weights of another model of the same clip shape and widths.
 
@@ -99,6 +93,25 @@ class VideoDetector(VideoModel):
             )
         own = {k: v for k, v in self.encoder.state_dict().items() if k.startswith("norm.")}
         self.encoder.load_state_dict(own | source.encoder.state_dict())
+
+    def grid_of(self, video: Tensor) -> TokenGrid:
+        """The token grid of a clip [B, C, T, H, W]. Raises InputError where it is not this model's kind."""
+        if video.dim() != 5:
+            raise InputError(f"expected a video [B, C, T, H, W], got {list(video.shape)}")
+        grid = dataclasses.replace(self.grid, height=video.shape[3], width=video.shape[4])
+        grid.check_video(video)
+        return grid
+
+
+class VideoDetector(Detector):
+    """Clips and boxes to class scores."""
+
+    title = "a detector"
+    config_class = VideoDetectorConfig
+
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        return cls(VideoDetectorConfig.from_dict(values["config"]), values["num_classes"])
 
     def forward(self, video: Tensor, boxes: Tensor, clips: Tensor) -> Tensor:
         """Class scores [K, num_classes] before the sigmoid.
@@ -131,14 +144,6 @@ class VideoDetector(VideoModel):
         x = run_blocks(self.encoder.blocks, x, recompute=self.config.checkpoint_activations)
         x = self.encoder.norm(x).unflatten(1, (grid.t, grid.h, grid.w)).mean(1)  # [B, h, w, D]
         return x.permute(0, 3, 1, 2)
-
-    def grid_of(self, video: Tensor) -> TokenGrid:
-        """The token grid of a clip [B, C, T, H, W]. Raises InputError where it is not this model's kind."""
-        if video.dim() != 5:
-            raise InputError(f"expected a video [B, C, T, H, W], got {list(video.shape)}")
-        grid = dataclasses.replace(self.grid, height=video.shape[3], width=video.shape[4])
-        grid.check_video(video)
-        return grid
 
 
 def interpolate_positions(table: Tensor, trained: TokenGrid, grid: TokenGrid) -> Tensor:

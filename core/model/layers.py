@@ -79,11 +79,22 @@ class Attention(nn.Module):
         """[B, N, D] to [B, N - first_query, D]: the outputs of the tokens from `first_query` on."""
         return self.proj(fused_attention(self.packed_qkv(x), first_query=first_query))
 
+    def forward_with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, [B, N, D], and the weights [B, heads, N, N] (rows: queries), all computed
+        plainly: for tokens that are chosen by them."""
+        q, k, v = self.packed_qkv(x).unbind(2)  # [B, N, heads, head_dim]
+        weights = _attention_weights(q, k)
+        return self.proj(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)), weights
+
     def attention_map(self, x: Tensor) -> Tensor:
         """The softmax weights [B, heads, N, N] (rows: queries), computed plainly, for looking at."""
-        q, k, _ = self.packed_qkv(x).unbind(2)  # [B, N, heads, head_dim]
-        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1)
+        q, k, _ = self.packed_qkv(x).unbind(2)
+        return _attention_weights(q, k)
+
+
+def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)
 
 
 class Mlp(nn.Module):
@@ -133,7 +144,9 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, *, recompute: bool, last_from: int = 0) -> Tensor:
+def run_blocks(
+    blocks: nn.ModuleList | list[nn.Module], x: Tensor, *, recompute: bool, last_from: int = 0
+) -> Tensor:
     """Run the blocks in order; with `recompute`, activations are recomputed in the backward pass.
 
     `last_from`: the first token whose output the last block has to give.

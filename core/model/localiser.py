@@ -123,6 +123,14 @@ def targets_of(
     return classes, ends
 
 
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Focal loss (arXiv 1708.02002, equation 5; alpha 0.25, gamma 2) of each number, in float32."""
+    p = logits.float().sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    miss = torch.where(targets > 0, 1 - p, p)
+    return torch.where(targets > 0, 0.25, 0.75) * miss**2 * cross
+
+
 def localisation_loss(scores: Tensor, extents: Tensor, classes: Tensor, ends: Tensor) -> Tensor:
     """Focal loss of the classes plus 1 - DIoU of the extents, over the number of points in actions.
 
@@ -130,11 +138,7 @@ def localisation_loss(scores: Tensor, extents: Tensor, classes: Tensor, ends: Te
     """
     positive = classes.sum(1) > 0
     count = positive.sum().clamp_min(1)
-    p = scores.float().sigmoid()
-    cross = F.binary_cross_entropy_with_logits(scores.float(), classes, reduction="none")
-    miss = torch.where(classes > 0, 1 - p, p)
-    weight = torch.where(classes > 0, 0.25, 0.75)
-    focal = (weight * miss**2 * cross).sum() / count
+    focal = focal_loss(scores, classes).sum() / count
     mine, true = extents.float()[positive], ends[positive]
     both = torch.minimum(mine, true).sum(1)
     whole = torch.maximum(mine, true).sum(1)

@@ -15,6 +15,7 @@ from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.measure.detect import People, detect, score_detections, true_people
 from vmae.core.model.detector import VideoDetector, detection_loss
+from vmae.core.model.end_to_end import EndToEndDetector, end_to_end_loss
 from vmae.core.numerics import clip_to_video, derive_seed
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
@@ -46,6 +47,14 @@ class DetectConfig:
     """Most that a training box's edges move out and in, in shares of its width, then of its height."""
     extension: tuple[float, float] = TEST_EXTENSION
     """Test boxes are so much wider and higher."""
+    end_to_end: bool = False
+    """Find the people too, in the tokens of the key frame (EVAD): no person detector, no proposals."""
+    keep_rate: float = 1.0
+    """End to end: share of the tokens that three blocks of the encoder keep each, the key frame's first."""
+    queries: int = 100
+    """End to end: people of a key frame at most."""
+    context_depth: int = 2
+    """End to end: blocks of attention over tokens and people."""
     roi_aligned: bool = True
     """See `VideoDetectorConfig`; the official models have False."""
     drop_path: float = 0.2
@@ -68,6 +77,20 @@ class DetectConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"expected detect.{name} in [0, 1); got {getattr(self, name)}")
+        if not 0 < self.keep_rate <= 1:
+            raise InputError(f"expected detect.keep_rate in (0, 1]; got {self.keep_rate}")
+        if self.end_to_end and self.proposals:
+            raise InputError(
+                "expected no detect.proposals with detect.end_to_end, which finds its people; got "
+                f"{self.proposals}"
+            )
+        if self.keep_rate < 1 and not self.end_to_end:
+            raise InputError(
+                f"expected detect.end_to_end with a detect.keep_rate below 1; got {self.keep_rate} without"
+            )
+        for name in ("queries", "context_depth"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected detect.{name} >= 1; got {getattr(self, name)}")
         if not 0 <= self.min_score <= 1:
             raise InputError(f"expected detect.min_score in [0, 1]; got {self.min_score}")
         if not self.init_scale > 0:
@@ -78,7 +101,7 @@ class DetectConfig:
 
 def train_detector(
     *,
-    model: VideoDetector,
+    model: VideoDetector | EndToEndDetector,
     config: DetectConfig,
     dataset: ClipDataset,
     val: WholeFrames | None,
@@ -96,8 +119,9 @@ def train_detector(
     """Train `model` (already with pre-trained weights and drop path) on the key frames of `dataset`.
 
     Boxes follow each clip's crop, resize and flip, those of which nothing is left are dropped, the others are
-    jittered. Every `config.eval_every` epochs the model is measured on `val`'s whole frames with `people`, by
-    frame-mAP over the action ids `classes`. `labels` are the names of ids 1 to C, kept with the weights.
+    jittered (end to end, where boxes are what is learnt, they are not). Every `config.eval_every` epochs the
+    model is measured on `val`'s whole frames with `people`, by frame-mAP over the action ids `classes`.
+    `labels` are the names of ids 1 to C, kept with the weights.
 
     Raises InputError for lists without boxes, ids that the model has no class for, or augmentation that
     moves pixels out of boxes, and as `pretrain` does.
@@ -107,7 +131,8 @@ def train_detector(
             check_key_frames(part.samples, model.num_classes, name)
     if dataset.config.rand_augment:
         raise InputError("expected no data.rand_augment in detection: it moves pixels out of their boxes")
-    task = Detecting(
+    kind = Finding if isinstance(model, EndToEndDetector) else Detecting
+    task = kind(
         model=model,
         config=config,
         dataset=dataset,
@@ -134,7 +159,7 @@ class Detecting(Task):
     def __init__(
         self,
         *,
-        model: VideoDetector,
+        model: VideoDetector | EndToEndDetector,
         config: DetectConfig,
         dataset: ClipDataset,
         val: WholeFrames | None,
@@ -158,7 +183,7 @@ class Detecting(Task):
 
     def ahead(self, batch: dict[str, Any], context: StepContext) -> dict[str, Any]:
         """Of every box: its place [K, 4] in pixels, its clip [K], its actions [K, C]."""
-        (height, width), places, clips, targets = self._size, [], [], []
+        places, clips, targets = [], [], []
         for k, (index, cut) in enumerate(zip(batch["index"].tolist(), batch["cut"], strict=True)):
             own = self._samples[index].boxes
             boxes = to_pixels(np.array([b.box for b in own]), cut.height, cut.width)
@@ -166,7 +191,7 @@ class Detecting(Task):
             row = int(context.rows[k])
             rng = np.random.default_rng(derive_seed(context.seed, context.epoch, context.step, row, "boxes"))
             kept = np.flatnonzero(has_area(boxes))
-            places.append(jitter_boxes(boxes[kept], height, width, rng, self._config.jitter))
+            places.append(self._jittered(boxes[kept], rng))
             clips += [k] * len(kept)
             for b in kept:
                 target = np.zeros(self._model.num_classes, np.float32)
@@ -178,6 +203,10 @@ class Detecting(Task):
             "clips": torch.tensor(clips, dtype=torch.int64),
             "actions": torch.from_numpy(table),
         }
+
+    def _jittered(self, boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = self._size
+        return jitter_boxes(boxes, height, width, rng, self._config.jitter)
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         given = (batch[name].to(context.device) for name in ("boxes", "clips", "actions"))
@@ -200,6 +229,19 @@ class Detecting(Task):
             precision=self._train.precision,
         )
         return {"val/frame_map": score_detections(found, self._classes).mean_ap}
+
+
+class Finding(Detecting):
+    """The task of a detector that finds its people: who is in the key frame, and what they do."""
+
+    def _jittered(self, boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return boxes
+
+    def loss(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        video, boxes, clips, targets = inputs
+        height, width = self._size
+        shares = boxes / boxes.new_tensor([width, height, width, height])
+        return end_to_end_loss(module(video), shares, clips, targets)
 
 
 def check_key_frames(samples: Sequence[Sample], num_classes: int, where: str) -> None:

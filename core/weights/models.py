@@ -12,6 +12,7 @@ from vmae.core.errors import CheckpointError, InputError
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.model.detector import VideoDetector
 from vmae.core.model.encoder import VideoModel
+from vmae.core.model.end_to_end import EndToEndDetector
 from vmae.core.model.joint import JointEncoder
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.weights.claims import require_held
@@ -23,6 +24,7 @@ MODELS: dict[str, type[VideoModel]] = {
     "VideoMAE": VideoMAE,
     "VideoClassifier": VideoClassifier,
     "VideoDetector": VideoDetector,
+    "EndToEndDetector": EndToEndDetector,
     "JointEncoder": JointEncoder,
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmae.core.measure.detection import DetectionResult
     from vmae.core.model.detector import VideoDetector
     from vmae.core.model.encoder import VideoModel
+    from vmae.core.model.end_to_end import EndToEndDetector
     from vmae.core.progress import Progress
     from vmae.core.train.task import TrainResult
     from vmae.core.video.coco import Proposals
@@ -145,22 +146,30 @@ def flops(config: Config) -> float:
     return training_flops(config.model, None)
 
 
-def build_detector(config: Config, init: VideoModel | None = None) -> VideoDetector:
-    """A detector on `config.model`'s encoder, with `init`'s encoder weights where there are any.
+def build_detector(config: Config, init: VideoModel | None = None) -> VideoDetector | EndToEndDetector:
+    """A detector (with `detect.end_to_end` one that finds its people) on `config.model`'s encoder, with
+    `init`'s encoder weights where there are any.
 
     The head is drawn from the run's seed either way; torch's global generator is left as it was.
     """
     import torch
 
     from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
+    from vmae.core.model.end_to_end import EndToEndConfig, EndToEndDetector
     from vmae.core.numerics import derive_seed
 
     d = config.detect
-    changes = {"drop_path": d.drop_path, "dropout": d.dropout, "init_scale": d.init_scale}
-    shape = VideoDetectorConfig.from_encoder(config.model, roi_aligned=d.roi_aligned, **changes)
+    shared = ("drop_path", "dropout", "init_scale", "roi_aligned")
+    changes = {name: getattr(d, name) for name in shared}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
-        model = VideoDetector(shape, d.num_classes)
+        model: VideoDetector | EndToEndDetector
+        if d.end_to_end:
+            own = {name: getattr(d, name) for name in ("keep_rate", "queries", "context_depth")}
+            found = EndToEndConfig.from_encoder(config.model, **changes, **own)
+            model = EndToEndDetector(found, d.num_classes)
+        else:
+            model = VideoDetector(VideoDetectorConfig.from_encoder(config.model, **changes), d.num_classes)
     if init is not None:
         model.load_encoder(init)
     return model
@@ -199,6 +208,7 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
     from vmae.core.files import write_json
     from vmae.core.measure.detect import detect, score_detections, write_detections
     from vmae.core.model.detector import VideoDetector
+    from vmae.core.model.end_to_end import EndToEndDetector
     from vmae.core.train.detect import VALIDATED
     from vmae.core.video.whole import WholeFrames
     from vmae.core.weights.checkpoint import load_model
@@ -206,7 +216,8 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
     from vmae.experiments.data import read_list
 
     config, actions = context.config, actions_of(context.config)
-    model = expect_model(load_model(place)[0], VideoDetector, place)
+    kind = EndToEndDetector if config.detect.end_to_end else VideoDetector
+    model = expect_model(load_model(place)[0], kind, place)
     on = measured_on(config, best=place.name == context.home.best.name, validated=VALIDATED)
     samples = read_list(config.data, on.listed)
     check_list(config, samples, on.listed)
@@ -226,6 +237,7 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
         chance=chance(found, actions.evaluated),
         found=found,
         proposals=proposals,
+        end_to_end=config.detect.end_to_end,
         min_score=config.detect.min_score,
         actions=actions,
         on=on,
@@ -276,6 +288,7 @@ class _Reached:
     chance: float
     found: Detections
     proposals: Proposals | None
+    end_to_end: bool
     min_score: float
     actions: Actions
     on: Measured
@@ -298,6 +311,8 @@ class _Reached:
         """To be shown."""
         ap, proposals, listed = self.scored.ap, self.proposals, Path(self.on.listed).name
         given = "proposals" if proposals is not None else "annotated boxes (detect.proposals: found ones)"
+        if self.end_to_end:
+            given = "people that it found itself"
         lines = [
             f"frame-mAP at IoU 0.5 {self.scored.mean_ap:.1%} (random scores {self.chance:.1%}) over "
             f"{len(ap)} actions, {self.people} people in {len(self.found.samples)} key frames of {listed}, "
@@ -333,6 +348,7 @@ class _Reached:
             "chance": self.chance,
             "key_frames": len(self.found.samples),
             "people": self.people,
+            "end_to_end": self.end_to_end,
             "unreadable": [f["path"] for f in self.found.failed],
             "proposals": None
             if proposals is None

@@ -90,6 +90,22 @@ def test_evaluate_takes_the_task_from_the_run_and_proposals(
     assert "expected people in the key frames of" in capsys.readouterr().err
 
 
+def test_a_detector_finds_its_own_people(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--runs-dir", tmp_path / "runs"]
+    assert vmae("finetune", "--task", "detection", "--recipe", "demo_end_to_end", "--epochs", 1,
+                "--run-name", "e2e", *own, *lists(films), *SHAPE, "detect.keep_rate=0.7") == 0  # fmt: skip
+    capsys.readouterr()
+    assert vmae("evaluate", "--checkpoint", "e2e", *own) == 0
+    assert "on people that it found itself" in capsys.readouterr().out
+    people = f"detect.proposals={films / 'people_val.csv'}"
+    assert vmae("evaluate", "--checkpoint", "e2e", *own, "--set", people) == 2
+    assert "expected no detect.proposals with detect.end_to_end" in capsys.readouterr().err
+    assert vmae("evaluate", "--checkpoint", "e2e", *own, "--set", "detect.end_to_end=false") == 2
+    assert "expected" in capsys.readouterr().err
+
+
 def test_a_finished_detector_is_resumed_without_the_task(runs: Path) -> None:
     assert vmae("finetune", "--resume", "det", "--runs-dir", runs) == 0
 

@@ -26,6 +26,7 @@ from vmae.cli.main import run
 from vmae.core.errors import InputError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
+from vmae.core.model.end_to_end import EndToEndConfig, EndToEndDetector
 from vmae.core.video.config import DataConfig
 from vmae.core.weights.checkpoint import save_model
 from vmae.experiments.served import Answering
@@ -90,6 +91,17 @@ def test_a_detector_says_what_the_people_in_the_boxes_do(tiny_videos: Path) -> N
         ({"video": str(video), "time_s": 900, "boxes": boxes}, "the list asks for second 900"),
     ):
         with pytest.raises(InputError, match=message):
+            model.answer([item])
+
+
+def test_a_detector_that_finds_people_is_asked_for_a_second_alone(tiny_videos: Path) -> None:
+    video = str(next(iter(sorted(tiny_videos.rglob("*.mp4")))))
+    torch.manual_seed(0)
+    model = Answering(EndToEndDetector(EndToEndConfig(**SHAPE, queries=4), 3), {}, DATA, NAMES, device="cpu")
+    (row,) = model.answer([{"video": video, "time_s": 0.5}])
+    assert len(row["people"]) == 4 and all(set(p["scores"]) == set(NAMES) for p in row["people"])
+    for item in (video, {"video": video, "time_s": 0.5, "boxes": [[0.1, 0.1, 0.6, 0.9]]}):
+        with pytest.raises(InputError, match="expected video and time_s and no more"):
             model.answer([item])
 
 

@@ -22,6 +22,7 @@ from vmae.core.measure.detect import (
 from vmae.core.measure.detection import frame_map
 from vmae.core.measure.precision import Instances
 from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
+from vmae.core.model.end_to_end import EndToEndConfig, EndToEndDetector
 from vmae.core.train.config import TrainConfig
 from vmae.core.train.detect import DetectConfig, train_detector
 from vmae.core.train.optim import OptimConfig
@@ -57,13 +58,23 @@ def detector() -> VideoDetector:
         return VideoDetector(config, 8)
 
 
+def finder() -> EndToEndDetector:
+    """One that finds its people, and drops tokens in its encoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = EndToEndConfig.from_encoder(
+            detector().config, keep_rate=0.7, queries=6, context_depth=1, depth=3
+        )
+        return EndToEndDetector(config, 8)
+
+
 def lists(films: Path, data: DataConfig = DATA) -> tuple[ClipDataset, WholeFrames]:
     train = ClipDataset(read_annotations(films / "train.csv", films / "films"), data, "train", 0)
     return train, WholeFrames(read_annotations(films / "val.csv", films / "films"), data, multiple=8)
 
 
-def run(films: Path, run_dir: Path, **kwargs: Any) -> tuple[VideoDetector, TrainResult, list[dict[str, Any]]]:
-    model = detector()
+def run(films: Path, run_dir: Path, **kwargs: Any) -> tuple[Any, TrainResult, list[dict[str, Any]]]:
+    model = kwargs.pop("model", None) or detector()
     epochs: list[dict[str, Any]] = []
     train, val = lists(films, kwargs.pop("data", DATA))
     result = train_detector(
@@ -97,6 +108,39 @@ def test_a_killed_run_ends_with_the_same_bits(films: Path, tmp_path: Path) -> No
     train = replace(TRAIN, checkpoint_every_steps=1)
     run(films, tmp_path / "halves", train=train, should_stop=lambda: next(stops))
     again, _, _ = run(films, tmp_path / "halves", train=train)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_that_finds_its_people_learns_where_they_are(films: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, end_to_end=True, keep_rate=0.7)
+    own = {"config": config, "train": replace(TRAIN, epochs=10)}
+    _, result, epochs = run(films, tmp_path / "run", model=finder(), **own)
+    losses = [e["loss"] for e in epochs]
+    assert losses[-1] < 0.8 * losses[0] and result.best_model_path is not None
+    best, _ = load_model(result.best_model_path)
+    assert isinstance(best, EndToEndDetector) and best.config.keep_rate == 0.7
+    found = detect(best, lists(films)[1])
+    assert len(found.frame) == 6 * len(found.samples) and (found.box >= 0).all() and (found.box <= 1).all()
+    score = max(e["val/frame_map"] for e in epochs)
+    assert score_detections(found, range(1, 9)).mean_ap == pytest.approx(score, abs=1e-6)
+    # Boxes as found, each score the action's times the person's, the likeliest person first.
+    best.eval()
+    clip = lists(films)[1].load_batch([(0, 0)])["clip"][0].permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        guesses = best(clip)
+    order = guesses.person[0].argsort(descending=True)
+    said = guesses.person[0].sigmoid()[:, None] * guesses.actions[0].sigmoid()
+    np.testing.assert_allclose(found.scores[found.frame == 0], said[order].numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.box[found.frame == 0], guesses.box[0][order].numpy(), atol=1e-6)
+
+
+def test_a_killed_run_that_finds_its_people_ends_with_the_same_bits(films: Path, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"config": replace(CONFIG, end_to_end=True)}
+    whole, _, _ = run(films, tmp_path / "whole", model=finder(), **own)
+    stops, own["train"] = iter([False, False, True]), replace(TRAIN, checkpoint_every_steps=1)
+    run(films, tmp_path / "halves", model=finder(), should_stop=lambda: next(stops), **own)
+    again, _, _ = run(films, tmp_path / "halves", model=finder(), **own)
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -205,6 +249,10 @@ def test_lists_that_cannot_be_trained_on_are_refused(films: Path, tmp_path: Path
         ({"jitter": (0.1,)}, "jitter"),
         ({"num_classes": 0}, "num_classes"),
         ({"min_score": 2}, "min_score"),
+        ({"keep_rate": 0.5}, "expected detect.end_to_end with a detect.keep_rate below 1"),
+        ({"end_to_end": True, "keep_rate": 0}, "keep_rate"),
+        ({"end_to_end": True, "proposals": "p.csv"}, "expected no detect.proposals with detect.end_to_end"),
+        ({"queries": 0}, "queries"),
     ):
         with pytest.raises(InputError, match=message):
             DetectConfig(**change)  # type: ignore[arg-type]
