@@ -127,9 +127,15 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
     if model_name is not None:
         from vmae.cli.runs_register import say_registered
         from vmae.experiments.registry import register_best
+        from vmae.experiments.sweeps.status import label_of
+        from vmae.experiments.sweeps.verdict import judge
 
         best, version = register_best(store, plan, states, model_name)
         say_registered(store, best.name, model_name, version)
+        several = len({label_of(s.trial) for s in states if not s.trial.baseline}) > 1
+        found = judge(plan, states, store.layout.sweep(plan.name))
+        if found is not None and found.winner is None and several:
+            click.echo("it has the highest mean and is not told apart from the rest (above)")
     left = plan.expected_trials - sum(s.status in (DONE, FAILED) for s in states)
     if left:
         click.echo(

@@ -14,6 +14,7 @@ difference (Bonett and Price 2012). On a few hundred videos they change the thir
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from vmae.core.errors import InputError
 LEVEL = 0.95
 _Z = 1.959964  # two-sided 95 % of a normal distribution
 _DRAWS = 4000
+_TAIL = 10
+"""Draws past zero below which their share is too rough."""
 _CHUNK = 2**22  # numbers drawn at once
 
 
@@ -44,13 +47,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """The first minus the second on the same videos, in [-1, 1], and the ends of its 95 % interval."""
+    """The first minus the second on the same videos, in [-1, 1], and the ends of its 95 % interval.
+
+    `p` is 1 minus the level at which the interval would just reach zero.
+    """
 
     mean: float
     low: float
     high: float
     videos: int
     seeds: tuple[int, int]
+    p: float
 
     @property
     def told_apart(self) -> bool:
@@ -65,6 +72,7 @@ class Paired:
             high=-self.low,
             videos=self.videos,
             seeds=(self.seeds[1], self.seeds[0]),
+            p=self.p,
         )
 
     def text(self) -> str:
@@ -113,7 +121,32 @@ def paired(a: Any, b: Any, *, seed: int = 0) -> Paired:
         high=max(float(high), mean),
         videos=len(differences),
         seeds=(len(first), len(second)),
+        p=_p(drawn),
     )
+
+
+def _p(drawn: np.ndarray) -> float:
+    """Twice the share of draws past zero; from the normal distribution's tail where those are too few."""
+    share = min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))
+    if share * len(drawn) >= _TAIL:
+        return min(1.0, 2 * share)
+    spread = float(drawn.std())
+    normal = math.erfc(abs(float(drawn.mean())) / (spread * math.sqrt(2))) if spread else 1.0
+    return min(normal, 2 * _TAIL / len(drawn))
+
+
+def holm(p: Sequence[float]) -> list[bool]:
+    """Which of several comparisons hold at once, at `LEVEL` for all of them together.
+
+    Holm, Scand. J. Statist. 6 (1979): of n the smallest p is held against 0.05 / n, the next against
+    0.05 / (n - 1), and so on to the first that fails.
+    """
+    held = [False] * len(p)
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        if p[i] > (1 - LEVEL) / (len(p) - rank):
+            break
+        held[i] = True
+    return held
 
 
 def needed_seeds(a: Any, b: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmae.core.measure.statistics import Interval
+from vmae.core.measure.statistics import Interval, holm
 from vmae.experiments.answers import Answers, compare, read_answers, verdict
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.stages.stage import Metric
@@ -44,9 +44,9 @@ def answers_by_label(states: list[TrialState], sweep: SweepDir) -> dict[str, Ans
 def judge(plan: Plan, states: list[TrialState], sweep: SweepDir) -> Verdict | None:
     """What can be said of the trials that are done; None before any is.
 
-    The setting with the highest mean wins where the paired 95 % interval of its difference to every other
-    one excludes zero. Without answers (a metric that is no accuracy, trials of an earlier version) nothing
-    is claimed. Raises InputError as `read_answers`.
+    The setting with the highest mean wins where it differs from every other one on the same videos, 95 % for
+    these comparisons together (`holm`). Without answers (a metric that is no accuracy, trials of an earlier
+    version) nothing is claimed. Raises InputError as `read_answers`.
     """
     found, metric = groups(states), plan.ranked_by
     best = winner(found, metric)
@@ -62,14 +62,16 @@ def judge(plan: Plan, states: list[TrialState], sweep: SweepDir) -> Verdict | No
         line = f"no winner: {name} has the best mean, and no answers video by video say whether that is luck"
         return Verdict(line=line, warnings=warnings)
     others.sort(key=lambda g: metric.score_of(g.mean[metric.name]), reverse=True)
-    said = None
-    for other in others:
-        pair, seeds = compare(answers[best.label], answers[other.label])
-        text = verdict(name, _named(plan, other), pair, seeds)
-        if not (pair.told_apart and pair.mean > 0):
-            return Verdict(line=text, warnings=warnings)
-        said = said or text
-    more = "" if len(others) == 1 else f", and than each of the other {len(others) - 1}"
+    pairs = [compare(answers[best.label], answers[other.label]) for other in others]
+    several = f"for {len(others)} comparisons together (Holm)"
+    for other, (pair, seeds), held in zip(others, pairs, holm([p.p for p, _ in pairs]), strict=True):
+        line = verdict(name, _named(plan, other), pair, seeds)
+        if pair.told_apart and pair.mean > 0 and not held:
+            line = f"no winner: {line}, but not {several}"
+        if not (pair.told_apart and pair.mean > 0 and held):
+            return Verdict(line=line, warnings=warnings)
+    said = verdict(name, _named(plan, others[0]), *pairs[0])
+    more = "" if len(others) == 1 else f", and than each of the other {len(others) - 1}, {several}"
     return Verdict(line=f"winner: {said}{more}", winner=best.label, warnings=warnings)
 
 

@@ -66,6 +66,18 @@ def test_ties_have_no_winner_and_say_with_how_much_they_were_not_told_apart(tmp_
     )
 
 
+def test_what_holds_for_one_pair_need_not_hold_for_many(tmp_path: Path) -> None:
+    # 6 of 100 answers differ: p = 0.03, which is enough for one comparison and not for the first of two.
+    plan, sweep = planned(), SweepDir(tmp_path)
+    shares = {"0.5": 0.44, "0.75": 0.44, "0.9": 0.5, "baseline": 0.3}
+    found = judge(plan, done(plan, sweep, shares, videos=100), sweep)
+    assert found is not None and found.winner is None
+    assert found.line.startswith(
+        "no winner: mask.ratio = 0.9 is better than mask.ratio = 0.5: +6.0 points [+1.0, "
+    )
+    assert found.line.endswith("on the same 100 videos, but not for 2 comparisons together (Holm)")
+
+
 def test_chance_and_random_weights_are_named(tmp_path: Path) -> None:
     plan, sweep = planned(), SweepDir(tmp_path)
     shares = {"0.5": 0.2, "0.75": 0.27, "0.9": 0.8, "baseline": 0.5}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
-from vmae.core.measure.statistics import interval, needed_seeds, paired
+from vmae.core.measure.statistics import holm, interval, needed_seeds, paired
 
 
 def right(hits, videos):
@@ -110,6 +110,25 @@ def test_coverage_of_both_intervals_is_about_its_level():
         told += paired(*draw, seed=trial).told_apart
     assert hits >= 184  # 95 % of 200 less two standard deviations
     assert told <= 16
+
+
+def test_several_comparisons_hold_together_as_holm_has_it():
+    # Holm 1979 by hand: 0.01 <= 0.05 / 4, 0.02 > 0.05 / 3, and nothing after the first that fails.
+    assert holm([0.02, 0.01, 0.03, 0.04]) == [False, True, False, False]
+    assert holm([0.01, 0.04, 0.02, 0.012]) == [True, True, True, True]
+    assert holm([0.051]) == [False] and holm([]) == []
+
+
+def test_p_is_that_of_the_interval_and_of_the_normal_tail_where_draws_end():
+    rng = np.random.default_rng(0)
+    a = rng.random(400) < 0.6
+    near = paired(a, a ^ (rng.random(400) < 0.02))
+    assert near.told_apart == (near.p < 0.05)
+    b = a & (rng.random(400) < 0.9)
+    z = (a.mean() - b.mean()) / ((a.astype(float) - b).std() / 20)
+    # The two made-up videos of a pair make it larger, by less than three times here.
+    assert 1 < paired(a, b).p / math.erfc(z / math.sqrt(2)) < 3
+    assert paired(a, a).p == 1.0
 
 
 def test_refusals():
