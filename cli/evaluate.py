@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vmae.cli.options import address_options, fitness_shown, runs_dir_option, set_option
-from vmae.cli.training import show_evaluation, show_tested
+from vmae.cli.training import show_tested
 from vmae.experiments import stages
 from vmae.experiments.stages.finetune import STAGE
 
@@ -55,6 +56,7 @@ def evaluate(
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
+    from vmae.core.files import read_record
     from vmae.core.progress import progress
     from vmae.experiments import evaluation
     from vmae.experiments.tracking import store_at
@@ -72,33 +74,19 @@ def evaluate(
     if task is not None:
         changes["job"] = stages.TASKS[task].name
     config = override(config, {**changes, **parse_assignments(assignments)})
-    if stages.STAGES[config.job].test is not None:
-        if address is not None:
-            got = stages.STAGES[config.job].task
-            raise InputError(f"--address: expected a model of task {STAGE.task}, got one of {got}")
-        tested, home = evaluation.test_run(
-            config,
-            store,
-            checkpoint,
-            progress=lambda videos: progress("evaluate", videos, unit="video"),
-        )
-        if as_json:
-            click.echo(json.dumps({**tested.numbers, "folder": str(home.path)}))
-            return
-        show_tested(tested)
-        return
-    with fitness_shown():
-        result, home = evaluation.evaluate_run(
-            config,
-            store,
-            checkpoint,
-            address=address,
-            gpus=gpus,
-            progress=lambda videos: progress("evaluate", videos, unit="video"),
-        )
+    showing: Any = {"progress": lambda videos: progress("evaluate", videos, unit="video")}
+    if stages.STAGES[config.job].test in (None, STAGE.test):
+        with fitness_shown():
+            tested, home = evaluation.evaluate_run(
+                config, store, checkpoint, address=address, gpus=gpus, **showing
+            )
+    elif address is not None:
+        got = stages.STAGES[config.job].task
+        raise InputError(f"--address: expected a model of task {STAGE.task}, got one of {got}")
+    else:
+        tested, home = evaluation.test_run(config, store, checkpoint, **showing)
     if as_json:
-        click.echo(
-            json.dumps({**result.metrics(), "videos": len(result.predictions), "folder": str(home.path)})
-        )
+        facts = read_record(home.metrics) or {}
+        click.echo(json.dumps({**facts, **tested.numbers, "folder": str(home.path)}))
         return
-    show_evaluation(result, home)
+    show_tested(tested)

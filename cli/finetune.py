@@ -9,24 +9,13 @@ import click
 
 from vmae.cli.finetune_folds import finetune_folds
 from vmae.cli.options import in_runs_dir
-from vmae.cli.training import (
-    Ahead,
-    cache_progress,
-    echo_note,
-    interruptible,
-    make_demo_data_if_used,
-    show_evaluation,
-    show_tested,
-    show_training,
-    training_progress,
-)
+from vmae.cli.training import Ahead, show_tested, show_training, train
 from vmae.cli.training_options import TrainingOptions, training_options
 from vmae.experiments import stages
 from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
-    from vmae.experiments.distributed import WorkersConfig
     from vmae.experiments.stages.stage import Stage
     from vmae.experiments.tracking import Store
 
@@ -59,91 +48,39 @@ def finetune(options: TrainingOptions) -> None:
     workers = options.workers()
     store = store_at(options.runs_dir)
     stage = _stage(options, store)
-    if stage is not STAGE:
-        train_head(stage, options, store, workers)
-    else:
-        train_classifier(options, store, workers)
-
-
-def train_classifier(options: TrainingOptions, store: Store, workers: WorkersConfig | None) -> None:
-    """Train and test a classifier, or one of each fold."""
-    from vmae.core.errors import InputError
-    from vmae.core.progress import progress
-    from vmae.experiments import jobs
-    from vmae.experiments.folds import has_folds
-
-    config, ahead, found = options.resumed(store, STAGE.name), None, None
+    classes = stage is STAGE
+    if not classes and (options.folds is not None or options.seeds is not None):
+        raise InputError(f"--folds: expected --task {STAGE.task}, got {stage.task}")
     if options.seeds is not None and options.folds is None:
         raise InputError("--seeds: expected --folds to go with it, got none")
+    config, found = options.resumed(store, stage.name), None
+    fresh = config is None
     if config is None:
-        config, found = options.config(STAGE.name, STAGE.recipe, store, shape_of=_run_of(options, store))
+        # The lists of another task are of another kind: with its own only the clip's shape is the run's.
+        shape = _run_of(options, store) if classes or options.train_csv is None else None
+        config, found = options.config(stage.name, stage.recipe, store, shape_of=shape)
         config = jobs.named(store, config, options.run_name)
-        ahead = Ahead(found, workers=workers is not None, cache=store.layout.cache)
-    make_demo_data_if_used(config)
-    if options.folds is not None or has_folds(store.layout.run(config.name)):
-        finetune_folds(
-            config,
-            store,
-            spec=options.folds or "",
-            seeds=options.seeds or 1,
-            workers=workers,
-            ahead=Ahead(found, workers=workers is not None, cache=store.layout.cache),
-        )
+    ahead = Ahead(found, workers=workers is not None, cache=store.layout.cache)
+    if options.folds is not None or (classes and has_folds(store.layout.run(config.name))):
+        spec, seeds = options.folds or "", options.seeds or 1
+        finetune_folds(config, store, spec=spec, seeds=seeds, workers=workers, ahead=ahead)
         return
-    with (
-        interruptible(STAGE.name, config, store),
-        cache_progress("decode") as cached,
-        training_progress(config) as report,
-    ):
-        outcome = jobs.finetune_run(
-            config,
-            store,
-            report=report,
-            cache_progress=cached,
-            test_progress=lambda videos: progress("test", videos, unit="video"),
-            workers=workers,
-            notes=echo_note,
-            ahead=ahead,
-        )
+    outcome = train(
+        STAGE.name,
+        jobs.task_run,
+        config,
+        store,
+        workers=workers,
+        test_progress=lambda videos: progress("test", videos, unit="video"),
+        ahead=ahead if fresh and classes else None,
+    )
     where = in_runs_dir(store)
     show_training(STAGE.name, config, outcome.result, where)
-    if outcome.evaluation is not None:
-        show_evaluation(outcome.evaluation, outcome.home.evaluation)
-    click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
-    click.echo(f"\nnext:\n  vmae predict VIDEO --checkpoint {config.name}{where}")
-
-
-def train_head(stage: Stage, options: TrainingOptions, store: Store, workers: WorkersConfig | None) -> None:
-    """Train and test the head of a task other than classification."""
-    from vmae.core.errors import InputError
-    from vmae.core.progress import progress
-    from vmae.experiments import jobs
-
-    if options.folds is not None or options.seeds is not None:
-        raise InputError(f"--folds: expected --task {STAGE.task}, got {stage.task}")
-    config = options.resumed(store, stage.name)
-    if config is None:
-        # With lists of its own only the clip's shape is the initial run's: its lists are of another kind.
-        shape = _run_of(options, store) if options.train_csv is None else None
-        config, _ = options.config(stage.name, stage.recipe, store, shape_of=shape)
-        config = jobs.named(store, config, options.run_name)
-    make_demo_data_if_used(config)
-    with cache_progress("decode") as cached, training_progress(config) as report:
-        outcome = jobs.task_run(
-            config,
-            store,
-            report=report,
-            cache_progress=cached,
-            test_progress=lambda videos: progress("test", videos, unit="video"),
-            workers=workers,
-            notes=echo_note,
-        )
-    where = in_runs_dir(store)
-    show_training(finetune.name or "", config, outcome.result, where)
     if outcome.tested is not None:
         show_tested(outcome.tested)
     click.echo(f"model: {outcome.result.best_model_path or outcome.result.model_path}")
-    click.echo(f"\nnext:\n  vmae evaluate --checkpoint {config.name} --data LIST{where}")
+    next_ = "predict VIDEO --checkpoint {}" if classes else "evaluate --checkpoint {} --data LIST"
+    click.echo(f"\nnext:\n  vmae {next_.format(config.name)}{where}")
 
 
 def _stage(options: TrainingOptions, store: Store) -> Stage:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmae.cli.options import in_runs_dir
-from vmae.cli.training import Ahead, cache_progress, echo_note, interruptible, training_progress
+from vmae.cli.training import Ahead, make_demo_data_if_used, train
 from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def finetune_folds(
     from vmae.core.progress import progress
     from vmae.experiments import folds, jobs
 
+    make_demo_data_if_used(config)
     runs = folds.begin(config, store, spec, seeds, undecided=ahead.undecided)
     ahead.undecided = runs.undecided
     where = in_runs_dir(store)
@@ -38,26 +39,21 @@ def finetune_folds(
         if folds.is_done(store.layout.run(one.config.name)):
             continue
         click.echo(f"fold {one.fold}, seed {one.seed} ({number} of {len(runs.runs)})", err=True)
-        with (
-            interruptible(STAGE.name, config, store),
-            cache_progress("decode") as cached,
-            training_progress(one.config) as report,
-        ):
-            outcome = jobs.finetune_run(
-                one.config,
-                store,
-                report=report,
-                cache_progress=cached,
-                test_progress=lambda videos: progress("test", videos, unit="video"),
-                workers=workers,
-                notes=echo_note,
-                ahead=ahead,
-            )
+        outcome = train(
+            STAGE.name,
+            jobs.task_run,
+            one.config,
+            store,
+            workers=workers,
+            part_of=config,
+            test_progress=lambda videos: progress("test", videos, unit="video"),
+            ahead=ahead,
+        )
         if outcome.result.stopped:
             click.echo(f"interrupted, state saved. Go on with: vmae finetune --resume {config.name}{where}")
             raise SystemExit(130)
-        if outcome.evaluation is not None:
-            click.echo(f"{one.config.name}: top-1 {outcome.evaluation.interval().text()}")
+        if outcome.tested is not None:
+            click.echo(f"{one.config.name}: {outcome.tested.lines[0]}")
     summary = folds.finish(config, store, runs)
     for line in summary.lines(f"{config.name}: top-1"):
         click.echo(line)

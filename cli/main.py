@@ -7,7 +7,9 @@ Ray, MLflow or Streamlit at module level.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import re
 import sys
@@ -94,6 +96,8 @@ def run(argv: list[str] | None = None) -> None:
     own_process = argv is None
     if own_process:
         make_safe()
+        # Else the interpreter's end looks through a million objects for garbage: a second of a processor.
+        atexit.register(gc.freeze)
     argv = sys.argv[1:] if argv is None else argv
     os.environ["VMAE_COMMAND"] = " ".join(["vmae", *argv])  # runs record it, in Ray's workers too
     # --debug works wherever it stands on the line.

@@ -5,15 +5,7 @@ from __future__ import annotations
 import click
 
 from vmae.cli.options import in_runs_dir
-from vmae.cli.training import (
-    Ahead,
-    cache_progress,
-    echo_note,
-    interruptible,
-    make_demo_data_if_used,
-    show_training,
-    training_progress,
-)
+from vmae.cli.training import Ahead, show_training, train
 from vmae.cli.training_options import TrainingOptions, training_options
 from vmae.experiments.stages.pretrain import STAGE
 
@@ -38,15 +30,7 @@ def pretrain(options: TrainingOptions) -> None:
         config, found = options.config(STAGE.name, "demo_pretrain", store)
         config = jobs.named(store, config, options.run_name)
         ahead = Ahead(found, workers=workers is not None)
-    make_demo_data_if_used(config)
-    with (
-        interruptible(STAGE.name, config, store),
-        cache_progress("decode") as cached,
-        training_progress(config) as report,
-    ):
-        outcome = jobs.pretrain_run(
-            config, store, report=report, cache_progress=cached, workers=workers, notes=echo_note, ahead=ahead
-        )
+    outcome = train(STAGE.name, jobs.pretrain_run, config, store, workers=workers, ahead=ahead)
     where = in_runs_dir(store)
     show_training(STAGE.name, config, outcome.result, where)
     if outcome.eval_loss is not None and HELD_OUT not in outcome.result.metrics:  # it is said already

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vmae.core.measure.evaluate import Evaluation
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
-    from vmae.experiments.layout import EvaluationDir
+    from vmae.experiments.distributed import WorkersConfig
     from vmae.experiments.recommend import Recommendation
     from vmae.experiments.stages.stage import Metric, Tested
     from vmae.experiments.tracking import Store
@@ -43,6 +42,9 @@ def make_demo_data_if_used(config: ExperimentConfig) -> None:
     made = make_demo_data(DEMO_DATA)
     if made.made:
         click.echo(f"built-in data set: {made.made} videos written to {DEMO_DATA}", err=True)
+
+
+Outcome = TypeVar("Outcome")
 
 
 class Ahead:
@@ -117,11 +119,13 @@ def echo_note(text: str) -> None:
 
 @contextmanager
 def interruptible(verb: str, config: ExperimentConfig, store: Store) -> Iterator[None]:
-    """Ctrl-C inside ends the command with exit code 130 and a line of what is kept."""
+    """Ctrl-C, SIGTERM or SIGHUP inside ends the command with exit code 130 and a line of what is kept."""
     from vmae.core.train.state import list_states
+    from vmae.experiments.signals import interrupting
 
     try:
-        yield
+        with interrupting():
+            yield
     except KeyboardInterrupt:
         home = store.layout.run(config.name)
         on = f"Go on with: vmae {verb} --resume {config.name}{in_runs_dir(store)}"
@@ -138,6 +142,36 @@ def interruptible(verb: str, config: ExperimentConfig, store: Store) -> Iterator
             text = f"interrupted before the first checkpoint: nothing is kept but the configuration. {on}"
         click.echo(text)
         raise SystemExit(130) from None
+
+
+def train(
+    verb: str,
+    run: Callable[..., Outcome],
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    workers: WorkersConfig | None,
+    part_of: ExperimentConfig | None = None,
+    **how: Any,
+) -> Outcome:
+    """Do `jobs.pretrain_run` or `jobs.task_run` with its progress shown, and with the built-in videos made.
+
+    `part_of`: what is resumed by `vmae VERB --resume` after Ctrl-C, where it is not this run by itself.
+    """
+    from vmae.experiments import jobs
+    from vmae.experiments.locks import given_up
+    from vmae.experiments.run import default_device
+    from vmae.experiments.weights import with_teacher_at
+
+    with interruptible(verb, part_of or config, store):
+        with given_up(store.layout.run(config.name).path):
+            # What is refused is refused before videos are written.
+            processes = workers.count if workers else 1
+            jobs.check_config(with_teacher_at(config, store), default_device(), processes=processes)
+            make_demo_data_if_used(config)
+        with cache_progress("decode") as cached, training_progress(config) as report:
+            shown: Any = {"report": report, "cache_progress": cached, "notes": echo_note}
+            return run(config, store, workers=workers, **shown, **how)
 
 
 def show_training(verb: str, config: ExperimentConfig, result: TrainResult, where: str = "") -> None:
@@ -163,29 +197,6 @@ def show_training(verb: str, config: ExperimentConfig, result: TrainResult, wher
     line = recipes.loss_comparison(config, 1.0, result.metrics["loss"]) or recipes.why_not_compared(config)
     if line is not None:
         click.echo(line)
-
-
-def show_evaluation(evaluation: Evaluation, home: EvaluationDir) -> None:
-    """Accuracies over all videos with an interval, on which list, and where the details are."""
-    from vmae.core.files import read_record
-
-    facts = read_record(home.metrics) or {}
-    videos = len(evaluation.predictions)
-    views = max(p.views for p in evaluation.predictions)
-    name, chance = Path(facts.get("list", "")).name, 1 / len(evaluation.confusion)
-    click.echo(
-        f"top-1 {evaluation.interval().text()}  top-5 {evaluation.top5:.1%}  "
-        f"mean class {evaluation.mean_class:.1%}  (chance {chance:.1%}) on {videos} videos of {name}, "
-        f"{views} views each"
-    )
-    if facts.get("chose"):
-        click.echo(
-            f"{name} chose the epoch, so this number is too good by some points: data.test_csv or --folds "
-            "measure on videos that chose nothing"
-        )
-    if evaluation.unreadable:
-        click.echo(f"{evaluation.unreadable} videos could not be read and count as wrong")
-    click.echo(f"details: {home.predictions}, {home.confusion.name}")
 
 
 def show_tested(tested: Tested) -> None:

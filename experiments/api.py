@@ -398,10 +398,9 @@ def finetune(
     store = store_at(_folder(runs_dir))
     wanted = _config(store, stages.finetune.STAGE.name, recipe, budget_s, data, val, init, settings)
     config = jobs.named(store, wanted, name)
-    outcome = jobs.finetune_run(config, store, report=report)
-    found = outcome.evaluation
-    on = stages.finetune.measured_on(config, best=outcome.result.best_model_path is not None)
-    more = {} if found is None else {f"{on.prefix}{k}": v for k, v in found.metrics().items()}
+    outcome = jobs.task_run(config, store, report=report)
+    found = outcome.tested
+    more = {} if found is None else {f"{found.on.prefix}{k}": v for k, v in found.numbers.items()}
     return _trained(config, outcome.result, more)
 
 

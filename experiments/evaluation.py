@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError
-from vmae.core.measure.evaluate import Evaluation, VideoPrediction, summarise
+from vmae.core.measure.evaluate import VideoPrediction, summarise
 from vmae.core.progress import Progress
 from vmae.core.weights.models import expect_classes
 from vmae.experiments import jobs, stages
@@ -20,7 +20,7 @@ from vmae.experiments.executors import Here
 from vmae.experiments.layout import EvaluationDir, found_config
 from vmae.experiments.locks import given_up
 from vmae.experiments.provenance import config_tags
-from vmae.experiments.stages.finetune import class_names, measured_on, write_evaluation
+from vmae.experiments.stages.finetune import class_names, measured_on, tested, write_evaluation
 from vmae.experiments.stages.stage import Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
 from vmae.experiments.weights import config_of_model, load_model_at, model_source, place_of
@@ -34,7 +34,7 @@ def evaluate_run(
     address: str | None = None,
     gpus: float = 0.0,
     progress: Callable[[int], Progress] | None = None,
-) -> tuple[Evaluation, EvaluationDir]:
+) -> tuple[Tested, EvaluationDir]:
     """Evaluate the classifier at `source` on the configuration's test list, recorded as a run of its own.
 
     With `address` the nodes of that Ray cluster share the videos; each task takes one CPU and `gpus` GPUs.
@@ -98,10 +98,10 @@ def evaluate_run(
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
     ) as tracker:
         on = measured_on(config, best=Path(model_source(store, source)).name == home.best.name)
-        files = write_evaluation(evaluation, home.evaluation, labels, views, on)
-        jobs.log_evaluation(tracker, evaluation, files, on)
+        found = tested(evaluation, write_evaluation(evaluation, home.evaluation, labels, views, on), on)
+        jobs.log_tested(tracker, found)
     video_map.forget(work, dataset.samples, parts)
-    return evaluation, home.evaluation
+    return found, home.evaluation
 
 
 def test_run(
@@ -126,7 +126,7 @@ def test_run(
     home = store.layout.run(name)
     context = Here(store.storage()).process.context(Work(config=config, home=home))
     with given_up(home.path):
-        tested = stage.test(context, place, progress)
+        found = stage.test(context, place, progress)
     with Tracker(
         store,
         home.path,
@@ -136,8 +136,8 @@ def test_run(
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
     ) as tracker:
-        jobs.log_tested(tracker, tested)
-    return tested, home.evaluation
+        jobs.log_tested(tracker, found)
+    return found, home.evaluation
 
 
 def evaluation_config(store: Store, source: str) -> ExperimentConfig:

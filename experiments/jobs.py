@@ -15,7 +15,6 @@ import torch
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
-from vmae.core.measure.evaluate import Evaluation
 from vmae.core.measure.low_shot import LowShot
 from vmae.core.measure.probe import ProbeResult
 from vmae.core.model.encoder import VideoModel
@@ -36,8 +35,8 @@ from vmae.experiments.layout import RESERVED, RunDir, found_config
 from vmae.experiments.locks import at_work, check_name, claim, claim_numbered
 from vmae.experiments.provenance import config_tags, first_code, with_first_digest
 from vmae.experiments.runs import Filter, Run, find, list_runs
-from vmae.experiments.stages import STAGES, finetune, measure, pretrain, probe
-from vmae.experiments.stages.stage import Context, Measured, Stage, Tested, Work
+from vmae.experiments.stages import STAGES, measure, pretrain, probe
+from vmae.experiments.stages.stage import Context, Stage, Tested, Work
 from vmae.experiments.tracking import Store, Tracker, create_store, key_of, tags
 from vmae.experiments.weights import model_source, with_init, with_teacher_at
 
@@ -56,17 +55,9 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOutcome:
-    """A finished (or stopped) fine-tuning run; `evaluation` is None when stopped or without a list."""
-
-    result: TrainResult
-    evaluation: Evaluation | None
-    home: RunDir
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskOutcome:
-    """A finished (or stopped) training of a head; `tested` is None when stopped or without a list."""
+    """A finished (or stopped) training of a classifier or another head; `tested` is None when stopped or
+    without a list."""
 
     result: TrainResult
     tested: Tested | None
@@ -285,7 +276,7 @@ def pretrain_run(
 
 
 @at_work
-def finetune_run(
+def task_run(
     config: ExperimentConfig,
     store: Store,
     *,
@@ -295,35 +286,12 @@ def finetune_run(
     notes: Callable[[str], None] | None = None,
     ahead: Ahead | None = None,
     workers: WorkersConfig | None = None,
-) -> FinetuneOutcome:
-    """Fine-tune as `training` does; evaluate the best epoch's model on the test views."""
-    given: Any = {"report": report, "cache_progress": cache_progress, "workers": workers, "notes": notes}
-    given["ahead"] = ahead
-    evaluation = None
-    with training(finetune.STAGE, config, store, more_tags=_initial, **given) as done:
-        data = done.config.data
-        if (data.test_csv or data.val_csv) and not done.result.stopped:
-            on = finetune.measured_on(done.config, best=done.result.best_model_path is not None)
-            evaluation, files = finetune.evaluated(done.context(), done.model, on, test_progress)
-            log_evaluation(done.tracker, evaluation, files, on)
-    return FinetuneOutcome(result=done.result, evaluation=evaluation, home=done.home)
-
-
-@at_work
-def task_run(
-    config: ExperimentConfig,
-    store: Store,
-    *,
-    report: Report | None = None,
-    cache_progress: CacheProgress | None = None,
-    test_progress: Callable[[int], Progress] | None = None,
-    notes: Callable[[str], None] | None = None,
-    workers: WorkersConfig | None = None,
 ) -> TaskOutcome:
     """Train the head of the configuration's job as `training` does; test the best epoch's model."""
     given: Any = {"report": report, "cache_progress": cache_progress, "workers": workers, "notes": notes}
+    given["ahead"] = ahead
     stage, tested = STAGES[config.job], None
-    with training(stage, config, store, more_tags=_initial, ahead=None, **given) as done:
+    with training(stage, config, store, more_tags=_initial, **given) as done:
         data = done.config.data
         if stage.test is not None and (data.test_csv or data.val_csv) and not done.result.stopped:
             tested = stage.test(done.context(), done.model, test_progress)
@@ -340,14 +308,6 @@ def log_tested(tracker: Tracker, tested: Tested) -> None:
 
 def _initial(config: ExperimentConfig) -> dict[str, str]:
     return {tags.INIT: config.init or "fresh weights"}
-
-
-def log_evaluation(tracker: Tracker, evaluation: Evaluation, files: Sequence[Path], on: Measured) -> None:
-    """Track an evaluation's numbers and files."""
-    metrics = finetune.evaluation_metrics(evaluation)
-    tracker.log_metrics({f"{on.prefix}{k}": v for k, v in metrics.items()}, 0)
-    for file in files:
-        tracker.log_artifact(file, "evaluation")
 
 
 def model_to_probe(

@@ -30,6 +30,19 @@ def interrupts() -> None:
 
 
 @contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Inside, they do what Ctrl-C does (`interrupts`); afterwards what they did before."""
+    before = {s: signal.getsignal(s) for s in ENDING}
+    interrupts()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def ignored() -> Iterator[None]:
     """Inside, neither they nor Ctrl-C do anything: for what must not be left half done."""
     if threading.current_thread() is not threading.main_thread():

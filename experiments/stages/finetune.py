@@ -16,6 +16,7 @@ from vmae.experiments.stages.stage import (
     Metric,
     Numbers,
     Stage,
+    Tested,
     accuracies,
 )
 from vmae.experiments.tracking import tags
@@ -205,6 +206,30 @@ def evaluated(
     return found, write_evaluation(found, context.home.evaluation, names, views, on)
 
 
+def test(context: Context, place: Path, progress: Callable[[int], Progress] | None = None) -> Tested:
+    """What the classifier at `place` reaches on the test views; its files go to `home`."""
+    on = measured_on(context.config, best=place.name == context.home.best.name)
+    return tested(*evaluated(context, place, on, progress), on)
+
+
+def tested(found: Evaluation, files: list[Path], on: Measured) -> Tested:
+    """An evaluation in words: accuracies with an interval, on which list and how many videos."""
+    views = max(p.views for p in found.predictions)
+    name, videos = Path(on.listed).name, len(found.predictions)
+    lines = [
+        f"top-1 {found.interval().text()}  top-5 {found.top5:.1%}  mean class {found.mean_class:.1%}  "
+        f"(chance {1 / len(found.confusion):.1%}) on {videos} videos of {name}, {views} views each"
+    ]
+    if on.chose:
+        lines.append(
+            f"{name} chose the epoch, so this number is too good by some points: data.test_csv or --folds "
+            "measure on videos that chose nothing"
+        )
+    if found.unreadable:
+        lines.append(f"{found.unreadable} videos could not be read and count as wrong")
+    return Tested(numbers=evaluation_metrics(found), files=files, lines=lines, on=on)
+
+
 def evaluation_metrics(found: Evaluation) -> Numbers:
     """An evaluation's numbers, the interval of its accuracy among them."""
     interval = found.interval()
@@ -276,5 +301,6 @@ STAGE = Stage(
     ),
     model_tag=tags.CLASSIFIER,
     best_counts=True,
+    test=test,
     baseline="fine-tuned from scratch",
 )

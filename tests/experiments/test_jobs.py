@@ -85,12 +85,12 @@ def test_a_fine_tuning_goes_on_without_the_weights_it_began_with(
     def weights(name: str) -> dict[str, torch.Tensor]:
         return load_model(store.layout.run(name).model)[0].state_dict()
 
-    jobs.finetune_run(replace(tuned, name="whole"), store)
+    jobs.task_run(replace(tuned, name="whole"), store)
     home = store.layout.run("part")
-    stopped = jobs.finetune_run(replace(tuned, name="part"), store, report=terminated_at(1))
+    stopped = jobs.task_run(replace(tuned, name="part"), store, report=terminated_at(1))
     assert stopped.result.stopped and 0 < stopped.result.steps < 4
     shutil.rmtree(store.layout.run("pt").path)
-    outcome = jobs.finetune_run(jobs.saved_config(store, "part"), store)
+    outcome = jobs.task_run(jobs.saved_config(store, "part"), store)
     assert outcome.result.steps == 4
     assert all(torch.equal(v, weights("part")[k]) for k, v in weights("whole").items())
     assert jobs.saved_config(store, "part").init.endswith("runs/pt/model")
@@ -98,4 +98,4 @@ def test_a_fine_tuning_goes_on_without_the_weights_it_began_with(
     for state in home.checkpoints.glob("step-*/state.pt"):
         state.write_bytes(b"cut")
     with pytest.raises(VmaeError, match="runs/pt/model"):
-        jobs.finetune_run(jobs.saved_config(store, "part"), store)
+        jobs.task_run(jobs.saved_config(store, "part"), store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -104,9 +105,11 @@ def test_a_model_is_measured_by_its_own_class_names(
     wanted = experiment(
         data=data(lists, train_csv="", val_csv="", test_csv=str(lists / "val/list.csv"), segments=1, crops=1)
     )
-    result, _ = evaluate_run(wanted, store_at(tmp_path / "runs"), str(tmp_path / "model"))
-    expected = {"black": 0, "white": 1} if names is None else {n: names.index(n) for n in ("black", "white")}
-    assert {Path(p.path).stem[:-1]: p.label for p in result.predictions} == expected
+    _, home = evaluate_run(wanted, store_at(tmp_path / "runs"), str(tmp_path / "model"))
+    expected = {"black": "0", "white": "1"} if names is None else {n: n for n in ("black", "white")}
+    with home.predictions.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {Path(row["path"]).stem[:-1]: row["label"] for row in rows} == expected
     if names:
         (lists / "val/classes.txt").write_text("black\npurple\n")
         with pytest.raises(InputError, match="got 'purple'"):
