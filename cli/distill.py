@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from vmae.cli.finetune import train_classifier
+from vmae.cli.finetune import train_head
 from vmae.cli.training_options import TrainingOptions, training_options
+from vmae.experiments.stages.finetune import STAGE
 
 
 @click.command()
@@ -44,4 +45,4 @@ def distill(options: TrainingOptions) -> None:
         expect_model(load_model_at(store, options.teacher)[0], VideoClassifier, options.teacher)
     elif options.resume is None:
         raise InputError("expected --teacher RUN, PATH or hf://org/name; got none")
-    train_classifier(options, store, options.workers())
+    train_head(STAGE, options, store, options.workers())

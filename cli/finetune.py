@@ -16,6 +16,7 @@ from vmae.experiments.stages.finetune import STAGE
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
+    from vmae.experiments.distributed import WorkersConfig
     from vmae.experiments.stages.stage import Stage
     from vmae.experiments.tracking import Store
 
@@ -47,7 +48,16 @@ def finetune(options: TrainingOptions) -> None:
 
     workers = options.workers()
     store = store_at(options.runs_dir)
-    stage = _stage(options, store)
+    train_head(_stage(options, store), options, store, workers)
+
+
+def train_head(stage: Stage, options: TrainingOptions, store: Store, workers: WorkersConfig | None) -> None:
+    """Train and test a classifier (or one of each fold), or the head of another task."""
+    from vmae.core.errors import InputError
+    from vmae.core.progress import progress
+    from vmae.experiments import jobs
+    from vmae.experiments.folds import has_folds
+
     classes = stage is STAGE
     if not classes and (options.folds is not None or options.seeds is not None):
         raise InputError(f"--folds: expected --task {STAGE.task}, got {stage.task}")
