@@ -43,6 +43,12 @@ KINDS = (".mp4", ".gif", ".png")
     show_default=True,
     help="model_only uses nothing of the hidden pixels; as_trained borrows their mean and variance.",
 )
+@click.option(
+    "--pca",
+    is_flag=True,
+    help="Add what the encoder makes of the whole clip: the first three principal components of its tokens "
+    "as red, green and blue.",
+)
 @click.option("--fps", default=8.0, show_default=True, type=float, help="Frames a second of the film.")
 @runs_dir_option
 def reconstruct(
@@ -55,6 +61,7 @@ def reconstruct(
     start: int | None,
     sampling_rate: int | None,
     form: str,
+    pca: bool,
     fps: float,
     runs_dir: Path | None,
 ) -> None:
@@ -64,7 +71,7 @@ def reconstruct(
     the original, so it looks better than the model is; "model only" does not.
     """
     from vmae.core.errors import InputError
-    from vmae.core.measure.films import form_label
+    from vmae.core.measure.films import PCA_LABEL, form_label
     from vmae.core.measure.reconstruct import FORMS, reconstruction_metrics
     from vmae.experiments import api
 
@@ -83,7 +90,10 @@ def reconstruct(
     forms = list(FORMS) if form == "both" else [form]
     if made.target == "raw":
         forms = ["as_trained"]
-    api.save_film(made, output, forms=forms, fps=fps)
+    more = []
+    if pca:
+        more = [(PCA_LABEL, model.token_colours(video, start=start, sampling_rate=sampling_rate))]
+    api.save_film(made, output, forms=forms, fps=fps, more=more)
     for f in forms:
         numbers = reconstruction_metrics(made, f).means()
         text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())

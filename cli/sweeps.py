@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VERBS: Verbs = {
     "list": ("vmae.cli.sweeps", "list_", "List the sweeps of a run directory."),
     "status": ("vmae.cli.sweeps", "status", "Where a sweep is: trials, numbers, time left."),
+    "cka": ("vmae.cli.sweeps_cka", "cka", "How alike what its trials have learnt is."),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.measure import films
 from vmae.core.measure.reconstruct import Reconstruction, reconstruct, reconstruction_metrics, to_rgb
+from vmae.core.measure.similarity import token_colours
 from vmae.core.model.grid import TokenGrid
 from vmae.core.model.masking import mask_from_bool, sample_mask
 from vmae.core.model.videomae import VideoMAE
@@ -113,6 +114,19 @@ def compute_side(path: str, stamp: int, frames_key: str, _frames: np.ndarray, ma
 def original_sheet(frames_key: str, _frames: np.ndarray) -> str:
     """The clip itself as a sprite sheet."""
     return render.sprite_sheet(_frames)
+
+
+@st.cache_data(max_entries=CLIPS_KEPT, show_spinner=False)
+def token_strip(path: str, stamp: int, frames_key: str, _frames: np.ndarray) -> np.ndarray:
+    """The clip above its tokens' principal components, one column a time slot: uint8 [H', W', 3]."""
+    model = load_videomae(path, stamp)
+    use_threads(model)
+    clip = torch.from_numpy(to_channels(_frames, model.grid.channels))
+    colours = token_colours(model, clip.permute(3, 0, 1, 2)[None])[0]
+    every = slice(None, None, model.grid.tubelet_size)
+    scale = max(1, round(films.TARGET_PIXELS / 2 / model.grid.height))
+    rows = [("original", to_rgb(_frames[every])), (films.PCA_LABEL, colours[every])]
+    return np.asarray(films.contact_sheet(rows, scale=scale))
 
 
 def captions(side: Side, form: str) -> dict[str, tuple[str, str, bool]]:

@@ -17,9 +17,10 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.files import write_bytes
 from vmae.core.measure.evaluate import evaluate
-from vmae.core.measure.films import KINDS, film, film_rows
+from vmae.core.measure.films import KINDS, Rows, film, film_rows
 from vmae.core.measure.probe import Pooling
 from vmae.core.measure.reconstruct import FORMS, Reconstruction, reconstruct
+from vmae.core.measure.similarity import token_colours
 from vmae.core.model.encoder import VideoModel, all_indices
 from vmae.core.model.masking import sample_mask
 from vmae.core.model.videomae import VideoMAE
@@ -195,6 +196,17 @@ class Model:
             model, clip_to_video(torch.from_numpy(frames)[None], self.device), drawn.to(self.device)
         )
 
+    def token_colours(
+        self, video: Video, *, start: int | None = None, sampling_rate: int | None = None
+    ) -> np.ndarray:
+        """One clip's tokens by their first three principal components, uint8 `[T, H, W, 3]`.
+
+        See `vmae.core.measure.similarity.token_colours`; the clip is chosen as `reconstruct` does.
+        """
+        frames = torch.from_numpy(self._one_clip(video, start, sampling_rate))
+        found: np.ndarray = token_colours(self.module, clip_to_video(frames[None], self.device))[0]
+        return found
+
     def _one_clip(self, video: Video, start: int | None, sampling_rate: int | None) -> np.ndarray:
         """uint8 `[T, H, W, C]` at the model's size."""
         grid = self.module.grid
@@ -323,14 +335,23 @@ def _listed(videos: Videos) -> list[Video]:
 
 
 def save_film(
-    made: Reconstruction, file: str | os.PathLike[str], *, forms: Sequence[str] = FORMS, fps: float = 8.0
+    made: Reconstruction,
+    file: str | os.PathLike[str],
+    *,
+    forms: Sequence[str] = FORMS,
+    fps: float = 8.0,
+    more: Rows = (),
 ) -> Path:
-    """Write original, masked input, reconstruction (each of `forms`) and error as .png, .gif or .mp4."""
+    """Write original, masked input, reconstruction (each of `forms`), error and `more` as .png, .gif or .mp4.
+
+    `more`: rows of pictures, each a label and uint8 `[T, H, W, 3]` (`Model.token_colours`).
+    """
     path = Path(file)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in KINDS:
         raise InputError(f"expected a name ending in {', '.join(f'.{k}' for k in KINDS)}; got '{path}'")
-    write_bytes(path, film(kind, film_rows(made, forms[:1] if made.target == "raw" else forms), fps))
+    rows = film_rows(made, forms[:1] if made.target == "raw" else forms)
+    write_bytes(path, film(kind, [*rows, *more], fps))
     return path
 
 

@@ -16,6 +16,7 @@ ERROR_MAX = 0.25
 KINDS = ("png", "gif", "mp4")
 TARGET_PIXELS = 192
 """Pictures of small models are enlarged to about this height, by whole factors."""
+PCA_LABEL = "tokens by principal components"
 Rows = Sequence[tuple[str, np.ndarray]]
 """(label, uint8 `[T, H, W, 3]`) of each row; all of one size."""
 

@@ -379,6 +379,18 @@ def _show(model: VideoMAE, entry: CheckpointEntry, clip: ClipInfo, other: Checkp
     show_viewer(data, key="viewer", on_mask=lambda: _drawn(grid.num_tokens))
     _write_link()
     export.controls(model, frames, mask, view, clip.fps / view.stride)
+    _token_colours(entry, key, frames)
+
+
+def _token_colours(entry: CheckpointEntry, key: str, frames: np.ndarray) -> None:
+    """What the encoder makes of the whole clip, where it is asked for."""
+    if st.toggle("Token colours (PCA)", key="token_colours"):
+        st.image(viewer.token_strip(entry.path, entry.stamp, key, frames))
+        st.caption(
+            "Nothing is masked here. Red, green and blue are the first three principal components of the"
+            " encoder's tokens of this clip: alike to the encoder, alike in colour. Colours of two clips or"
+            " two checkpoints do not correspond."
+        )
 
 
 def _frames(clip: ClipInfo, indices: np.ndarray, view: ViewState, grid: TokenGrid) -> np.ndarray:

@@ -207,6 +207,9 @@ def test_reconstruct_writes_each_kind_of_file(
     out = tmp_path / f"out.{kind}"
     arguments = ["--checkpoint", "pt", "--runs-dir", store, "-o", out, "--ratio", 0.5, "--seed", 3]
     assert vmae("reconstruct", tiny_videos / "00.mp4", *arguments) == 0
+    without = out.read_bytes()
+    assert vmae("reconstruct", tiny_videos / "00.mp4", *arguments, "--pca") == 0
+    assert out.read_bytes() != without
     text = capsys.readouterr().out
     assert "model only: mse" in text and "as trained (true patch statistics): mse" in text
     start = {"mp4": out.read_bytes()[4:8] == b"ftyp", "gif": out.read_bytes()[:3] == b"GIF"}

@@ -122,10 +122,8 @@ def sweeps(mini_data: Path) -> Sweeps:
 
 
 @pytest.fixture(scope="session")
-def undisturbed_numbers(
-    sweeps: Sweeps, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, float]]:
-    """What the trials of `sweeps.command` give when nothing happens: run one after the other, without Ray."""
+def undisturbed_runs(sweeps: Sweeps, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with the sweep of `sweeps.command`: run one after the other, without Ray."""
     runs = tmp_path_factory.mktemp("quiet") / "runs"
     done = subprocess.run(
         [sys.executable, str(ONE_BY_ONE), *sweeps.command(runs)[4:]],
@@ -137,7 +135,13 @@ def undisturbed_numbers(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return sweeps.numbers(runs)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def undisturbed_numbers(sweeps: Sweeps, undisturbed_runs: Path) -> dict[str, dict[str, float]]:
+    """What the trials of `sweeps.command` give when nothing happens."""
+    return sweeps.numbers(undisturbed_runs)
 
 
 class MlflowServer:

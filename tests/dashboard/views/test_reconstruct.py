@@ -146,6 +146,13 @@ def test_uploads(app: Any, dashboard: Any) -> None:
     healthy(app)
 
 
+def test_token_colours_where_they_are_asked_for(app: Any) -> None:
+    assert not any("principal components" in c.value for c in app.caption)
+    app.toggle(key="token_colours").set_value(True).run()
+    assert not app.exception and not app.error
+    assert any("principal components" in c.value for c in app.caption)
+
+
 def test_exports_exist(app: Any) -> None:
     assert {b.label for b in app.get("download_button")} == {"PNG", "GIF", "MP4"}
     assert any("?checkpoint=" in c.value for c in app.code)
