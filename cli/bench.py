@@ -7,6 +7,11 @@ import click
 from vmae.cli.lazy import LazyGroup, Verbs
 
 VERBS: Verbs = {
+    "embeddings": (
+        "vmae.cli.bench_embeddings",
+        "embeddings",
+        "A model's features on the tasks of mteb, by its code.",
+    ),
     "loader": ("vmae.cli.bench_loader", "loader", "Our loader against the usual way and other readers."),
     "kernels": (
         "vmae.cli.bench_kernels",
