@@ -42,6 +42,7 @@ class SweepOptions(ConfigOptions):
     budget: str | None
     stage_names: tuple[str, ...]
     seeds: int
+    equal: Any
     folds: str | None
     cpus: float | None
     gpus: float | None
@@ -106,6 +107,8 @@ class SweepOptions(ConfigOptions):
             stopping=stopping,
             budget_s=self.budget_s,
             resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
+            brings=None if definition is None else definition.brings,
+            equal=self.equal,
         )
 
     def plan_to_resume(self, store: Store, name: str | None) -> Plan:
@@ -213,21 +216,26 @@ class SweepOptions(ConfigOptions):
             if self.values is not None:
                 raise InputError(f"expected --values or --param for {definition.path}, got both")
             return given
-        chosen = (
-            definition.values if self.values is None else typed_values(definition.path, self.values, base)
-        )
+        chosen = definition.values
+        if self.values is not None:
+            chosen = typed_values(definition.path, self.values, base, definition.brings)
         return [Param(path=definition.path, choices=tuple(chosen)), *given]
 
 
 def _placed(param: Param, base: ExperimentConfig, store: Store) -> Param:
     """The parameter, its teachers (`model.target`) named by where they lie, as every trial finds them."""
     from vmae.core.config import override
+    from vmae.core.model.target import teacher_of
     from vmae.experiments.weights import with_teacher_at
 
-    if param.path != "model.target" or not param.choices:
-        return param
-    configs = [override(base, {param.path: choice}) for choice in param.choices]
-    return replace(param, choices=tuple(with_teacher_at(c, store).model.target for c in configs))
+    def placed(choice: Any) -> Any:
+        if teacher_of(str(choice)) is None:
+            return choice
+        return with_teacher_at(override(base, {param.path: choice}), store).model.target
+
+    return (
+        param if param.path != "model.target" else replace(param, choices=tuple(map(placed, param.choices)))
+    )
 
 
 def sweep_options(command: Command) -> Command:
@@ -282,6 +290,14 @@ def sweep_options(command: Command) -> Command:
         config_options,
         click.option(
             "--seeds", type=int, default=1, show_default=True, help="Repeat every trial with this many seeds."
+        ),
+        click.option(
+            "--equal",
+            type=click.Choice(["epochs", "flops", "time"]),
+            default="epochs",
+            show_default=True,
+            help="What trials have in common. flops, time: each gets the epochs that cost what the base's do "
+            "(matrix products; seconds measured here), its teacher's training included.",
         ),
         click.option(
             "--folds",

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.joint import JointEncoder, draw_directions, pretraining_model
 from vmae.core.model.masking import sample_masks
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, resolve_precision
@@ -27,6 +28,7 @@ from vmae.core.video.config import DataConfig
 from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
+from vmae.core.weights.teacher import read_teacher, sized
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 
@@ -128,18 +130,27 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
             model = VideoClassifier(VideoClassifierConfig.from_encoder(shape), max(1, num_classes))
             model.encoder.requires_grad_(not config.finetune.freeze_encoder)
         else:
-            model = VideoMAE(shape)
+            teacher = read_teacher(shape)
+            model = pretraining_model(sized(shape, teacher))
+            if teacher is not None and isinstance(model, VideoMAE):
+                model.learn_from(teacher)
     model.to(device).train()
     optimizer = build_optimizer(model, config.optim)
     precision = resolve_precision(config.train.precision, device)
     generator = torch.Generator().manual_seed(0)
 
     def step(clips: int) -> None:
+        if isinstance(model, JointEncoder):  # whole videos, all their views
+            clips = -(-clips // config.data.repeats) * config.data.repeats
         size = (clips, shape.channels, shape.frames, shape.height, shape.width)
         video = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(device)
         optimizer.zero_grad(set_to_none=True)
         with autocast(precision, device):
-            if isinstance(model, VideoMAE):
+            if isinstance(model, JointEncoder):
+                mask, _ = sample_masks(config.mask, shape.grid, clips, generator=generator)
+                directions = draw_directions(shape.predicted_dim, generator).to(device)
+                loss = model(video, mask.to(device), directions, config.data.repeats)
+            elif isinstance(model, VideoMAE):
                 mask, decode = sample_masks(config.mask, shape.grid, clips, generator=generator)
                 loss = model(video, mask.to(device), *(() if decode is None else (decode.to(device),)))
             else:

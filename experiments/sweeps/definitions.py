@@ -28,6 +28,8 @@ class Definition:
     doc: str = ""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
+    brings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By the text of a value, what else is set with it."""
 
     @property
     def label(self) -> str:
@@ -90,6 +92,22 @@ def decoder_depth() -> Definition:
 def target() -> Definition:
     """What is predicted: pixels normalised per patch, or raw pixels."""
     return _define(target, path="model.target", values=("normalized", "raw"))
+
+
+def objective() -> Definition:
+    """What is learnt from: pixels, a frozen teacher's latents, or views that agree.
+
+    `normalized` and `raw` are masked autoencoders on pixels, `sigreg` is a joint embedding of four views that
+    see a quarter of their tokens (LeVJEPA, arXiv 2608.27395), and --values normalized,teacher:RUN,sigreg adds
+    a frozen model's latents (SALT, arXiv 2509.24317). Objectives differ in what an epoch costs: compare with
+    --equal flops or --equal time.
+    """
+    return _define(
+        objective,
+        path="model.target",
+        values=("normalized", "raw", "sigreg"),
+        brings={"sigreg": {"data.repeats": 4, "mask.type": "random", "mask.ratio": 0.75}},
+    )
 
 
 def loss() -> Definition:
@@ -164,6 +182,7 @@ ALL: dict[str, Callable[[], Definition]] = {
         masking_strategy,
         decoder_depth,
         target,
+        objective,
         loss,
         sampling_rate,
         pretraining_epochs,
@@ -189,6 +208,7 @@ def _define(
     values: tuple[object, ...],
     published: dict[str, dict[str, float]] | None = None,
     fixed: dict[str, str] | None = None,
+    brings: dict[str, dict[str, Any]] | None = None,
 ) -> Definition:
     doc = inspect.getdoc(function) or ""
     return Definition(
@@ -199,4 +219,5 @@ def _define(
         doc=doc,
         published=published or {},
         fixed=fixed or {},
+        brings=brings or {},
     )

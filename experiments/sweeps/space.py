@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,15 +93,19 @@ def parse_param(path: str, text: str, base: ExperimentConfig) -> Param:
     return _bounded(path, name, inside, base)
 
 
-def typed_values(path: str, text: str, base: ExperimentConfig) -> tuple[Any, ...]:
+def typed_values(
+    path: str, text: str, base: ExperimentConfig, brings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Any, ...]:
     """Values separated by commas, each read by the field's type; values that are lists stand in brackets.
+
+    `brings`: by the text of a value, what else is set with it.
 
     Raises InputError for none, a value twice, or one that the field refuses.
     """
     parts = _split(text)
     if not parts:
         raise InputError(f"{path}: expected at least one value, got none")
-    values = tuple(_typed(base, path, part) for part in parts)
+    values = tuple(_typed(base, path, part, (brings or {}).get(part, {})) for part in parts)
     if len({str(v) for v in values}) != len(values):
         raise InputError(f"{path}: expected different values, got {', '.join(str(v) for v in values)}")
     return values
@@ -136,8 +140,8 @@ def _check(base: ExperimentConfig, path: str, value: Any, what: str) -> None:
         raise InputError(f"{path}: {what} does not fit the field: {e}") from None
 
 
-def _typed(base: ExperimentConfig, path: str, text: str) -> Any:
-    return flatten(override(base, {path: text}))[path]
+def _typed(base: ExperimentConfig, path: str, text: str, more: Mapping[str, Any]) -> Any:
+    return flatten(override(base, {**more, path: text}))[path]
 
 
 def _split(text: str) -> list[str]:

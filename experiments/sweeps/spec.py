@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, SweepDir
 from vmae.experiments.stages.stage import Metric, Stage
+from vmae.experiments.sweeps.equal import Equal, equalised
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
@@ -35,6 +36,8 @@ class Trial:
     baseline: bool = False
     fold: int | None = None
     """The fold that is held out; None: the sweep has a held-out list."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What its values bring with them: other settings of an objective, epochs at equal cost."""
 
     def config(self, base: ExperimentConfig) -> ExperimentConfig:
         """The trial's whole configuration."""
@@ -43,7 +46,9 @@ class Trial:
             home = FoldsDir(Path(base.data.train_csv).parent)
             lists = {"data.train_csv": str(home.train(self.fold)), "data.val_csv": str(home.test(self.fold))}
             lists["data.test_csv"] = ""
-        return override(base, {**self.overrides, **lists, "train.seed": self.seed, "name": self.id})
+        return override(
+            base, {**self.more, **self.overrides, **lists, "train.seed": self.seed, "name": self.id}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,8 @@ class Plan:
     """Seconds after which this attempt ends, finished or not."""
     ranking: Metric | None = None
     """What there is to know about `metric`, for whoever cannot import the stage that has it."""
+    equal: Equal = "epochs"
+    """What trials have in common; of `flops` and `time` as much as the base costs: epochs follow."""
     id: str = ""
     """What tells this sweep from one that had its name before, drawn when it first starts."""
 
@@ -108,7 +115,10 @@ class Plan:
     def with_setting(self, overrides: dict[str, Any]) -> Plan:
         """The plan with one more setting, for every seed and fold."""
         places = _places(self.base, self.seeds, self.folds)
-        return replace(self, trials=(*self.trials, *_trials(overrides, places)))
+        made = tuple(_trials(overrides, places))
+        if self.equal != "epochs":
+            made = equalised(made, self.base, self.equal)
+        return replace(self, trials=(*self.trials, *made))
 
     @property
     def key(self) -> str:
@@ -174,6 +184,8 @@ def make_plan(
     stopping: StoppingConfig | None = None,
     budget_s: float | None = None,
     resources: Resources | None = None,
+    brings: Mapping[str, Mapping[str, Any]] | None = None,
+    equal: Equal = "epochs",
 ) -> Plan:
     """The trials of a sweep, after one baseline for each seed (and fold, where there are any).
 
@@ -181,6 +193,9 @@ def make_plan(
     of the drawn parameters (seeded by `train.seed`, so the same command draws the same). `optuna`: only the
     baseline now; settings are asked for as results come. Without `search` it is `random` where a parameter
     is drawn, else `grid`.
+
+    `brings`: by the text of the first parameter's value, what else is set with it. `equal`: every trial gets
+    the epochs that cost what the base's do.
 
     Every trial's configuration is built here once, so that a bad value is refused before anything runs.
 
@@ -203,6 +218,10 @@ def make_plan(
         settings = [_trials(o, places) for o in _settings(params, wanted, base.train.seed)]
         # Seed by seed: a sweep that is cut short has whole comparisons of its first seeds.
         trials = [t for i, _ in enumerate(places) for t in [*trials[i : i + 1], *[b[i] for b in settings]]]
+    if brings:
+        trials = [_bringing(t, params[0].path, brings) for t in trials]
+    if equal != "epochs":
+        trials = list(equalised(tuple(trials), base, equal))
     plan = Plan(
         name=name,
         sweep=sweep,
@@ -219,12 +238,19 @@ def make_plan(
         folds=tuple(folds),
         stopping=stopping,
         budget_s=budget_s,
+        equal=equal,
         ranking=next((m for stage in own for m in stage.metrics if m.name == metric), None),
     )
     for trial in plan.trials:
         check_trial(trial, base)
     check_resources(plan)
     return plan
+
+
+def _bringing(trial: Trial, path: str, brings: Mapping[str, Mapping[str, Any]]) -> Trial:
+    """The trial with what its value of `path` brings; what is varied itself is not brought."""
+    more = brings.get(str(trial.overrides.get(path)), {})
+    return replace(trial, more={k: v for k, v in more.items() if k not in trial.overrides})
 
 
 def _check_search(params: Sequence[Param], search: str, seeds: int, samples: int | None) -> None:

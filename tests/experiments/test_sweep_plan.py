@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
-from vmae.core.config import override
+from vmae.core.config import override, to_dict
 from vmae.core.errors import InputError
 from vmae.core.files import write_json
+from vmae.core.model.videomae import VideoMAE
+from vmae.core.plan import forward_flops, training_flops
 from vmae.core.video.samples import Sample, subset
+from vmae.core.weights.checkpoint import save_model
 from vmae.experiments import recipes
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import RunsDir, SweepDir
 from vmae.experiments.stages import STAGES
 from vmae.experiments.sweeps import definitions
 from vmae.experiments.sweeps.compare import compare, difference
+from vmae.experiments.sweeps.equal import step_cost
 from vmae.experiments.sweeps.resources import Resources, parse_stage_resources
 from vmae.experiments.sweeps.search import next_setting
 from vmae.experiments.sweeps.space import Param, draw_samples, parse_params
@@ -254,7 +258,15 @@ def test_every_named_sweep_is_a_valid_plan_and_names_its_field() -> None:
         if name == "dual_masking":
             base = override(BASE, {"mask.decoder_type": "running_cell"})
         param = Param(path=d.path, choices=d.values)
-        plan = make_plan(name=name, sweep=name, title=d.title, params=[param], metric="probe/top1", base=base)
+        plan = make_plan(
+            name=name,
+            sweep=name,
+            title=d.title,
+            params=[param],
+            metric="probe/top1",
+            base=base,
+            brings=d.brings,
+        )
         assert len(plan.trials) == 1 + len(d.values)
         assert len(d.doc.splitlines()[0]) > 20
 
@@ -381,7 +393,8 @@ def test_every_value_of_a_named_sweep_changes_what_its_trials_do(name: str) -> N
     """A sweep over a field that another field switches off would compare equal runs."""
     definition = definitions.get(name)
     base = override(BASE, dict(definition.fixed))
-    trials = [override(base, {definition.path: value}) for value in definition.values]
+    brings = definition.brings
+    trials = [override(base, {definition.path: v, **brings.get(str(v), {})}) for v in definition.values]
     assert len(set(map(repr, trials))) == len(definition.values)
     if definition.path.startswith("mask.decoder"):
         assert all(t.mask.decoder_type is not None for t in trials)
@@ -434,3 +447,67 @@ def test_more_gpus_than_there_are_is_refused_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="expected 2 GPUs for pretrain, got 1 here"):
         check_place(_plan("mask.ratio=0.5", resources=Resources(stages=own)))
     check_place(_plan("mask.ratio=0.5", resources=Resources(gpus=0.25)))
+
+
+def test_equal_cost_gives_cheap_trials_more_epochs() -> None:
+    plan = _plan("mask.ratio=0.5,0.9", base=override(BASE, {"train.epochs": 20}), equal="flops")
+    base = plan.base
+    budget = step_cost(base, "flops") * 20
+    configs = {t.overrides["mask.ratio"]: t.config(base) for t in plan.trials if not t.baseline}
+    assert configs[0.5].train.epochs < 20 < configs[0.9].train.epochs  # the recipe hides 0.75
+    for config in configs.values():
+        per_epoch = step_cost(config, "flops")
+        assert abs(config.train.epochs * per_epoch - budget) <= per_epoch / 2
+        warmup = base.optim.warmup_epochs * config.train.epochs / 20
+        assert config.optim.warmup_epochs == pytest.approx(warmup, abs=1e-3)
+    assert [t.id for t in plan.trials] == [t.id for t in _plan("mask.ratio=0.5,0.9").trials]
+    again = plan.with_setting({"mask.ratio": 0.9}).trials[-1]
+    assert again.config(base).train.epochs == configs[0.9].train.epochs
+    with pytest.raises(InputError, match="got a sweep of train"):
+        _plan("train.epochs=1,2", equal="flops")
+
+
+def test_equal_time_is_measured_here() -> None:
+    base = override(BASE, {"train.epochs": 50, "model.depth": 1})
+    (trial,) = [t for t in _plan("model.depth=6", base=base, equal="time").trials if not t.baseline]
+    assert 5 < trial.config(base).train.epochs < 50
+
+
+def test_objectives_bring_what_they_need_and_a_teacher_is_paid_for(tmp_path: Path) -> None:
+    found = definitions.get("objective")
+    epochs = {"train.epochs": 40}
+    teacher = VideoMAE(BASE.model)
+    place = tmp_path / "teacher"
+    save_model(place, teacher, meta={"mask": to_dict(BASE.mask), "epochs": 10.0})
+    target = f"teacher:{place}"
+    base = override(BASE, epochs)
+    params = [Param(path="model.target", choices=("normalized", "sigreg", target))]
+    plan = make_plan(
+        name="o-1", sweep="objective", title="t", params=params, metric=base.pipeline.metric, base=base,
+        brings=found.brings, equal="flops",
+    )  # fmt: skip
+    _, pixels, joint, latents = (t.config(base) for t in plan.trials)
+    assert (pixels.train.epochs, pixels.data.repeats, pixels.mask) == (40, base.data.repeats, base.mask)
+    assert (joint.data.repeats, joint.mask.type, joint.mask.ratio) == (4, "random", 0.75)
+    assert joint.train.epochs == pytest.approx(
+        40 * step_cost(base, "flops") / (training_flops(joint.model, joint.mask) * 4), abs=0.5
+    )
+    # The teacher took 10 of the 40 epochs, and looks at every clip.
+    one = training_flops(base.model, base.mask)
+    left = 30 * one / (one + forward_flops(base.model))
+    assert latents.train.epochs == pytest.approx(left, abs=0.5 + 0.05 * left)
+    assert Plan.load(_kept(plan, tmp_path)).trials == plan.trials
+
+    base = override(BASE, {"train.epochs": 8})
+    with pytest.raises(InputError, match="its teacher cost 125% of it"):
+        make_plan(
+            name="o-2", sweep="objective", title="t", params=params, metric=base.pipeline.metric, base=base,
+            brings=found.brings, equal="flops",
+        )  # fmt: skip
+
+
+def _kept(plan: Plan, folder: Path) -> SweepDir:
+    sweep = RunsDir(folder / "runs").sweep(plan.name)
+    sweep.path.mkdir(parents=True)
+    plan.save(sweep)
+    return sweep

@@ -1,0 +1,107 @@
+"""Trials that cost the same: how many epochs each setting gets, so that a cheap one is trained for longer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmae.core.errors import InputError
+from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.stages import pretrain
+
+if TYPE_CHECKING:
+    from vmae.experiments.sweeps.spec import Trial
+
+Equal = Literal["epochs", "flops", "time"]
+"""What trials have in common: their epochs as they are set, or what they cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """What a frozen teacher cost and costs, in matrix-product FLOPs a video of its list and a clip."""
+
+    trained: float
+    forward: float
+
+
+def teacher_cost(config: ExperimentConfig) -> Teacher:
+    """Of the teacher of a configuration's target: zero without one.
+
+    A pre-trained teacher's own training counts where its checkpoint says how it was trained; a classifier's
+    or a converted one's does not, which favours it. Raises InputError where no header can be read.
+    """
+    from vmae.core.model.target import teacher_of
+    from vmae.core.model.videomae import VideoMAEConfig
+    from vmae.core.plan import forward_flops, training_flops
+    from vmae.core.weights.files import WEIGHTS_NAME, read_header
+
+    place = teacher_of(config.model.target)
+    if place is None:
+        return Teacher(trained=0.0, forward=0.0)
+    path = Path(place)
+    header = read_header(path / WEIGHTS_NAME if path.is_dir() else path)
+    if header is None or header.get("model") != "VideoMAE":
+        raise InputError(f"--equal: expected a teacher pre-trained by vmae, whose cost is known, got {place}")
+    shape, meta = VideoMAEConfig.from_dict(header["config"]), header.get("meta", {})
+    trained = 0.0
+    if "mask" in meta:
+        from vmae.core.config import from_dict
+        from vmae.core.model.masking import MaskConfig
+
+        trained = training_flops(shape, from_dict(MaskConfig, meta["mask"])) * float(meta.get("epochs", 0))
+    return Teacher(trained=trained, forward=forward_flops(shape))
+
+
+def step_cost(config: ExperimentConfig, by: Equal) -> float:
+    """Of one video in one epoch, its repeats and its teacher's look counted: FLOPs, or seconds here."""
+    repeats = config.data.repeats
+    if by == "flops":
+        return (pretrain.flops(config) + teacher_cost(config).forward) * repeats
+    from vmae.experiments.run import default_device
+    from vmae.experiments.timing import time_steps
+
+    return time_steps(config, 0, device=default_device()).step_s * repeats
+
+
+def equal_epochs(config: ExperimentConfig, base: ExperimentConfig, by: Equal) -> int:
+    """For how many epochs `config` trains at what `base`, as it stands, costs.
+
+    A teacher's own training is paid from it first (in time: as its FLOPs at the base's speed). Raises
+    InputError where not one epoch is left.
+    """
+    own, reference = step_cost(config, by), step_cost(base, by)
+    share = config.data.train_share / base.data.train_share
+    budget = reference * base.train.epochs
+    paid = teacher_cost(config).trained * (reference / step_cost(base, "flops"))
+    epochs = int((budget - paid) / (own * share) + 0.5)
+    if epochs < 1:
+        raise InputError(
+            f"--equal {by}: expected at least one epoch at the cost of {base.train.epochs} of the base's, "
+            f"got none for {config.model.target}: its teacher cost {paid / budget:.0%} of it"
+        )
+    return epochs
+
+
+def equalised(trials: tuple[Trial, ...], base: ExperimentConfig, by: Equal) -> tuple[Trial, ...]:
+    """The trials with their epochs, and the warm-up as much longer or shorter.
+
+    Raises InputError where epochs vary already, and as `equal_epochs`.
+    """
+    known: dict[str, int] = {}
+    made = []
+    for trial in trials:
+        if trial.baseline:
+            made.append(trial)
+            continue
+        if "train.epochs" in trial.overrides:
+            raise InputError(f"--equal {by}: expected epochs that do not vary, got a sweep of train.epochs")
+        setting = str(trial.overrides)
+        config = replace(trial, fold=None).config(base)
+        if setting not in known:
+            known[setting] = equal_epochs(config, base, by)
+        epochs = known[setting]
+        warmup = base.optim.warmup_epochs * epochs / base.train.epochs
+        more: dict[str, Any] = {"train.epochs": epochs, "optim.warmup_epochs": round(warmup, 3)}
+        made.append(replace(trial, more={**trial.more, **more}))
+    return tuple(made)
