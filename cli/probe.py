@@ -11,6 +11,7 @@ import click
 from vmae.cli.options import in_runs_dir, runs_dir_option, set_option
 
 if TYPE_CHECKING:
+    from vmae.core.measure.heads import Kind
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.folds import Folds
     from vmae.experiments.tracking import Store
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
     "made of whole groups; prints the mean with its interval.",
 )
 @click.option(
+    "--task",
+    type=click.Choice(["regression", "multilabel"]),
+    help="Read out numbers or several labels a video instead of one class (lists as for vmae finetune).",
+)
+@click.option(
     "--shares",
     metavar="LIST",
     help="Low-shot: probe with these shares of the labels, 0.01,0.1,1, on features that are made once.",
@@ -59,6 +65,7 @@ def probe(
     val_csv: Path | None,
     data_root: Path | None,
     folds: str | None,
+    task: Kind | None,
     shares: str | None,
     seeds: int | None,
     as_json: bool,
@@ -76,12 +83,15 @@ def probe(
     from vmae.experiments import jobs
     from vmae.experiments.layout import found_config
     from vmae.experiments.request import held_out_beside
+    from vmae.experiments.stages import heads
     from vmae.experiments.tracking import store_at
 
     if seeds is not None and folds is None and shares is None:
         raise InputError("--seeds: expected --folds or --shares to go with it, got none")
     if shares is not None and folds is not None:
         raise InputError("expected --folds or --shares, got both")
+    if task is not None and (shares is not None or folds is not None):
+        raise InputError(f"--task {task}: expected neither --folds nor --shares with it")
     if run_name and checkpoint:
         raise InputError("expected --run or --checkpoint, got both")
     store = store_at(runs_dir)
@@ -92,6 +102,8 @@ def probe(
             changes[f"data.{key}"] = str(value)
     if kind is not None:
         changes["probe.kind"] = kind
+    if task is not None:
+        changes["data.annotation_format"] = heads.FORMAT[task]
     if train_csv is not None and val_csv is None:
         beside = held_out_beside(train_csv, None, needed=False)
         if beside is not None:
@@ -99,6 +111,9 @@ def probe(
     if train_csv is not None and found_config(source) is None:
         config = _cut(config, train_csv, data_root)
     config = override(config, {**changes, **parse_assignments(assignments)})
+    if task is not None:
+        _targets(config, store, source, task, as_json=as_json)
+        return
     if folds is not None:
         _over_folds(config, store, source, folds, seeds or 1, as_json=as_json)
         return
@@ -122,6 +137,20 @@ def probe(
         click.echo(f"{result.unreadable} videos could not be read and count as wrong")
     chosen = ", ".join(f"{k} {v:g}" for k, v in result.chosen.items())
     click.echo(f"chosen by cross-validation on the training list: {chosen} ({result.selection_top1:.1%})")
+
+
+def _targets(config: ExperimentConfig, store: Store, source: Path, task: Kind, *, as_json: bool) -> None:
+    from vmae.experiments import jobs
+
+    found = jobs.target_probe_run(config, store, source, task)
+    if as_json:
+        facts = {"model": str(source), "kind": found.kind, "task": task, "chosen": found.chosen}
+        click.echo(json.dumps({**facts, **found.numbers}, indent=1))
+        return
+    text = "  ".join(f"{k} {v:.4g}" for k, v in found.numbers.items() if k != "loss")
+    click.echo(f"{found.kind} probe of {source} for {task}: {text} on {len(found.found)} held-out videos")
+    chosen = ", ".join(f"{k} {v:g}" for k, v in found.chosen.items())
+    click.echo(f"chosen inside the training list: {chosen} ({found.selection:.3f})")
 
 
 def _low_shot(

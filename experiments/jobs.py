@@ -15,8 +15,10 @@ import torch
 
 from vmae.core.config import flatten
 from vmae.core.errors import InputError, VmaeError, nearest
+from vmae.core.measure.heads import Kind
 from vmae.core.measure.low_shot import LowShot
 from vmae.core.measure.probe import ProbeResult
+from vmae.core.measure.target_probe import TargetResult
 from vmae.core.model.encoder import VideoModel
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.progress import Progress
@@ -365,37 +367,47 @@ def _config_of(found: Run) -> ExperimentConfig:
 
 def probe_run(config: ExperimentConfig, store: Store, checkpoint: Path) -> tuple[ProbeResult, Answers]:
     """Probe the model at `checkpoint` and record the result as a run of its own, with who was right."""
-    if not config.data.val_csv:
-        raise InputError("expected a held-out list (--val), got none")
-    work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
-    create_store(store)  # one that cannot be used is said before anything is measured
-    result, answers = probe.read_out(Here(store.storage()).process.context(work))
-    name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe")
-    home = store.layout.run(name)
-    with Tracker(
-        store,
-        home.path,
-        name=name,
-        key=key_of(home, name),
-        kind=probe.PROBE.name,
-        params=flatten(config),
-        tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
-    ) as tracker:
+    result, answers = probe.read_out(_to_probe(config, store, checkpoint))
+    with _probe_recorded(config, store, checkpoint, "probe") as (tracker, home):
         tracker.log_metrics(probe.metrics_of(result, probe.PROBE.name), 0)
-        write_answers(store.layout.run(name).answers, answers)
+        write_answers(home.answers, answers)
     return result, Answers(tuple(answers))
+
+
+def target_probe_run(config: ExperimentConfig, store: Store, checkpoint: Path, kind: Kind) -> TargetResult:
+    """Probe the model at `checkpoint` for numbers or several labels; recorded as a run of its own."""
+    found = probe.read_out_targets(_to_probe(config, store, checkpoint), kind)
+    with _probe_recorded(config, store, checkpoint, f"{kind}-probe", task=kind) as (tracker, _):
+        tracker.log_metrics({f"{probe.PROBE.name}/{k}": v for k, v in found.numbers.items()}, 0)
+    return found
 
 
 def low_shot_run(
     config: ExperimentConfig, store: Store, checkpoint: Path, *, shares: Sequence[float], seeds: int
 ) -> list[LowShot]:
     """Probe the model at `checkpoint` on shares of the labels; recorded as a run of its own."""
+    found = probe.read_out_low_shot(_to_probe(config, store, checkpoint), shares, seeds)
+    given = {"shares": ",".join(f"{s:g}" for s in shares), "seeds": seeds}
+    with _probe_recorded(config, store, checkpoint, "low-shot", **given) as (tracker, _):
+        for row in found:
+            tracker.log_metrics({f"{probe.PROBE.name}/top1_of_{row.share:g}": row.top1}, 0)
+    return found
+
+
+def _to_probe(config: ExperimentConfig, store: Store, checkpoint: Path) -> Context:
     if not config.data.val_csv:
         raise InputError("expected a held-out list (--val), got none")
     work = Work(config=replace(config, init=str(checkpoint)), home=store.layout.run(config.name))
-    create_store(store)
-    found = probe.read_out_low_shot(Here(store.storage()).process.context(work), shares, seeds)
-    name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-low-shot")
+    create_store(store)  # one that cannot be used is said before anything is measured
+    return Here(store.storage()).process.context(work)
+
+
+@contextmanager
+def _probe_recorded(
+    config: ExperimentConfig, store: Store, checkpoint: Path, what: str, **params: Any
+) -> Iterator[tuple[Tracker, RunDir]]:
+    """A run of a probe's own, under a new name, as long as the block lasts."""
+    name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-{what}")
     home = store.layout.run(name)
     with Tracker(
         store,
@@ -403,12 +415,10 @@ def low_shot_run(
         name=name,
         key=key_of(home, name),
         kind=probe.PROBE.name,
-        params={**flatten(config), "shares": ",".join(f"{s:g}" for s in shares), "seeds": seeds},
+        params={**flatten(config), **params},
         tags={tags.CHECKPOINT: str(checkpoint.resolve()), **config_tags(config)},
     ) as tracker:
-        for row in found:
-            tracker.log_metrics({f"{probe.PROBE.name}/top1_of_{row.share:g}": row.top1}, 0)
-    return found
+        yield tracker, home
 
 
 def probe_json(result: ProbeResult) -> dict[str, Any]:

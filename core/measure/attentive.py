@@ -7,6 +7,8 @@ tokens are read and standardised once for all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ class AttentiveHeads(nn.Module):
 
 def fit_attentive(
     x: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     settings: list[tuple[float, float]],
     *,
     num_classes: int,
@@ -101,10 +103,12 @@ def fit_attentive(
     epochs: int,
     batch_size: int,
     seed: int,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> tuple[AttentiveHeads, Tensor, Tensor]:
     """Train a probe for every (learning rate, weight decay) at once, by AdamW with a cosine.
 
-    `x` [M, N, D] in any floating dtype, `labels` int64 [M]. Returns the probes, and the mean and deviation
+    `x` [M, N, D] in any floating dtype, `targets` labels int64 [M] or what else `loss_of` (a mean over rows)
+    compares outputs [M, C] with. Returns the probes, and the mean and deviation
     [D] by which tokens are standardised.
     """
     mean, std = x.mean((0, 1), dtype=torch.float32), x.float().std((0, 1)).clamp_min(1e-6)
@@ -119,9 +123,9 @@ def fit_attentive(
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             logits = model((x[rows].float() - mean) / std)
-            target = labels[rows].repeat(len(settings))
+            target = torch.cat([targets[rows]] * len(settings))
             # The models share nothing: the sum's gradient is each one's own.
-            loss = F.cross_entropy(logits.flatten(0, 1), target) * len(settings)
+            loss = loss_of(logits.flatten(0, 1), target) * len(settings)
             gradients = torch.autograd.grad(loss, parameters)
             rate = rates * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)))
             step += 1

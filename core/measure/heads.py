@@ -15,6 +15,7 @@ from vmae.core.progress import Progress
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.loader import build_loader
 
+Kind = Literal["regression", "multilabel"]
 Scale = Mapping[str, Sequence[float]]
 """`mean` and `deviation` of each value in the training list."""
 
@@ -24,7 +25,7 @@ def predict_videos(
     model: nn.Module,
     dataset: ClipDataset,
     *,
-    kind: Literal["regression", "multilabel"],
+    kind: Kind,
     scale: Scale | None = None,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
@@ -63,9 +64,7 @@ def predict_videos(
     return found
 
 
-def measure_head(
-    found: np.ndarray, truth: np.ndarray, kind: Literal["regression", "multilabel"]
-) -> dict[str, float]:
+def measure_head(found: np.ndarray, truth: np.ndarray, kind: Kind) -> dict[str, float]:
     """Regression: `mae` and `r2` (means over the values; of a constant one R2 is NaN and left out), `chance`
     (R2 of the mean, 0) and `loss`, the mean squared error. Multi-label: `mean_ap` over the labels that occur,
     `chance` (the mean share of videos that have them) and `loss`, the mean binary cross-entropy."""

@@ -251,14 +251,13 @@ def linear_probe(train: Features, test: Features, config: ProbeConfig, num_class
     SGD with momentum 0.9 and a cosine, no augmentation (departure from P1: features are cached). The
     setting with the best cross-validated accuracy is trained again on the whole list.
     """
-    x, mean, std = _standardise(train.x)
+    x, mean, std = standardise(train.x)
     settings = [(lr, wd) for lr in config.lrs for wd in config.weight_decays]
     fold = folds_of(train.labels, config.folds, config.seed)
     # One "model" per (fold, setting); a clip of the model's own fold has weight 0.
     keep = torch.stack([(fold != f).float() for f in range(config.folds)]).repeat_interleave(len(settings), 0)
-    weight, bias = _train_linear(
-        x, train.labels, keep, settings=settings * config.folds, config=config, classes=num_classes
-    )
+    target = F.one_hot(train.labels, num_classes).float()
+    weight, bias = train_linear(x, target, keep, settings=settings * config.folds, config=config)
     with torch.no_grad():
         hits = torch.zeros(len(settings))
         for f in range(config.folds):
@@ -269,15 +268,14 @@ def linear_probe(train: Features, test: Features, config: ProbeConfig, num_class
     accuracy = hits / len(x)
     best = int(accuracy.argmax())
     lr, wd = settings[best]
-    weight, bias = _train_linear(
-        x, train.labels, torch.ones(1, len(x)), settings=[(lr, wd)], config=config, classes=num_classes
-    )
+    weight, bias = train_linear(x, target, torch.ones(1, len(x)), settings=[(lr, wd)], config=config)
     logits = ((test.x.float() - mean) / std) @ weight[0] + bias[0]
     chosen = {"lr": lr, "weight_decay": wd}
     return _result("linear", logits, test, selection=float(accuracy[best]), chosen=chosen)
 
 
-def _standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [M, D] by their mean and deviation [D], over the root of the width; and both."""
     x = x.float()
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     # Divided by the root of the width too, so that one learning rate suits every width.
@@ -285,26 +283,27 @@ def _standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x - mean) / std, mean, std
 
 
-def _train_linear(
+def train_linear(
     x: Tensor,
-    labels: Tensor,
+    target: Tensor,
     keep: Tensor,
     *,
     settings: list[tuple[float, float]],
     config: ProbeConfig,
-    classes: int,
+    several: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Train G linear classifiers on the same clips: weight [G, D, C], bias [G, C].
 
-    `keep` [G, M] weighs each clip in each model; `settings` gives (lr, weight decay) of each.
+    `target` float32 [M, C] is 1 for a clip's class or, with `several`, for each of its labels (a sigmoid each
+    instead of one softmax). `keep` [G, M] weighs each clip in each model; `settings` gives (lr, weight decay)
+    of each.
     """
-    g, (m, d) = len(settings), x.shape
+    g, (m, d), classes = len(settings), x.shape, target.shape[1]
     batch = min(config.batch_size, m)
     lrs = torch.tensor([s[0] for s in settings])[:, None, None] * d**0.5
     decays = torch.tensor([s[1] for s in settings])[:, None, None]
     weight, bias = torch.zeros(g, d, classes), torch.zeros(g, classes)
     v_weight, v_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-    target = F.one_hot(labels, classes).float()
     generator = make_generator(config.seed, "linear")
     steps = config.epochs * -(-m // batch)
     step = 0
@@ -315,7 +314,8 @@ def _train_linear(
             # One matrix product for all models: [b, D] x [D, G*C].
             logits = (xb @ weight.permute(1, 0, 2).reshape(d, g * classes)).reshape(-1, g, classes)
             logits = logits.permute(1, 0, 2) + bias[:, None]
-            grad = (logits.softmax(2) - target[index]) * kb / kb.sum(1, keepdim=True).clamp_min(1)
+            said = logits.sigmoid() if several else logits.softmax(2)
+            grad = (said - target[index]) * kb / kb.sum(1, keepdim=True).clamp_min(1)
             grad_weight = (xb.T @ grad.permute(1, 0, 2).reshape(-1, g * classes)).reshape(d, g, classes)
             factor = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)))
             v_weight.mul_(0.9).add_(grad_weight.permute(1, 0, 2) + decays * weight)

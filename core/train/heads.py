@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vmae.core.config import to_dict
 from vmae.core.errors import InputError
-from vmae.core.measure.heads import measure_head, predict_videos
+from vmae.core.measure.heads import Kind, measure_head, predict_videos
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import clip_to_video
 from vmae.core.train.config import TrainConfig
@@ -24,7 +24,6 @@ from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
 
-Kind = Literal["regression", "multilabel"]
 VALIDATED: dict[Kind, tuple[str, ...]] = {
     "regression": ("val/r2", "val/loss"),
     "multilabel": ("val/mean_ap", "val/loss"),

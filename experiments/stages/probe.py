@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, accuracies
 
 if TYPE_CHECKING:
+    from vmae.core.measure.heads import Kind
     from vmae.core.measure.low_shot import LowShot
     from vmae.core.measure.probe import Features, ProbeResult
+    from vmae.core.measure.target_probe import TargetResult
     from vmae.core.video.clips import ClipDataset
     from vmae.experiments.answers import Answer
 
@@ -66,6 +68,34 @@ def read_out_low_shot(context: Context, shares: Sequence[float], seeds: int) -> 
     train, _ = features_of(context, data.train_plain)
     val, _ = features_of(context, held_out_views(context, data.val))
     return low_shot(train, val, config.probe, data.num_classes, shares=shares, seeds=seeds)
+
+
+def read_out_targets(context: Context, kind: Kind) -> TargetResult:
+    """The numbers, or the several labels, of each video from frozen features; measured on the held-out list.
+
+    Raises InputError for a list of another kind, or a held-out video that cannot be read.
+    """
+    from vmae.core.errors import InputError
+    from vmae.core.measure.target_probe import probe_targets
+    from vmae.core.train.heads import check_targets, num_outputs, targets_of
+
+    config, data = context.config, context.data()
+    assert data.val is not None
+    outputs = num_outputs(data.train_plain.samples, kind)
+    check_targets(data.train_plain.samples, kind, config.data.train_csv)
+    check_targets(data.val.samples, kind, config.data.val_csv, outputs)
+    train, failed = features_of(context, data.train_plain)
+    val, unread = features_of(context, held_out_views(context, data.val))
+    if unread:
+        raise InputError(
+            f"{config.data.val_csv}: expected videos that can be read, got {len(unread)} that cannot, first "
+            f"{unread[0]['path']}"
+        )
+    bad = {f["index"] for f in failed}
+    target = targets_of(data.train_plain.samples, kind, outputs)
+    target = target[[k for k in range(len(target)) if k not in bad]]
+    truth = targets_of(data.val.samples, kind, outputs)
+    return probe_targets(train, val, target, truth, config.probe, kind)
 
 
 def answered(

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vmae.cli.main import run
 from vmae.core.errors import InputError
 from vmae.core.measure.heads import measure_head
+from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video.annotations import read_annotations, write_annotations
+from vmae.core.video.samples import Sample
+from vmae.core.weights.checkpoint import save_model
 from vmae.experiments.runs import find
 from vmae.experiments.tracking import store_at
 
@@ -26,6 +30,16 @@ def vmae(*argv: object) -> int:
     with pytest.raises(SystemExit) as stopped:
         run([str(a) for a in argv])
     return int(stopped.value.code or 0)
+
+
+def write_lists(kind: str, videos: Path, out: Path) -> list[Sample]:
+    """The lists of `videos` with two numbers, or two labels, a line; returns the held-out samples."""
+    for split in ("train", "val"):
+        samples = read_annotations(videos / f"{split}.csv")
+        column = [f"{s.label * 2.5};{-s.label}" if kind == "regression" else f"{s.label};5" for s in samples]
+        rows = [f"{s.path} {c}\n" for s, c in zip(samples, column, strict=True)]
+        (out / f"{split}.csv").write_text("".join(rows))
+    return samples
 
 
 def test_the_numbers_are_those_of_a_case_by_hand() -> None:
@@ -71,14 +85,35 @@ def test_a_bad_line_is_named(form: str, text: str, message: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_frozen_features_are_probed_for_them(
+    kind: str, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lists(kind, tiny_videos, tmp_path)
+    torch.manual_seed(0)
+    model = VideoMAE(VideoMAEConfig.from_size("tiny", frames=4, height=32, width=32, depth=1, embed_dim=32))
+    save_model(tmp_path / "model", model)
+    ask = ["probe", "--checkpoint", tmp_path / "model", "--data", tmp_path / "train.csv", "--task", kind]
+    ask += ["--runs-dir", tmp_path / "runs", "--set", "data.short_side=32", "data.sampling_rate=1"]
+    quick = ["probe.epochs=2", "probe.folds=2"]
+    for read in ("linear", "attentive"):
+        assert vmae(*ask, *quick, "probe.views=2", "--kind", read, "--json") == 0
+        numbers = json.loads(capsys.readouterr().out)
+        assert np.isfinite(numbers["r2" if kind == "regression" else "mean_ap"]) and numbers["kind"] == read
+    assert vmae(*ask, *quick) == 0
+    assert f"linear probe of {tmp_path / 'model'} for {kind}: " in capsys.readouterr().out
+    for more, message in (
+        (["--kind", "knn"], f"expected linear or attentive for {kind}, got knn"),
+        (["--shares", "0.1,1"], "expected neither --folds nor --shares"),
+    ):
+        assert vmae(*ask, *quick, *more) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
 def test_a_head_is_trained_tested_and_refused_elsewhere(
     kind: str, tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for split in ("train", "val"):
-        samples = read_annotations(tiny_videos / f"{split}.csv")
-        column = [f"{s.label * 2.5};{-s.label}" if kind == "regression" else f"{s.label};5" for s in samples]
-        rows = [f"{s.path} {c}\n" for s, c in zip(samples, column, strict=True)]
-        (tmp_path / f"{split}.csv").write_text("".join(rows))
+    samples = write_lists(kind, tiny_videos, tmp_path)
     runs = tmp_path / "runs"
     ask = ["finetune", "--task", kind, "--data", tmp_path / "train.csv", "--epochs", 1, "--run-name", "head"]
     assert vmae(*ask, "--runs-dir", runs, "--set", *SHAPE) == 0

@@ -16,11 +16,11 @@ from vmae.core.measure.low_shot import low_shot
 from vmae.core.measure.probe import (
     Features,
     ProbeConfig,
-    _train_linear,
     evaluation_loss,
     extract_features,
     folds_of,
     probe,
+    train_linear,
 )
 from vmae.core.model.masking import MaskConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
@@ -73,7 +73,7 @@ def test_models_trained_at_once_equal_ones_trained_alone_by_torch() -> None:
     keep = torch.ones(3, 40)
     keep[2, ::2] = 0
     settings = [(0.01, 0.0), (0.1, 1e-2), (0.1, 1e-2)]
-    weight, bias = _train_linear(x, f.labels, keep, settings=settings, config=config, classes=4)
+    weight, bias = train_linear(x, F.one_hot(f.labels, 4).float(), keep, settings=settings, config=config)
     for g, (lr, wd) in enumerate(settings):
         layer = torch.nn.Linear(16, 4)
         torch.nn.init.zeros_(layer.weight)
