@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vmae.core.errors import InputError
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.stages import pretrain
-
-if TYPE_CHECKING:
-    from vmae.experiments.sweeps.spec import Trial
 
 Equal = Literal["epochs", "flops", "time"]
 """What trials have in common: their epochs as they are set, or what they cost."""
@@ -83,25 +80,8 @@ def equal_epochs(config: ExperimentConfig, base: ExperimentConfig, by: Equal) ->
     return epochs
 
 
-def equalised(trials: tuple[Trial, ...], base: ExperimentConfig, by: Equal) -> tuple[Trial, ...]:
-    """The trials with their epochs, and the warm-up as much longer or shorter.
-
-    Raises InputError where epochs vary already, and as `equal_epochs`.
-    """
-    known: dict[str, int] = {}
-    made = []
-    for trial in trials:
-        if trial.baseline:
-            made.append(trial)
-            continue
-        if "train.epochs" in trial.overrides:
-            raise InputError(f"--equal {by}: expected epochs that do not vary, got a sweep of train.epochs")
-        setting = str(trial.overrides)
-        config = replace(trial, fold=None).config(base)
-        if setting not in known:
-            known[setting] = equal_epochs(config, base, by)
-        epochs = known[setting]
-        warmup = base.optim.warmup_epochs * epochs / base.train.epochs
-        more: dict[str, Any] = {"train.epochs": epochs, "optim.warmup_epochs": round(warmup, 3)}
-        made.append(replace(trial, more={**trial.more, **more}))
-    return tuple(made)
+def at_equal_cost(config: ExperimentConfig, base: ExperimentConfig, by: Equal) -> dict[str, Any]:
+    """The settings with which `config` costs what `base` does: its epochs, and the warm-up in proportion."""
+    epochs = equal_epochs(config, base, by)
+    warmup = base.optim.warmup_epochs * epochs / base.train.epochs
+    return {"train.epochs": epochs, "optim.warmup_epochs": round(warmup, 3)}

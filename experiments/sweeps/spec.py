@@ -18,7 +18,7 @@ from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, SweepDir
 from vmae.experiments.stages.stage import Metric, Stage
-from vmae.experiments.sweeps.equal import Equal, equalised
+from vmae.experiments.sweeps.equal import Equal, at_equal_cost
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
@@ -117,7 +117,7 @@ class Plan:
         places = _places(self.base, self.seeds, self.folds)
         made = tuple(_trials(overrides, places))
         if self.equal != "epochs":
-            made = equalised(made, self.base, self.equal)
+            made = _equalised(made, self.base, self.equal)
         return replace(self, trials=(*self.trials, *made))
 
     @property
@@ -221,7 +221,7 @@ def make_plan(
     if brings:
         trials = [_bringing(t, params[0].path, brings) for t in trials]
     if equal != "epochs":
-        trials = list(equalised(tuple(trials), base, equal))
+        trials = list(_equalised(trials, base, equal))
     plan = Plan(
         name=name,
         sweep=sweep,
@@ -245,6 +245,22 @@ def make_plan(
         check_trial(trial, base)
     check_resources(plan)
     return plan
+
+
+def _equalised(trials: Sequence[Trial], base: ExperimentConfig, equal: Equal) -> tuple[Trial, ...]:
+    """The trials with the epochs of equal cost; InputError where epochs vary already, or none are left."""
+    known: dict[str, dict[str, Any]] = {}
+    made = []
+    for trial in trials:
+        if "train.epochs" in trial.overrides:
+            raise InputError(
+                f"--equal {equal}: expected epochs that do not vary, got a sweep of train.epochs"
+            )
+        setting = json.dumps(trial.overrides, sort_keys=True)
+        if not trial.baseline and setting not in known:
+            known[setting] = at_equal_cost(replace(trial, fold=None).config(base), base, equal)
+        made.append(trial if trial.baseline else replace(trial, more={**trial.more, **known[setting]}))
+    return tuple(made)
 
 
 def _bringing(trial: Trial, path: str, brings: Mapping[str, Mapping[str, Any]]) -> Trial:
