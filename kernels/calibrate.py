@@ -21,12 +21,14 @@ from typing import Any
 
 from vmae.kernels.device import device_named
 from vmae.kernels.sites import Site
-from vmae.kernels.supervise import Journal, supervise
+from vmae.kernels.supervise import STILL_COMPILING, Journal, supervise
 from vmae.kernels.table import Row, Rows, Store, fingerprint
 
 CUDA = "vmae.kernels.device:Device"
 LIMIT_S = 10.0
 """How long a candidate may be silent."""
+COMPILE_LIMIT_S = 60.0
+"""How long a compiler may be: on a busy machine it is slow, and that says nothing about its kernel."""
 CHOICES = ("", "off", "force")
 _log = logging.getLogger("vmae.kernels")
 Say = Callable[[str], None]
@@ -63,13 +65,14 @@ def calibrate(
     layer: str = CUDA,
     folder: Path | None = None,
     limit_s: float | None = None,
+    compile_limit_s: float = COMPILE_LIMIT_S,
 ) -> Outcome:
     """Return what this machine chooses at each of these sites, measuring those not known yet.
 
     calls: how often a step calls each. budget_s: for everything, the child's start included; another process
     that measures for the same fingerprint is waited for as long. only_known: nothing is measured.
     folder: of the tables (None: `cache_folder`). limit_s: how long a candidate may be silent before it counts
-    as hung (None: LIMIT_S).
+    as hung (None: LIMIT_S). compile_limit_s: how long a compiler, before it is left out.
     """
     begin = time.monotonic()
     device = device_named(layer)
@@ -84,8 +87,9 @@ def calibrate(
             if missing and not ours:
                 say("another process is measuring kernels on this machine, too long to wait for: torch's way")
             elif missing:
+                limits = limit_s or LIMIT_S, max(compile_limit_s, limit_s or LIMIT_S)
                 refused = {key: row.refused for key, row in store.load().items()}
-                found = _measure(missing, refused, layer, begin + budget_s, limit_s or LIMIT_S, say)
+                found = _measure(missing, refused, layer, begin + budget_s, limits, say)
                 store.merge(found)
                 known |= found
                 measured = sum(bool(row.choice) for row in found.values())
@@ -126,7 +130,7 @@ def _measure(
     refused: Mapping[str, Mapping[str, str]],
     layer: str,
     deadline: float,
-    limit_s: float,
+    limits: tuple[float, float],
     say: Say,
 ) -> Rows:
     """In a child process; the rows that may be kept."""
@@ -140,7 +144,7 @@ def _measure(
                     "refused": {k: dict(v) for k, v in refused.items()},
                     "layer": layer,
                     "deadline": deadline,
-                    "limit_s": limit_s,
+                    "limits": limits,
                 }
             )
         )
@@ -156,7 +160,10 @@ def _measure(
 
 
 def rows_of(journal: Journal, say: Say = lambda line: None) -> Rows:
-    """What a child's journal says: decided sites, and what was to blame for a hang or a crash."""
+    """What a child's journal says: decided sites, and what was to blame for a hang or a crash.
+
+    What was only too slow to compile is left out now, and not refused for ever.
+    """
     rows: Rows = {}
     for event in journal.read():
         if "done" in event:
@@ -164,6 +171,10 @@ def rows_of(journal: Journal, say: Say = lambda line: None) -> Rows:
             before = rows.get(event["done"], Row()).refused
             rows[event["done"]] = Row(**{**asdict(row), "refused": {**before, **row.refused}})
         elif "blame" in event and event["part"] not in (None, "inputs"):
-            say(f"{event['blame']}, {event['part']}: {event['why']}; it is not tried again")
+            slow = event["why"].startswith(STILL_COMPILING)
+            again = "left out this time" if slow else "it is not tried again"
+            say(f"{event['blame']}, {event['part']}: {event['why']}; {again}")
             rows.setdefault(event["blame"], Row()).refused[event["part"]] = event["why"]
+    for row in rows.values():
+        row.refused = {k: why for k, why in row.refused.items() if not why.startswith(STILL_COMPILING)}
     return {key: row for key, row in rows.items() if row.choice or row.refused}

@@ -17,14 +17,11 @@ from vmae.kernels.supervise import Journal
 from vmae.kernels.table import Row, prior
 from vmae.kernels.trial import measure_site
 
-COMPILE_LIMIT_S = 60.0
-"""How long torch's way at a compiled site may be silent, which inductor compiles."""
-
 
 def work(plan: Mapping[str, Any], journal: Journal) -> None:
     """Measure site after site, say so in the journal; go on behind what it says is done."""
     device = device_named(plan["layer"])
-    deadline, limit_s = float(plan["deadline"]), float(plan["limit_s"])
+    deadline, (limit_s, compile_limit_s) = float(plan["deadline"]), plan["limits"]
     finished, likely = journal.finished(), prior(str(device.facts().get("gpu")))
     for i, key in enumerate(plan["sites"]):
         if key in finished:
@@ -38,9 +35,9 @@ def work(plan: Mapping[str, Any], journal: Journal) -> None:
         if "torch" in bad:
             continue
 
-        def announce(choice: str, key: str = key, slow: bool = site.compiled) -> None:
-            compiles = slow and choice == "torch"
-            journal.start(key, choice, limit_s=max(limit_s, COMPILE_LIMIT_S) if compiles else limit_s)
+        def announce(choice: str, compiles: bool, key: str = key) -> None:
+            limit = compile_limit_s if compiles else limit_s
+            journal.start(key, choice, limit_s=limit, compiles=compiles)
 
         # The sites that are left share the time that is left; the first have most to save and get most.
         share = now + max(2.0, (deadline - now) / math.sqrt(len(plan["sites"]) - i))

@@ -50,6 +50,7 @@ class Device:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "triton": _version("triton"),
+            "flash_attn": _version("flash_attn"),
             "kernels": digest_of_kernels(),
         }
 
@@ -57,11 +58,16 @@ class Device:
         """Of the GPU, as configurations name it."""
         return family()
 
-    def compile(self, run: Run, site: Site, choice: str) -> None:
-        """Run once, so that all is compiled; raises Refused where a kernel then keeps registers in memory."""
+    def compile(self, run: Run, site: Site, choice: str, compiling: Callable[[bool], None]) -> None:
+        """Run once, so that all is compiled; raises Refused where a kernel then keeps registers in memory.
+
+        compiling is told True before and False after everything that is compiled: only the time between says
+        nothing about a hang.
+        """
         before = _spills()
-        run()
-        self.synchronise()
+        with _told_of_compilations(compiling):
+            run()
+            self.synchronise()
         spilt = {name: n for name, n in _spills().items() if n and before.get(name) != n}
         if spilt:
             raise Refused("spills " + ", ".join(f"{n} in {name}" for name, n in spilt.items()))
@@ -139,6 +145,31 @@ def poisoned() -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
+def _told_of_compilations(compiling: Callable[[bool], None]) -> Iterator[None]:
+    """Inside, `compiling` hears of the beginning and the end of each of Triton's compilations."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton import knobs
+
+    def begins(**kernel: Any) -> bool:
+        compiling(True)
+        return False  # True: do not compile
+
+    def ends(**kernel: Any) -> bool:
+        compiling(False)
+        return False
+
+    hooks: Any = knobs.runtime
+    before = hooks.jit_cache_hook, hooks.jit_post_compile_hook
+    hooks.jit_cache_hook, hooks.jit_post_compile_hook = begins, ends
+    try:
+        yield
+    finally:
+        hooks.jit_cache_hook, hooks.jit_post_compile_hook = before
 
 
 def _spills() -> dict[str, int]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_RESTARTS = 12
+STILL_COMPILING = "still compiling after"
+"""How the reason begins where a compiler was cut off: nothing is known of what it compiles."""
 
 
 @dataclass(kw_only=True)
@@ -44,9 +46,9 @@ class Journal:
                 continue
         return events
 
-    def start(self, item: str, part: str | None = None, *, limit_s: float) -> None:
-        """Say what is done next and how long silence means nothing bad."""
-        self.write(start=item, part=part, limit_s=limit_s)
+    def start(self, item: str, part: str | None = None, *, limit_s: float, compiles: bool = False) -> None:
+        """Say what is done next, whether that is compiling, and how long silence means nothing bad."""
+        self.write(start=item, part=part, limit_s=limit_s, compiles=compiles)
 
     def done(self, item: str, key: str, value: Any, *, took_s: float) -> None:
         """A result: `value` belongs to `key` of the suite's JSON."""
@@ -124,7 +126,9 @@ def _watch(
         if now > deadline:
             return seen, doing, None
         if now - heard > limit:
-            return seen, doing, f"hung: nothing heard for {limit:.0f} s"
+            compiles = doing is not None and doing.get("compiles")
+            why = STILL_COMPILING if compiles else "hung: nothing heard for"
+            return seen, doing, f"{why} {limit:.0f} s"
         time.sleep(0.1)
 
 

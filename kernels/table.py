@@ -31,9 +31,9 @@ PRIORS = Path(__file__).parent / "results" / "calibrated.json"
 class Row:
     """What is known of one site.
 
-    choice: "torch", "triton", "triton <variant>", "sdpa <backend>"; empty: nothing was decided, only refused.
-    why: in a sentence. ms: quartiles of each candidate that was timed. refused: candidates that may not be
-    tried again, and why.
+    choice: "torch", "triton", "triton <variant>", "sdpa <backend>", "flash_attn <version>"; empty: nothing
+    was decided, only refused. why: in a sentence. ms: quartiles of each candidate that was timed. refused:
+    candidates that may not be tried again, and why.
     """
 
     choice: str = ""

@@ -30,7 +30,8 @@ NOISE = 0.15
 ALLOWED = 1e-3
 """An error, beyond twice torch's own."""
 
-Announce = Callable[[str], None]
+Announce = Callable[[str, bool], None]
+"""Told a candidate and whether it is compiled now, before anything of it runs."""
 
 
 def measure_site(
@@ -38,18 +39,17 @@ def measure_site(
     device: Device,
     *,
     refused: Mapping[str, str],
-    announce: Announce = lambda choice: None,
+    announce: Announce = lambda choice, compiles: None,
     first: str = "",
     until: float = float("inf"),
 ) -> Row:
     """Return what to choose at this site; an empty `choice` where nothing can be said (noise, torch fails).
 
-    refused: candidates that are not touched. announce is told a candidate before anything of it runs. first:
-    a candidate that is likely to win, measured before the others. From `until` on (time.monotonic) no further
-    candidate is begun.
+    refused: candidates that are not touched. first: a candidate that is likely to win, measured before the
+    others. From `until` on (time.monotonic) no further candidate is begun.
     """
     op = op_named(site.op)
-    announce("inputs")
+    announce("inputs", False)
     trial = op.trial(site, device.device)
     inputs = trial.make(0)
     row = Row(refused=dict(refused))
@@ -64,9 +64,12 @@ def measure_site(
         if runs and time.monotonic() > until:
             left += 1
             continue
-        announce(choice)
+        # Torch's own way at a compiled site is inductor's, which compiles before it says so.
+        announce(choice, site.compiled and choice == "torch")
         run = runner(trial, site, choice, inputs)
         try:
+            device.compile(run, site, choice, lambda on, choice=choice: announce(choice, on))  # type: ignore[misc]
+            announce(choice, False)
             errors = _checked(device, site, choice, run, trial, inputs, limits)
             if choice == "torch":
                 limits = [2 * e + ALLOWED for e in errors]
@@ -112,11 +115,10 @@ def _checked(
     inputs: Inputs,
     limits: list[float],
 ) -> list[float]:
-    """Compile, run, compare, run again; the errors of the outputs and gradients against float64.
+    """Run, compare, run again; the errors of the outputs and gradients against float64.
 
     limits: what they may be; empty for torch's own way.
     """
-    device.compile(run, site, choice)
     with poisoned():
         first = device.launch(run, site, choice)
     errors = []
@@ -142,13 +144,13 @@ def _timed(
 ) -> dict[str, list[float]]:
     clocks = {}
     for choice, run in runs.items():
-        announce(choice)
+        announce(choice, False)
         clocks[choice] = device.clock(run, site, choice)
         clocks[choice](0.0)
     samples: dict[str, list[float]] = {choice: [] for choice in runs}
     for _ in range(ROUNDS):
         for choice, clock in clocks.items():
-            announce(choice)
+            announce(choice, False)
             samples[choice].append(clock(ROUND_MS))
     return samples
 

@@ -95,7 +95,10 @@ def _sites(device: str, dry_run: bool) -> Iterator[Item]:
 
     def measured(site: Site) -> Callable[[Announce, dict[str, str]], dict[str, Any]]:
         def run(announce: Announce, skip: dict[str, str]) -> dict[str, Any]:
-            return to_json({site.key: measure_site(site, layer, refused=skip, announce=announce)})
+            def said(choice: str, compiles: bool) -> None:
+                announce(choice)
+
+            return to_json({site.key: measure_site(site, layer, refused=skip, announce=said)})
 
         return run
 

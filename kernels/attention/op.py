@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vmae.kernels.attention import installed
 from vmae.kernels.attention.configs import MAX_HEAD_DIM
 from vmae.kernels.attention.cpu import WrittenOutAttention
 from vmae.kernels.attention.library import site_dims
@@ -77,6 +78,8 @@ def fused_attention(
         used = qkv.shape[4] ** -0.5 if scale is None else scale
         out, _lse = torch.ops.vmae.attention_fwd(qkv, used, lengths, first_query, way[7:])
         return out
+    if way.startswith("flash_attn"):
+        return installed.attend(way, qkv, qkv.shape[4] ** -0.5 if scale is None else scale)
     return _attention_torch(qkv, scale, lengths, first_query, way[5:])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmae.kernels.attention import installed
 from vmae.kernels.attention.configs import variants
 from vmae.kernels.attention.op import fused_attention
 from vmae.kernels.attention.reference import fused_attention_reference
@@ -16,10 +17,11 @@ from vmae.kernels.timing import checked_clips
 
 
 def choices(site: Site, family: int) -> list[str]:
-    """Torch's own choice, our kernels by their tiles, SDPA's backends by name."""
+    """Torch's own choice, our kernels by their tiles, SDPA's backends by name, what else is installed."""
     tiles = variants(site.size("N"), site.size("D"), site.torch_dtype(), family, grad=site.grad)
     ours = [f"triton {name}" for name in tiles]
-    return ["torch", ours[0], "sdpa cudnn", "sdpa flash", "sdpa efficient", *ours[1:]]
+    others = ["sdpa cudnn", "sdpa flash", *installed.choices(site, family), "sdpa efficient"]
+    return ["torch", ours[0], *others, *ours[1:]]
 
 
 def trial(site: Site, device: str) -> Trial:

@@ -2,7 +2,8 @@
 
 Candidates run as they are, on the CPU (our ops compute their reference there); what a real device might do to
 them is done here. {"ms": 1.0}; "noise": a share by which times vary from one to the next; "does": "wrong",
-"spills", "raises", "hangs", "crashes", "differs", "unwritten", "loses the device".
+"spills", "raises", "hangs", "crashes", "differs", "unwritten", "loses the device", "compiles slowly"
+("takes": for so many seconds).
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ class FakeDevice(Device):
         with Path(os.environ["FAKE_DEVICE_LOG"]).open("a") as f:
             f.write(f"{what} {choice}\n")
 
-    def compile(self, run: Run, site: Site, choice: str) -> None:
+    def compile(self, run: Run, site: Site, choice: str, compiling: Callable[[bool], None]) -> None:
         self._log("compile", choice)
         does = self._of(choice).get("does")
+        if does == "compiles slowly":
+            compiling(True)
+            time.sleep(self._of(choice)["takes"])
+            compiling(False)
         if does == "spills":
             raise Refused("spills 64 in _short_fwd_kernel")
         if does == "raises":

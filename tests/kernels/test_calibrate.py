@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,80 @@ def test_what_takes_the_process_with_it_is_named_and_never_tried_again(bench: Be
     again = bench(told, RICH, force=True)
     assert not any(f" {choice}" in line for line in bench.logged() for choice in bad.values())
     assert again.rows[RICH.key].choice == "sdpa flash"
+
+
+@pytest.mark.slow
+def test_a_slow_compiler_is_no_hang(bench: Bench) -> None:
+    """It has a limit of its own; past that its kernel is left out, and tried again another time."""
+    site, limit = SITES["tokens"], 15.0
+    told = {"torch": {"ms": 2.0}, "others": SLOW, "triton default": FAST | {"does": "compiles slowly"}}
+    told["triton default"]["takes"] = 1.3 * limit
+    assert bench(told, site, limit_s=limit).rows[site.key].choice == "triton default"
+    told["triton default"]["takes"] = 600
+    rich = replace(RICH, dtype="float32")
+    given_up = bench(told, rich, limit_s=limit, compile_limit_s=limit).rows[rich.key]
+    assert (given_up.choice, given_up.refused.get("triton default")) == ("torch", None)
+    assert any("still compiling after 15 s; left out this time" in line for line in bench.said)
+
+
+STAND_IN = """
+import torch
+def flash_attn_qkvpacked_func(qkv, dropout_p=0.0, softmax_scale=None, causal=False):
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)
+"""
+CUTE = """
+import torch
+def _flash_attn_fwd(q, k, v, softmax_scale=None, causal=False, return_lse=False):
+    s = torch.einsum("bnhd,bmhd->bhnm", q, k).float() * softmax_scale
+    return torch.einsum("bhnm,bmhd->bnhd", s.softmax(-1).to(v.dtype), v), s.logsumexp(-1)
+def _flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, causal=False{into}):
+    with torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        found = torch.autograd.grad(_flash_attn_fwd(q, k, v, softmax_scale)[0], (q, k, v), dout)
+    for place, x in zip(({given}), found):
+        place.copy_(x)
+    return found
+"""
+
+
+@pytest.mark.parametrize("into", [True, False])
+def test_flash_attn_is_a_candidate_where_it_is_installed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, into: bool
+) -> None:
+    """Stand-ins with the functions that are called: flash-attn itself runs on GPUs only."""
+    site = replace(ATTENTION, dtype="bfloat16")
+    assert not any("flash_attn" in c for c in op_named(site.op).choices(site, 90))
+    package = bench.folder / "packages" / "flash_attn"
+    (package / "cute").mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN)
+    (package / "cute" / "__init__.py").write_text("")
+    words = (
+        {"into": ", dq=None, dk=None, dv=None", "given": "dq, dk, dv"}
+        if into
+        else dict.fromkeys(("into", "given"), "")
+    )
+    (package / "cute" / "interface.py").write_text(CUTE.format(**words))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), os.environ["PYTHONPATH"]]))
+    told = {"torch": {"ms": 2.0}, "flash_attn 4": FAST, "flash_attn 2": {"ms": 1.5}, "others": SLOW}
+    row = bench(told, site).rows[site.key]
+    assert row.choice == "flash_attn 4"
+    assert {"flash_attn 2", "flash_attn 4"} <= set(row.ms)  # both were right, gradients too
+    # Not where it cannot serve, nor where its gradient is no graph's.
+    monkeypatch.syspath_prepend(str(package.parent))
+    found = {
+        "lengths": replace(site, layout="packed+lengths"),
+        "last rows": replace(site, dims=(*site.dims[:3], ("first", 4))),
+        "float32": ATTENTION,
+    }
+    for other in found.values():
+        assert not any("flash_attn" in c for c in op_named(site.op).choices(other, 90))
+    compiled = op_named(site.op).choices(replace(site, compiled=True), 90)
+    on_ada = op_named(site.op).choices(site, 89)
+    for name in [n for n in sys.modules if n.split(".")[0] == "flash_attn"]:
+        del sys.modules[name]
+    assert "flash_attn 2" in compiled and "flash_attn 4" not in compiled
+    assert "flash_attn 2" in on_ada and "flash_attn 4" not in on_ada
 
 
 def test_ties_and_small_gains_go_to_torch_and_noise_decides_nothing(bench: Bench) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmae import kernels
 from vmae.kernels.attention.cpu import WrittenOutAttention
 from vmae.kernels.attention.reference import fused_attention_reference
+from vmae.kernels.dispatch import forced
 from vmae.kernels.patch_loss.reference import masked_patch_loss_reference
 
 SIZE = {"patch_size": 4, "tubelet_size": 2}
@@ -45,6 +50,42 @@ def test_attention_from_a_query_on(dtype: torch.dtype, first_query: int) -> None
     torch.testing.assert_close(ours, theirs, rtol=5 * tolerance, atol=5 * tolerance)
     with pytest.raises(kernels.KernelInputError, match=r"expected first_query in \[0, 9\); got 9"):
         kernels.fused_attention(qkv, first_query=9)
+
+
+class Written(TorchDispatchMode):
+    """The operators that write at least so many values."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.values, self.found = values, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        storages = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for x in out if isinstance(out, tuple | list) else [out]:
+            large = isinstance(x, Tensor) and x.numel() >= self.values
+            name = func.overloadpacket.__name__
+            if large and (x.untyped_storage().data_ptr() not in storages or name.endswith("_")):
+                self.found.append(name)
+        return out
+
+
+@pytest.mark.parametrize("way", ["torch", "sdpa math"])
+@pytest.mark.parametrize("first_query", [0, 3])
+def test_the_gradient_of_qkv_is_packed_in_one_pass(way: str, first_query: int) -> None:
+    """Torch's path: dq, dk and dv are stacked once, as the Linear before reads them; no more is written."""
+    b, n, h, d = 2, 9, 2, 8
+    weight = seeded(3 * h * d, h * d, dtype=torch.float32).requires_grad_()
+    x = seeded(b, n, h * d, dtype=torch.float32)
+    qkv = F.linear(x, weight).view(b, n, 3, h, d)
+    grads: list[Tensor] = []
+    qkv.register_hook(grads.append)
+    with forced(way):
+        out = kernels.fused_attention(qkv, first_query=first_query)
+    with Written(qkv.numel()) as written:
+        out.backward(torch.ones_like(out))
+    assert written.found == ["stack"], written.found
+    assert grads[0].is_contiguous()
 
 
 @pytest.mark.parametrize("target", ["normalized", "raw"])

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from vmae.cli.main import main
 from vmae.core.train import calibration
+from vmae.core.train.task import Report, silent
+from vmae.experiments.run import reporter
+from vmae.experiments.tracking import Tracker, create_store, store_at, tags
+from vmae.experiments.tracking.client import experiment_id, find_run, mlflow_client
 from vmae.kernels import calibrate, dispatch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,13 +51,26 @@ class Machine:
         }.items():
             monkeypatch.setenv(name, value)
 
-    def begin(self, told: dict[str, Any], *, run: str = "run", resume: bool = False, **train: Any) -> Events:
+    def begin(
+        self,
+        told: dict[str, Any],
+        *,
+        run: str = "run",
+        resume: bool = False,
+        then: Report = silent,
+        **train: Any,
+    ) -> Events:
         self.patch.setenv("FAKE_DEVICE", json.dumps(told))
         (self.folder / "log").write_text("")
         events: Events = []
         # Compiled sites would really be compiled, by torch.
         made = steps.trainer(self.videos, self.folder / run, **{"compile": False, **train})
-        made.report = lambda name, data: events.append((name, data))
+
+        def report(name: str, data: dict[str, Any]) -> None:
+            events.append((name, data))
+            then(name, data)
+
+        made.report = report
         made.begin(resume=resume)
         return events
 
@@ -106,6 +125,35 @@ def test_a_long_run_measures_once_and_keeps_what_it_used(machine: Machine) -> No
     machine.patch.setenv("VMAE_CALIBRATE", "off")
     assert [e for e, _ in machine.begin(WINS | slow, run="off")] == ["start"]
     assert dispatch.installed() == {}
+
+
+def test_mlflow_and_the_doctor_tell_what_was_chosen(machine: Machine) -> None:
+    machine.patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = store_at(machine.folder / "runs")
+    create_store(store)
+    run_dir = store.runs_dir / "k1"
+    with Tracker(store, run_dir, name="k1", key="k1", kind="pretrain", params={}) as tracker:
+        slow = {"multiprocessors": 1e-9}
+        events = machine.begin(WINS | slow, then=reporter(tracker, "pretrain"))
+    chosen = of(events, "kernels")
+    client = mlflow_client(store.uri)
+    run_id = find_run(client, experiment_id(store, client), "k1")
+    assert run_id is not None
+    told = client.get_run(run_id).data.tags
+    assert told[tags.KERNELS] == chosen["fingerprint"]
+    for op in ("gather_patches", "fused_attention", "masked_patch_loss", "assemble_decoder_tokens"):
+        assert told[f"{tags.KERNELS}.{op}"] == "triton", op
+
+    # The doctor has a line for each site; here, where kernels would run in the interpreter.
+    machine.patch.setenv("TRITON_INTERPRET", "1")
+    said = CliRunner().invoke(main, ["doctor"]).output
+    for key, choice in chosen["choices"].items():
+        (line,) = [x for x in said.splitlines() if x.startswith(f"{key} ")]
+        assert f" {choice} " in line and "2.00 times as fast" in line
+    dispatch.install({})
+    said = CliRunner().invoke(main, ["doctor"]).output
+    assert "fused_attention bfloat16" not in said
+    assert [x.split()[1] for x in said.splitlines() if x.startswith("fused_attention")] == ["torch"]
 
 
 def test_what_goes_wrong_costs_a_warning(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
