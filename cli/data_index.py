@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @click.command("index")
 @click.argument("place", metavar="FOLDER|CSV", type=click.Path(path_type=Path))
-@click.option("--layout", help="folders, kinetics, ucf101, hmdb51, ssv2, rawframes or ava (of a FOLDER).")
+@click.option(
+    "--layout",
+    help="Of a FOLDER: folders (one a class, or none: no labels), kinetics, ucf101, hmdb51, ssv2, rawframes "
+    "or ava.  [default: folders]",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Where to write.  [default: FOLDER]"
 )
@@ -61,9 +65,8 @@ def index(
         if layout is not None:
             raise InputError(f"--layout: expected a folder, got the file {place}")
         found, folder = index_table(place), place.parent
-    elif layout is None:
-        raise InputError("expected --layout NAME for a folder (vmae data index --help), got none")
     else:
+        layout = layout or "folders"
         found, folder = index_dataset(place, layout, split=split, val_share=val_share), place  # type: ignore[arg-type]
     out = out or folder
     require_writable(out / "train.csv")

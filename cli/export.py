@@ -73,7 +73,9 @@ def export(
         notes += write_model(out, net, "hf", meta, hf_layout=hf_layout, overwrite=force)
     else:
         labels = meta.get("labels") if isinstance(net, VideoClassifier | VideoDetector) else None
-        sampling = {"sampling": data.sampling, "sampling_rate": data.sampling_rate}
+        sampling: dict[str, object] = {"sampling": data.sampling, "sampling_rate": data.sampling_rate}
+        if data.fps:
+            sampling = {"sampling": data.sampling, "fps": data.fps}
         graphs.export_graph(out, net, to, graphs.describe_graph(net, sampling, labels))
     for note in notes:
         click.echo(f"note: {note}", err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import address_options, fitness_shown, runs_dir_option, set_option
+from vmae.cli.options import address_options, fitness_shown, format_option, runs_dir_option, set_option
 
 
 @click.command()
@@ -18,6 +18,7 @@ from vmae.cli.options import address_options, fitness_shown, runs_dir_option, se
     help="Pre-trained model: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the list's paths start from.")
+@format_option
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "time", "tokens"]),
@@ -32,6 +33,12 @@ from vmae.cli.options import address_options, fitness_shown, runs_dir_option, se
 )
 @click.option(
     "--stride", type=click.IntRange(1), help="Frames between windows (with --window).  [default: 4]"
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0),
+    help="Frames a second that --window and --stride count; 0: the video's own.  [default: as the model's "
+    "clips were cut (data.fps), else 0]",
 )
 @click.option("--views", type=click.IntRange(1), help="Crops averaged (with --window).  [default: 1]")
 @click.option(
@@ -49,9 +56,11 @@ def features(
     out: Path,
     checkpoint: str,
     data_root: Path | None,
+    annotation_format: str,
     pooling: str,
     window: int | None,
     stride: int | None,
+    fps: float | None,
     views: int | None,
     dtype: str | None,
     prefix: str | None,
@@ -88,6 +97,8 @@ def features(
             csv,
             out,
             windows={"window": window, "stride": stride or 4, "views": views or 1},
+            fps=fps,
+            annotation_format=annotation_format,  # type: ignore[arg-type]
             data_root=data_root,
             prefix=prefix or "",
             dtype=dtype or "fp32",
@@ -99,13 +110,21 @@ def features(
         click.echo(f"{out}: {r.windows} windows x {r.dim} of {r.videos} videos")
         _report(r.failed)
         return
-    for name, value in (("stride", stride), ("views", views), ("dtype", dtype), ("prefix", prefix)):
+    for name, value in (
+        ("stride", stride),
+        ("fps", fps),
+        ("views", views),
+        ("dtype", dtype),
+        ("prefix", prefix),
+    ):
         if value is not None:
             raise InputError(f"expected --{name} with --window, got it alone")
     if out.suffix != ".npz":
         raise InputError(f"expected OUT to end in .npz (or --window for a folder), got {out}")
     config = evaluation.evaluation_config(store, checkpoint)
     changes: dict[str, object] = {"data.test_csv": str(csv)}
+    if annotation_format != "auto":
+        changes["data.annotation_format"] = annotation_format
     if data_root is not None:
         changes["data.data_root"] = str(data_root)
     config = override(config, {**changes, **parse_assignments(assignments)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import require_writable, runs_dir_option
+from vmae.cli.options import format_option, require_writable, runs_dir_option
 from vmae.cli.training import cache_progress
 from vmae.experiments import stages
 from vmae.experiments.request import held_out_beside
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     "--val", "val_csv", type=click.Path(path_type=Path), help="Held-out list.  [default: val.csv beside LIST]"
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the lists' paths start from.")
+@format_option
 @click.option(
     "--for",
     "job",
@@ -50,6 +51,7 @@ def recommend(
     csv: Path,
     val_csv: Path | None,
     data_root: Path | None,
+    annotation_format: str,
     job: str,
     budget: str | None,
     flip: str,
@@ -76,6 +78,7 @@ def recommend(
         val_csv,
         device=device,
         data_root=data_root,
+        annotation_format=annotation_format,  # type: ignore[arg-type]
         budget_s=None if budget is None else parse_duration(budget, "--budget"),
         flip=flip,  # type: ignore[arg-type]
     )

@@ -170,6 +170,7 @@ class SweepOptions(ConfigOptions):
         """What `recommend` says of pre-training on the list, shown with its reasons; the recipe's fine-tuning
         for a trial that has one."""
         from vmae.cli.recommend import describe
+        from vmae.core.config import parse_assignments
         from vmae.experiments.advice import advise
         from vmae.experiments.recommend import recipe_for, with_epochs
         from vmae.experiments.request import held_out_beside
@@ -178,7 +179,14 @@ class SweepOptions(ConfigOptions):
 
         device = default_device()
         held_out = None if self.folds is not None else held_out_beside(train_csv, self.val_csv)
-        advice = advise(pretrain.STAGE.name, train_csv, held_out, device=device, data_root=self.data_root)
+        advice = advise(
+            pretrain.STAGE.name,
+            train_csv,
+            held_out,
+            device=device,
+            data_root=self.data_root,
+            annotation_format=parse_assignments(self.assignments).get("data.annotation_format", "auto"),
+        )
         for line in describe(advice):
             click.echo(line, err=True)
         made, config = recipe_for(finetune.STAGE.name, gpu=device.type == "cuda"), advice.found.config

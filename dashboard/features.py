@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import streamlit as st
@@ -16,6 +17,7 @@ from vmae.core.model.encoder import attention_maps
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
 from vmae.core.video.samples import Sample
+from vmae.dashboard.sources import DatasetEntry
 from vmae.dashboard.viewer import load_videomae, use_threads
 
 MOST_CLIPS = 600
@@ -36,22 +38,22 @@ class FeatureSet:
 def list_features(
     path: str,
     stamp: int,
-    list_key: str,
     samples: list[Sample],
-    sampling_rate: int,
+    dataset: DatasetEntry,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureSet:
-    """Features of (at most MOST_CLIPS, evenly chosen) clips; the cache knows the list by `list_key`.
+    """Features of (at most MOST_CLIPS, evenly chosen) clips, cut as the data set's run cut them.
 
     `progress` is called with (clips done, clips in all) after every CHUNK of them.
     """
     index = np.unique(
         np.linspace(0, len(samples) - 1, min(len(samples), MOST_CLIPS)).round().astype(np.int64)
     )
-    parts = []
+    parts, cut = [], (dataset.sampling, dataset.sampling_rate, dataset.fps)
     for start in range(0, len(index), CHUNK):
         places = tuple(int(i) for i in index[start : start + CHUNK])
-        parts.append(_chunk(path, stamp, list_key, places, sampling_rate, [samples[i] for i in places]))
+        chosen = [samples[i] for i in places]
+        parts.append(_chunk(path, stamp, f"{dataset.csv}:{len(samples)}", places, cut, chosen))
         progress(start + len(places), len(index))
     x = np.concatenate([p[0] for p in parts])
     x = (x - x.mean(0)) / (x.std(0, ddof=1) + 1e-6)
@@ -64,7 +66,7 @@ def _chunk(
     stamp: int,
     list_key: str,
     places: tuple[int, ...],
-    sampling_rate: int,
+    cut: tuple[Literal["dense", "uniform"], int, float],
     _samples: list[Sample],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [m, D] and labels int64 [m] of the clips at some places of a list."""
@@ -73,7 +75,9 @@ def _chunk(
     c = model.config
     config = DataConfig(
         frames=c.frames,
-        sampling_rate=sampling_rate,
+        sampling=cut[0],
+        sampling_rate=cut[1],
+        fps=cut[2],
         size=(c.height, c.width),
         short_side=min(c.height, c.width),
         augment="none",

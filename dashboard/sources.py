@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmae.core.errors import VmaeError
 from vmae.core.video.annotations import FORMATS, AnnotationFormat, read_annotations
@@ -25,6 +25,8 @@ from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from vmae.dashboard.clips import ClipInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,17 @@ class DatasetEntry:
     label: str
     csv: str
     data_root: str
+    frames: int = 16
+    sampling: Literal["dense", "uniform"] = "dense"
     sampling_rate: int = 1
+    fps: float = 0.0
     format: AnnotationFormat = "auto"
+
+    def stride(self, clip: ClipInfo, frames: int) -> int:
+        """Frames of a video from one of a clip's `frames` to the next, as the run cut its clips."""
+        if self.sampling == "uniform":
+            return max(1, clip.num_frames // frames)
+        return max(1, round(clip.fps / self.fps)) if self.fps else self.sampling_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +91,10 @@ _COLUMNS = (
     "mask.type",
     "data.val_csv",
     "data.data_root",
+    "data.frames",
+    "data.sampling",
     "data.sampling_rate",
+    "data.fps",
     "data.annotation_format",
     *SCORES,
 )
@@ -171,19 +185,19 @@ def _of_file(file: ModelFile) -> CheckpointEntry:
 
 
 def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:
-    given = [(c, settings.data_root, "1", settings.annotation_format) for c in settings.data]
+    given = [(c, settings.data_root, settings.annotation_format, {}) for c in settings.data]
     of_runs = [
         (
             r.params[name],
             r.params.get("data.data_root") or "",
-            r.params.get("data.sampling_rate", "1"),
             r.params.get("data.annotation_format", "auto"),
+            r.params,
         )
         for r in runs
         for name in ("data.val_csv",)
         if r.params.get(name)
     ]
-    for csv, root, rate, form in [*given, *of_runs]:
+    for csv, root, form, params in [*given, *of_runs]:
         path = settings.resolve(csv)
         if path.is_file():
             yield DatasetEntry(
@@ -191,7 +205,10 @@ def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]
                 label=f"{path.parent.name}/{path.name}",
                 csv=str(path),
                 data_root=str(settings.resolve(root)) if root and root != "null" else "",
-                sampling_rate=int(_number(rate) or 1),
+                frames=int(_number(params.get("data.frames")) or 16),
+                sampling="uniform" if params.get("data.sampling") == "uniform" else "dense",
+                sampling_rate=int(_number(params.get("data.sampling_rate")) or 1),
+                fps=_number(params.get("data.fps")) or 0.0,
                 format=form if form in FORMATS else "auto",  # type: ignore[arg-type]
             )
 

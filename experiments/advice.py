@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
 from vmae.core.plan import training_flops
-from vmae.core.video.annotations import read_annotations
+from vmae.core.video.annotations import AnnotationFormat, read_annotations
 from vmae.core.video.classes import class_names
 from vmae.core.video.facts import ListFacts, list_facts
 from vmae.core.video.samples import Sample
@@ -57,6 +58,7 @@ def advise(
     flip: Flip = "auto",
     start: ExperimentConfig | None = None,
     keep_cut: bool = False,
+    annotation_format: AnnotationFormat = "auto",
 ) -> Advice:
     """What `job` on these lists should be, on this machine, in `budget_s` seconds (None: by its length).
 
@@ -64,8 +66,8 @@ def advise(
     that cannot be read, and as `recommend` does.
     """
     root = str(data_root) if data_root is not None else ""
-    train = read_annotations(train_csv, root or None)
-    val = read_annotations(val_csv, root or None) if val_csv is not None else []
+    read = partial(read_annotations, data_root=root or None, format=annotation_format)
+    train, val = read(train_csv), read(val_csv) if val_csv is not None else []
     lists = list_facts(train, class_names(train_csv))
     machine = this_machine(device)
     budget = default_budget_s(lists.videos) if budget_s is None else budget_s
@@ -87,6 +89,7 @@ def advise(
         grouped=groups_of(train_csv, train) is not None,
     )
     data = replace(found.config.data, train_csv=str(train_csv), val_csv=str(val_csv or ""), data_root=root)
+    data = replace(data, annotation_format=annotation_format)
     found = replace(found, config=replace(found.config, data=data))
     said = outlook(
         found.config, lists, seconds=found.seconds, budget_s=budget, shared=shared_videos(train, val)

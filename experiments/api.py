@@ -479,6 +479,7 @@ def _config(
             device=device,
             budget_s=budget_s,
             start=start if taken else None,
+            annotation_format=(settings or {}).get("data.annotation_format", "auto"),
         )
         config = resolve_config(recipe=None, start=advice.found.config, **lists, **given)
     if config.job != job:

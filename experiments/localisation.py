@@ -42,7 +42,8 @@ def localise_folder(
         return FeatureVideo(
             name=video.name,
             features=read_features(features / f"{video.name}.npy"),
-            fps=video.fps or row["fps"],
+            # Windows at a rate of their own are counted at that rate, whatever the annotations say.
+            fps=row["fps"] if settings.get("fps") else video.fps or row["fps"],
             duration_s=video.duration_s or row["duration_s"],
             segments=video.segments,
             labels=video.labels,

@@ -74,7 +74,9 @@ def require_classes(job: str, class_counts: Sequence[int], classes: int) -> None
     if not stages.STAGES[job].labels or len(class_counts) > 1:
         return
     got = "no label" if not class_counts else f"label {classes - 1} on all {class_counts[0]} videos"
-    raise InputError(f"expected labels of two classes or more in the training list, got {got}")
+    raise InputError(
+        f"expected labels of two classes or more in the training list, got {got} (pre-training needs none)"
+    )
 
 
 def shared_videos(train: Sequence[Sample], val: Sequence[Sample]) -> int:

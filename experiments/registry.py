@@ -157,6 +157,7 @@ def _data_of(run: Run, model: VideoModel, meta: dict[str, Any]) -> DataConfig:
     kept: dict[str, Any] = {
         "sampling": known.get("sampling", data.sampling),
         "sampling_rate": int(known.get("sampling_rate", data.sampling_rate)),
+        "fps": float(known.get("fps", data.fps)),
         "short_side": int(known.get("short_side", data.short_side)),
     }
     return replace(data, workers=0, cache=False, train_csv="", val_csv="", data_root="", **kept)

@@ -47,11 +47,15 @@ def retrieve(
         features, shown = read_features(index / f"{query}.npy", dim), known[query]["path"]
     elif Path(query).exists():
         source = checkpoint or settings["model"]
-        model, _, weights = load_for_windows(store, source)
+        model, _, weights, _ = load_for_windows(store, source)
         if weights != settings["weights"]:
             raise InputError(f"expected the weights that {index} was made with (--checkpoint), got {source}")
         names = ("frames", "window", "stride", "views")
-        config = WindowConfig(size=tuple(settings["size"]), **{k: settings[k] for k in names})
+        config = WindowConfig(
+            size=tuple(settings["size"]),
+            fps=settings.get("fps", 0.0),
+            **{k: settings[k] for k in names},
+        )
         features, shown = window_features(model, query, config, device=default_device()), query
     else:
         raise InputError(f"expected a video of {index} or a file, got '{query}'{nearest(query, list(known))}")

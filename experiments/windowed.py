@@ -25,6 +25,7 @@ from vmae.core.files import read_record, replacing, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.model.encoder import VideoModel
 from vmae.core.progress import Progress
+from vmae.core.video.annotations import AnnotationFormat
 from vmae.core.video.isolate import Outcome, run_isolated
 from vmae.core.video.listing import list_videos, video_ids
 from vmae.core.video.probe_store import cached_info
@@ -33,7 +34,7 @@ from vmae.core.weights.checkpoint import load_model
 from vmae.experiments.cluster.video_map import place, shared_checkpoint, weights_file
 from vmae.experiments.run import default_device
 from vmae.experiments.tracking import Store
-from vmae.experiments.weights import load_model_at, model_source
+from vmae.experiments.weights import config_of_model, load_model_at, model_source
 
 SETTINGS = "features.json"
 JOURNAL = "videos.jsonl"
@@ -74,6 +75,8 @@ def windowed_run(
     out: Path,
     *,
     windows: dict[str, int],
+    fps: float | None = None,
+    annotation_format: AnnotationFormat = "auto",
     data_root: str | Path | None = None,
     prefix: str = "",
     dtype: str = "fp32",
@@ -86,14 +89,17 @@ def windowed_run(
 ) -> WindowedResult:
     """Write the windowed features of every video of `listed` (see `vmae features --window`).
 
-    `windows` are `window`, `stride` and `views` of WindowConfig; the rest of it is the model's. `out` is a
+    `windows` are `window`, `stride` and `views` of WindowConfig; the rest of it is the model's, and so is
+    `fps` where it is None (0: frames of the video itself). `out` is a
     folder, or a `.parquet` file, which is made of the folder beside it. Raises InputError for an empty list,
     names that collide, or a folder of features made otherwise, VmaeError where no video can be read.
     """
-    ids = video_ids(list_videos(listed, data_root), prefix)
-    model, checkpoint, weights = load_for_windows(store, source)
+    ids = video_ids(list_videos(listed, data_root, annotation_format), prefix)
+    model, checkpoint, weights, rate = load_for_windows(store, source)
     c = model.config
-    config = WindowConfig(frames=c.frames, size=(c.height, c.width), **windows)
+    config = WindowConfig(
+        frames=c.frames, size=(c.height, c.width), fps=rate if fps is None else fps, **windows
+    )
     folder = out.with_suffix("") if out.suffix == ".parquet" else out
     folder.mkdir(parents=True, exist_ok=True)
     work = WindowedWork(
@@ -107,6 +113,7 @@ def windowed_run(
     _agree(folder, _settings(work, source, weights, c.embed_dim))
     done = _finished(folder, ids, work, c.embed_dim)
     waiting = [(name, os.path.abspath(path)) for name, path in ids.items() if name not in done]
+    _end_line(folder / JOURNAL)
     failed: list[tuple[str, str]] = []
     first = [waiting[0][1]] if waiting else []
     with place(address, [*first, work.out, str(weights_file(checkpoint))], gpus) as where:
@@ -139,8 +146,9 @@ def windowed_run(
     )
 
 
-def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
-    """The model at `source`, the folder in which other processes find it, and the digest of its weights.
+def load_for_windows(store: Store, source: str) -> tuple[Any, str, str, float]:
+    """The model at `source`, the folder in which other processes find it, the digest of its weights, and
+    the rate at which its clips were cut (`data.fps`).
 
     Raises InputError for a model that has no feature of a whole clip (a detector).
     """
@@ -149,7 +157,8 @@ def load_for_windows(store: Store, source: str) -> tuple[Any, str, str]:
         raise InputError(f"expected a pre-trained model or a classifier, got {model.title} at {source}")
     checkpoint = shared_checkpoint(model_source(store, source), model, meta, store.layout)
     with open(weights_file(checkpoint), "rb") as file:
-        return model, checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return model, checkpoint, digest, config_of_model(model, meta).data.fps
 
 
 def do_video(work: WindowedWork, item: tuple[str, str]) -> dict[str, Any]:
@@ -171,14 +180,22 @@ def do_video(work: WindowedWork, item: tuple[str, str]) -> dict[str, Any]:
     if not np.isfinite(kept).all():
         raise InputError(f"{path}: expected features within fp16's range, got {np.abs(found).max():g}")
     write_array(Path(work.out) / f"{name}.npy", kept)
+    frames, rate = work.windows.timeline(info.num_frames, info.fps)
     return {
         "name": name,
         "path": path,
-        "frames": info.num_frames,
-        "fps": round(info.fps, 6),
+        "frames": frames,
+        "fps": round(rate, 6),
         "duration_s": round(info.duration_s, 6),
         "windows": len(kept),
     }
+
+
+def _end_line(file: Path) -> None:
+    """End the line that a killed process was writing, so that the next one is whole."""
+    if file.is_file() and not (b"\n" + file.read_bytes()).endswith(b"\n"):
+        with open(file, "a", encoding="utf-8") as out:
+            out.write("\n")
 
 
 def write_array(file: Path, array: np.ndarray) -> None:
@@ -282,6 +299,7 @@ def _agree(folder: Path, settings: dict[str, Any]) -> None:
     if before is None:
         write_json(folder / SETTINGS, settings)
         return
+    before = {"fps": 0.0, **before}  # folders made before there was another
     other = [k for k in settings if k != "model" and settings[k] != before.get(k)]
     if other:
         raise InputError(

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmae.core.errors import InputError
-from vmae.core.video.annotations import read_annotations
+from vmae.core.video.annotations import AnnotationFormat, read_annotations
 from vmae.core.video.samples import VIDEO_SUFFIXES, read_lines
 
 
-def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list[str]:
+def list_videos(
+    listed: str | Path, data_root: str | Path | None = None, format: AnnotationFormat = "auto"
+) -> list[str]:
     """The videos of a folder (all below it, sorted), or of a list.
 
     Raises InputError where there is none.
@@ -19,7 +21,9 @@ def list_videos(listed: str | Path, data_root: str | Path | None = None) -> list
     if path.is_dir():
         found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     else:
-        listed_paths = [s.path for s in read_annotations(path, data_root)] if read_lines(path) else []
+        listed_paths = (
+            [s.path for s in read_annotations(path, data_root, format=format)] if read_lines(path) else []
+        )
         found = list(dict.fromkeys(listed_paths))
     if not found:
         raise InputError(f"{listed}: expected at least one video, got none")

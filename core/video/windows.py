@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class WindowConfig:
     """Frames between the starts of two windows."""
     size: tuple[int, int] = (224, 224)
     """Height and width of a view in pixels; the video keeps its aspect ratio and is cropped to it."""
+    fps: float = 0.0
+    """With a number, `window` and `stride` count frames at this rate, whatever the video's is; 0: its own."""
     views: int = 1
     """Crops along the longer side, from end to end; one: the centre."""
 
@@ -36,6 +39,8 @@ class WindowConfig:
         for name in ("frames", "window", "stride", "views"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.fps < 0:
+            raise InputError(f"fps: expected 0 or more frames a second, got {self.fps:g}")
         if self.window % self.frames:
             raise InputError(
                 f"window: expected a multiple of the model's {self.frames} frames, got {self.window}"
@@ -46,16 +51,25 @@ class WindowConfig:
         """Frames of the video between two frames of a window."""
         return self.window // self.frames
 
-    def indices(self, num_frames: int) -> np.ndarray:
-        """The frames of each window of a video, int64 `[num_windows, frames]`.
+    def timeline(self, num_frames: int, rate: float) -> tuple[int, float]:
+        """How many frames `window` and `stride` count in a video, and how many of them are a second."""
+        if not self.fps or not rate:
+            return num_frames, rate
+        return math.floor((num_frames - 1) * self.fps / rate) + 1, self.fps
+
+    def indices(self, num_frames: int, rate: float = 0.0) -> np.ndarray:
+        """The frames of each window of a video (of `rate` frames a second), int64 `[num_windows, frames]`.
 
         As in V2's feature extractor (`range(0, num_frames - 15, stride)` for 16 frames); a video shorter than
-        a window gives one, whose last frames repeat the video's.
+        a window gives one, whose last frames repeat the video's. With `fps` places are
+        rounded down to frames.
         """
+        count, own = self.timeline(num_frames, rate)
         span = (self.frames - 1) * self.sampling_rate + 1
-        starts = np.arange(0, max(1, num_frames - span + 1), self.stride, dtype=np.int64)
+        starts = np.arange(0, max(1, count - span + 1), self.stride, dtype=np.int64)
         windows = starts[:, None] + self.sampling_rate * np.arange(self.frames, dtype=np.int64)[None]
-        return np.minimum(windows, num_frames - 1)
+        step = rate / own if self.fps and rate else 1.0
+        return np.floor(np.minimum(windows, count - 1) * step).astype(np.int64)
 
 
 def read_windows(
@@ -74,7 +88,9 @@ def read_windows(
     """
     with open_video(path, info=info, timeout_s=timeout_s) as video:
         info = video.info
-        windows = config.indices(info.num_frames)
+        if config.fps and not info.fps:
+            raise VideoError(path, "no_rate", "fps: expected a video with a frame rate, not images or .npy")
+        windows = config.indices(info.num_frames, info.fps)
         side = max(config.size)
         height, width = info.resized(side if side < min(info.height, info.width) else None)
         regions = augment.view_boxes(height, width, config.views, config.size[1] / config.size[0])

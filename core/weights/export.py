@@ -120,7 +120,7 @@ def graph_of(model: VideoModel) -> tuple[ClipGraph, str]:
 def describe_graph(model: VideoModel, sampling: dict[str, Any], labels: list[str] | None) -> dict[str, Any]:
     """What a graph's file says of itself: inputs, output, and how a video becomes a clip.
 
-    `sampling` says how frames are chosen (`sampling`, `sampling_rate`).
+    `sampling` says how frames are chosen (`sampling`, and `sampling_rate` or `fps`).
     """
     c = model.config
     return {

@@ -84,9 +84,10 @@ def _attention(entry: CheckpointEntry, dataset: DatasetEntry, clip: ClipInfo) ->
         f" {first + grid.tubelet_size - 1}. Click another patch to look from there, or press"
         " Shift+arrows and Enter on a picture."
     )
-    indices = frame_indices(clip.num_frames, grid.frames, dataset.sampling_rate, -1)
-    frames = viewer.load_frames(clip, dataset.sampling_rate, -1, grid, viewer.grid_key(grid))
-    key = f"{clip.key}|{dataset.sampling_rate}|-1|{viewer.grid_key(grid)}"
+    stride = dataset.stride(clip, grid.frames)
+    indices = frame_indices(clip.num_frames, grid.frames, stride, -1)
+    frames = viewer.load_frames(clip, stride, -1, grid, viewer.grid_key(grid))
+    key = f"{clip.key}|{stride}|-1|{viewer.grid_key(grid)}"
     weights = features.attention_row(entry.path, entry.stamp, key, frames, layer - 1, token)
     maps = [("mean of the heads", weights.mean(0))]
     if heads:
@@ -102,7 +103,7 @@ def _attention(entry: CheckpointEntry, dataset: DatasetEntry, clip: ClipInfo) ->
     data = player_data(
         panels,
         shape=(grid.frames, grid.height, grid.width),
-        fps=clip.fps / dataset.sampling_rate,
+        fps=clip.fps / stride,
         per_row=5,
         indices=indices,
         start=slot * grid.tubelet_size,
@@ -142,9 +143,7 @@ def _neighbourhood(
         text = f"Encoding the validation list, once for each checkpoint: {done} of {total} clips"
         bar.progress(done / total, text)
 
-    found = features.list_features(
-        entry.path, entry.stamp, f"{dataset.csv}:{len(samples)}", samples, dataset.sampling_rate, progress
-    )
+    found = features.list_features(entry.path, entry.stamp, samples, dataset, progress)
     bar.empty()
     row = int(np.abs(found.index - index).argmin())
     if len(found.x) < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -129,7 +130,7 @@ def _start(found: Catalog) -> None:
     data = found.dataset(entry.dataset_id)
     default = ViewState(
         checkpoint=entry.id,
-        stride=min(data.sampling_rate, STRIDE_MAX) if data else 1,
+        stride=min(_stride(data), STRIDE_MAX) if data else 1,
         dataset=entry.dataset_id,
         ratio=min(max(entry.ratio or 0.9, RATIO_MIN), RATIO_MAX),
         mask=entry.mask_type if entry.mask_type in MASK_TYPES else "tube",
@@ -144,6 +145,15 @@ def _start(found: Catalog) -> None:
     dataset = found.dataset(state.dataset)
     st.session_state["view"] = dataclasses.replace(state, dataset=dataset.id if dataset else "")
     st.session_state["view_refused"] = refused
+
+
+def _stride(data: DatasetEntry) -> int:
+    """That of the first clip of a list, where it follows from the video."""
+    with contextlib.suppress(VmaeError):
+        for first in read_samples(data)[:1]:
+            clip = clip_info(first.path, "0", first.start, first.num_frames)
+            return data.stride(clip, data.frames)
+    return data.sampling_rate
 
 
 def _view() -> ViewState:

@@ -13,7 +13,7 @@ from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices
 from vmae.dashboard.components import player_data, show_player
 from vmae.dashboard.frame import catalog, empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import read_samples, short_id, weights_file
+from vmae.dashboard.sources import DatasetEntry, read_samples, short_id, weights_file
 from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
 from vmae.dashboard.trials import (
     TrialRow,
@@ -257,10 +257,12 @@ def _strip(settings: Settings, parent: Run) -> None:
     )
     sample = samples[int(clip_number)]
     clip = clip_info(sample.path, str(clip_number), sample.start, sample.num_frames)
-    _draw_strip(rows, clip, int(seed), common if own == "one for all" else None, dataset.sampling_rate)
+    _draw_strip(rows, clip, int(seed), common if own == "one for all" else None, dataset)
 
 
-def _draw_strip(rows: list[TrialRow], clip: ClipInfo, seed: int, common: float | None, stride: int) -> None:
+def _draw_strip(
+    rows: list[TrialRow], clip: ClipInfo, seed: int, common: float | None, dataset: DatasetEntry
+) -> None:
     panels: list[tuple[str, str, str, bool]] = []
     grid: TokenGrid | None = None
     with st.spinner("Reconstructing with every model ..."):
@@ -272,6 +274,7 @@ def _draw_strip(rows: list[TrialRow], clip: ClipInfo, seed: int, common: float |
             model = viewer.load_videomae(str(file), stamp)
             if grid is None:
                 grid = model.grid
+                stride = dataset.stride(clip, grid.frames)
                 frames = viewer.load_frames(clip, stride, -1, grid, viewer.grid_key(grid))
                 key = f"{clip.key}|{stride}|-1|{viewer.grid_key(grid)}"
                 panels.append(("original", f"clip {clip.label}", viewer.original_sheet(key, frames), False))

@@ -143,8 +143,9 @@ def test_index_with_groups_parts_no_session(tmp_path: Path) -> None:
     assert not (tmp_path / "again/folds.csv").exists()
     result = run("data", "index", tmp_path / "folds.csv", "--out", tmp_path / "loose", "--folds", 3)
     assert "no --groups: clips of one session or scene may stand on both sides" in result.output
-    result = run("data", "index", tmp_path, "--groups", "s")
-    assert "expected --layout NAME for a folder" in str(result.exception)
+    (tmp_path / "empty").mkdir()
+    result = run("data", "index", tmp_path / "empty", "--groups", "s")  # as --layout folders
+    assert result.exit_code and "empty" in str(result.exception), result.output
     result = run("data", "index", tmp_path / "folds.csv", "--layout", "folders")
     assert "--layout: expected a folder, got the file" in str(result.exception)
 

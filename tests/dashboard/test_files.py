@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.weights import files
 from vmae.core.weights.checkpoint import WEIGHTS_NAME, save_model
+from vmae.dashboard.clips import ClipInfo
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import read_catalog, read_samples
+from vmae.dashboard.sources import DatasetEntry, read_catalog, read_samples
 from vmae.dashboard.viewer import load_videomae
 from vmae.experiments.tracking import Tracker, create_store, store_at
 
@@ -166,3 +168,11 @@ def test_equal_names_are_told_apart_by_sweep_and_data_set() -> None:
     ]
     found = [e.label for e in _told_apart(entries, {"1": "demo-1", "2": "demo-2"}, data)]
     assert found == ["ratio0.5_s0 · demo-1 · a/val.csv", "ratio0.5_s0 · demo-2 · b/val.csv", "other"]
+
+
+def test_a_clip_is_shown_as_the_run_cut_its_clips() -> None:
+    clip = ClipInfo(key="", label="", num_frames=60, fps=30.0, width=1, height=1)
+    entry = partial(DatasetEntry, id="x", label="x", csv="", data_root="", sampling_rate=4)
+    assert entry().stride(clip, 8) == 4
+    assert entry(fps=10.0).stride(clip, 8) == 3 and entry(fps=60.0).stride(clip, 8) == 1
+    assert entry(sampling="uniform").stride(clip, 8) == 7

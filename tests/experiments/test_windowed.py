@@ -20,6 +20,7 @@ from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
 from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.video import augment
+from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
 from vmae.core.weights.checkpoint import save_model
 from vmae.experiments.windowed import read_features, read_folder
@@ -58,6 +59,28 @@ def run(place: Path, *arguments: str, model: str = "pretrained", listed: str = "
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return 2, str(result.exception)
     return result.exit_code, result.output
+
+
+def test_windows_count_at_the_rate_that_is_asked_for_and_lists_may_be_of_any_kind(
+    place: Path, tiny_videos: Path, tmp_path: Path
+) -> None:
+    video = sorted(tiny_videos.rglob("*.mp4"))[0]
+    info = cached_info(str(video))
+    (place / "stretches.csv").write_text(f"{video} 0 -1\n")
+    how = ["--window", "4", "--stride", "2", "--format", "start_total"]
+    assert run(place, str(tmp_path / "own"), *how, listed="stretches.csv")[0] == 0
+    code, text = run(place, str(tmp_path / "half"), *how, "--fps", f"{info.fps / 2}", listed="stretches.csv")
+    assert code == 0, text
+    settings, (row,) = read_folder(tmp_path / "half")
+    assert settings["fps"] == info.fps / 2 == row["fps"] and row["frames"] == (info.num_frames + 1) // 2
+    # Every second frame of the video: the windows of 8 frames, of which the model takes every second.
+    eight = ["--window", "8", "--stride", "4", "--format", "start_total"]
+    assert run(place, str(tmp_path / "eight"), *eight, listed="stretches.csv")[0] == 0
+    wanted = read_features(tmp_path / "eight" / f"{row['name']}.npy")
+    found = read_features(tmp_path / "half" / f"{row['name']}.npy")
+    assert len(found) == len(wanted) and np.allclose(found, wanted, atol=1e-6)
+    code, text = run(place, str(tmp_path / "npy"), "--window", "4", "--fps", "5")
+    assert code == 2 and "no_rate" in text
 
 
 @pytest.mark.parametrize(("model", "views"), [("pretrained", 1), ("classifier", 3)])

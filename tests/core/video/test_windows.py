@@ -61,6 +61,16 @@ def test_indices_are_the_official_extractors(num_frames: int, stride: int) -> No
     assert WindowConfig(frames=8, window=16, stride=5).indices(25).tolist()[1] == list(range(5, 21, 2))
 
 
+def test_windows_at_a_rate_of_their_own_are_the_same_seconds_of_every_video() -> None:
+    config = WindowConfig(frames=4, window=8, stride=5, fps=10)
+    assert config.timeline(60, 30) == (20, 10) and config.timeline(50, 25) == (20, 10)
+    at_30, at_25 = config.indices(60, 30), config.indices(50, 25)
+    assert at_30.tolist() == [[0, 6, 12, 18], [15, 21, 27, 33], [30, 36, 42, 48]]
+    assert at_25.tolist() == [[0, 5, 10, 15], [12, 17, 22, 27], [25, 30, 35, 40]]
+    twice = WindowConfig(frames=4, window=4, stride=4, fps=50)
+    assert twice.indices(5, 25).tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
+
+
 @pytest.mark.parametrize("batch", [1, 4, 100])
 @pytest.mark.parametrize(
     "config",
