@@ -30,8 +30,10 @@ from vmae.core.video.folds import (
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.answers import Answer, Answers, answers_of, write_answers
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.data import read_list
 from vmae.experiments.layout import FoldsDir, RunDir
 from vmae.experiments.provenance import config_tags
+from vmae.experiments.request import held_out_beside
 from vmae.experiments.tracking import Store, Tracker, key_of, tags
 
 
@@ -97,16 +99,20 @@ class FoldSummary:
 def find_folds(spec: str, config: ExperimentConfig) -> Folds:
     """The folds of the training list: `spec` is a csv with the columns path and fold, or a number of folds.
 
-    A number asks for folds of whole groups where `folds.csv` or `groups.csv` beside the list names groups.
+    With a csv, videos of the held-out list that it names take part too: `vmae data index --folds` parts one
+    set of videos into both lists. A number asks for folds of whole groups where `folds.csv` or `groups.csv`
+    beside the list names groups.
     Raises InputError as the readers of both do, and for folds that leave one without videos.
     """
     listed, root = Path(config.data.train_csv), config.data.data_root or None
     samples = read_annotations(listed, root, format=config.data.annotation_format)
     if not spec.isdigit():
+        rows, names = table_of(spec)
+        more, where = _held_out_in(rows, config, samples)
+        samples += more
         folds = read_folds(spec, samples)
-        _, names = table_of(spec)
         groups = read_column(spec, samples, "group") if "group" in names else [s.path for s in samples]
-        said = f"folds of {spec}"
+        said = f"folds of {spec}{where}"
     else:
         groups, said = _groups_beside(listed, samples)
         folds = make_folds([s.label for s in samples], groups, int(spec))
@@ -114,6 +120,24 @@ def find_folds(spec: str, config: ExperimentConfig) -> Folds:
     if len(found.numbers) < 2:
         raise InputError(f"{spec}: expected videos of two folds or more in {listed}, got {found.numbers}")
     return found
+
+
+def _held_out_in(
+    rows: Mapping[str, object], config: ExperimentConfig, samples: Sequence[Sample]
+) -> tuple[list[Sample], str]:
+    """The videos of the held-out list (as named, or beside the training list) that `rows` has and `samples`
+    have not, and words for them."""
+    listed = Path(config.data.train_csv)
+    val = Path(config.data.val_csv) if config.data.val_csv else held_out_beside(listed, None, needed=False)
+    if val is None or not val.is_file():
+        return [], ""
+    known = {os.path.realpath(s.path) for s in samples}
+    found = [
+        s
+        for s in read_list(config.data, str(val))
+        if (path := os.path.realpath(s.path)) in rows and path not in known
+    ]
+    return found, f", with the {len(found)} videos of {val.name} that it names" if found else ""
 
 
 def _groups_beside(listed: Path, samples: Sequence[Sample]) -> tuple[list[str], str]:

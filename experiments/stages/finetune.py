@@ -216,8 +216,9 @@ def tested(found: Evaluation, files: list[Path], on: Measured) -> Tested:
     """An evaluation in words: accuracies with an interval, on which list and how many videos."""
     views = max(p.views for p in found.predictions)
     name, videos = Path(on.listed).name, len(found.predictions)
+    top5 = f"top-5 {found.top5:.1%}  " if len(found.confusion) > 5 else ""
     lines = [
-        f"top-1 {found.interval().text()}  top-5 {found.top5:.1%}  mean class {found.mean_class:.1%}  "
+        f"top-1 {found.interval().text()}  {top5}mean class {found.mean_class:.1%}  "
         f"(chance {1 / len(found.confusion):.1%}) on {videos} videos of {name}, {views} views each"
     ]
     if on.chose:

@@ -384,6 +384,27 @@ def test_labels_of_one_class_are_refused_and_a_shared_video_is_told(
     assert "warning: 24 videos of the held-out list are also in the training list" in capsys.readouterr().err
 
 
+def test_folds_of_an_indexed_folder_hold_each_of_its_videos_out_once(
+    tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vmae.core.video.annotations import read_annotations
+
+    samples = read_annotations(tiny_videos / "train.csv")
+    rows = "".join(f"{s.path},{s.label},g{i // 2}\n" for i, s in enumerate(samples))
+    (tmp_path / "all.csv").write_text(f"path,label,session\n{rows}")
+    lists = tmp_path / "lists"
+    index = ["data", "index", tmp_path / "all.csv", "--groups", "session", "--folds", 3, "--out", lists]
+    assert vmae(*index) == 0
+    assert len(read_annotations(lists / "train.csv")) < 24  # a fold stands in val.csv
+    arguments = ["--data", lists / "train.csv", "--recipe", "demo_finetune", *SHAPE, "train.batch_size=4"]
+    arguments += ["--folds", lists / "folds.csv", "--epochs", 1, "--runs-dir", tmp_path / "runs"]
+    capsys.readouterr()
+    assert vmae("finetune", *arguments) == 0
+    told = capsys.readouterr()
+    assert "videos of val.csv that it names" in told.err
+    assert "on 24 held-out videos, 3 folds (chance 25.0%)" in told.out
+
+
 def test_folds_and_seeds_give_one_number_and_go_on_where_they_were(
     tiny_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
