@@ -12,7 +12,7 @@ from vmae.core.model.target import TEACHER, teacher_of
 from vmae.core.model.videomae import VideoMAEConfig
 from vmae.core.weights.files import WEIGHTS_NAME, read_header
 from vmae.core.weights.models import Loaded
-from vmae.core.weights.zoo import load_init
+from vmae.core.weights.zoo import ZOO, load_init
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.storage import fetched
@@ -55,10 +55,13 @@ def load_model_at(store: Store, text: str) -> tuple[VideoModel, dict[str, Any], 
     try:
         loaded = load_init(model_source(store, text))
     except InputError as e:
-        hint = nearest(text, store.layout.runs())
-        if not hint:
+        if "no published checkpoint" not in str(e):
             raise
-        raise InputError(f"expected a run, a path or a published checkpoint, got '{text}'{hint}") from e
+        hint = nearest(text, [*store.layout.runs(), *(z.name for z in ZOO)])
+        raise InputError(
+            f"expected a run of {store.runs_dir}, a path, hf://org/name or a name of `vmae zoo list`, "
+            f"got '{text}'{hint}"
+        ) from e
     return loaded.model, loaded.meta, loaded.notes
 
 

@@ -72,18 +72,19 @@ def error_map(original: np.ndarray, made: np.ndarray) -> np.ndarray:
     return colourise(error / ERROR_MAX)
 
 
-def contact_sheet(rows: Rows, *, max_columns: int = 16, scale: int = 1) -> Image.Image:
+def contact_sheet(rows: Rows, *, max_columns: int = 16, scale: float = 1) -> Image.Image:
     """One picture: a labelled row of frames for each (label, uint8 [T, H, W, 3])."""
     t, h, w, _ = rows[0][1].shape
     pick = np.linspace(0, t - 1, min(t, max_columns)).round().astype(int)
-    h, w, gap, head = h * scale, w * scale, 2, 16
+    h, w, gap, head = round(h * scale), round(w * scale), 2, 16
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     sheet = Image.new("RGB", (len(pick) * (w + gap) - gap, len(rows) * (h + head + gap) - gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (label, frames) in enumerate(rows):
         top = i * (h + head + gap)
         draw.text((2, top + 2), label, fill="black")
         for j, k in enumerate(pick):
-            frame = Image.fromarray(frames[k]).resize((w, h), Image.Resampling.NEAREST)
+            frame = Image.fromarray(frames[k]).resize((w, h), resample)
             sheet.paste(frame, (j * (w + gap), top + head))
     return sheet
 

@@ -193,17 +193,20 @@ def _measured(config: Config) -> tuple[str, ...]:
 
 def reconstruction_picture(model: VideoMAE, dataset: ClipDataset, ratio: float, index: int = 0) -> np.ndarray:
     """A contact sheet of one held-out clip, its tube mask the same for every model and epoch."""
+    import numpy as np
     import torch
 
-    from vmae.core.measure.pictures import contact_sheet
-    from vmae.core.measure.reconstruct import reconstruct
+    from vmae.core.measure.films import contact_sheet, film_rows
+    from vmae.core.measure.reconstruct import FORMS, reconstruct
     from vmae.core.model.masking import sample_mask
     from vmae.core.numerics import clip_to_video, make_generator
 
     clip = torch.as_tensor(dataset[index]["clip"])[None]
     device = next(model.parameters()).device
     mask = sample_mask("tube", ratio, model.config.grid, 1, make_generator(index, "picture")).to(device)
-    return contact_sheet(reconstruct(model, clip_to_video(clip, device), mask))
+    made = reconstruct(model, clip_to_video(clip, device), mask)
+    rows = film_rows(made, FORMS[:1] if made.target == "raw" else FORMS)
+    return np.asarray(contact_sheet(rows, max_columns=6, scale=112 / made.original.shape[2]))
 
 
 def held_out_error(model: VideoMAE, dataset: ClipDataset, config: Config, device: torch.device) -> float:
