@@ -43,6 +43,21 @@ class Reconstruction:
     target: str
     """The model's target, "normalized" or "raw"."""
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """One line under each picture, saying what it uses."""
+        if self.target == "raw":
+            trained = alone = "model only: predicted pixels"
+        else:
+            trained = "as trained: coloured by the ground truth's patch mean and variance"
+            alone = "model only: mean and variance estimated from visible neighbours"
+        return {
+            "original": "original",
+            "masked_input": "what the encoder sees",
+            "as_trained": trained,
+            "model_only": alone,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionMetrics:

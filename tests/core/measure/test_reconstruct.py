@@ -73,6 +73,7 @@ def test_model_only_uses_nothing_of_the_hidden_pixels() -> None:
     np.testing.assert_array_equal(first.model_only, second.model_only)
     np.testing.assert_array_equal(first.masked_input, second.masked_input)
     assert not np.array_equal(first.as_trained, second.as_trained)
+    assert first.labels["as_trained"] != first.labels["model_only"]
 
 
 def test_raw_models_show_their_pixels_in_both_forms() -> None:
@@ -81,6 +82,7 @@ def test_raw_models_show_their_pixels_in_both_forms() -> None:
     rec = reconstruct(model, video, draw(model.grid))
     np.testing.assert_array_equal(rec.model_only, rec.original)
     np.testing.assert_array_equal(rec.as_trained, rec.original)
+    assert rec.labels["as_trained"] == rec.labels["model_only"]
 
 
 def test_visible_pixels_are_the_clips_own_and_masked_input_is_grey() -> None:
