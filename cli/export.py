@@ -62,6 +62,8 @@ def export(
 
     if out.exists() and not force:
         raise InputError(f"{out} exists; expected a new path (or --force)")
+    if to == "onnx":
+        graphs.require_onnx("onnx", "onnxscript", "onnxruntime")  # before anything is written
     store = store_at(runs_dir)
     net, meta, notes = load_model_at(store, model)
     net.eval()

@@ -41,7 +41,7 @@ def localise_folder(
             return None
         return FeatureVideo(
             name=video.name,
-            features=read_features(features / f"{video.name}.npy"),
+            features=read_features(features / f"{video.name}.npy", settings["dim"]),
             # Windows at a rate of their own are counted at that rate, whatever the annotations say.
             fps=row["fps"] if settings.get("fps") else video.fps or row["fps"],
             duration_s=video.duration_s or row["duration_s"],

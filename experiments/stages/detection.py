@@ -113,11 +113,11 @@ def check_list(config: Config, samples: Sequence[Sample], listed: str) -> None:
     if samples and listed != config.data.train_csv:
         found = proposals_of(config, listed)
         if found is not None and len(found.without(samples)) == len(samples):
-            known = next(iter(found.people), ("none", 0.0))
+            known = next(iter(found.people), None)
+            first = f"the first is {known[0]} at {known[1]:g} s" if known else "the file has nobody at all"
             raise InputError(
                 f"{config.detect.proposals}: expected people in the key frames of {listed}, such as "
-                f"{Path(samples[0].path).stem} at {samples[0].time_s:g} s; got none of them (the first is "
-                f"{known[0]} at {known[1]:g} s)"
+                f"{Path(samples[0].path).stem} at {samples[0].time_s:g} s; got none of them ({first})"
             )
 
 
@@ -324,8 +324,8 @@ class _Reached:
         lines.append(f"by action: {', '.join(named)}")
         if proposals is not None:
             lines.append(
-                f"left out: {proposals.below} proposals below {self.min_score:g}, {proposals.empty} outside "
-                "the frame"
+                f"left out: {proposals.below} proposals below {self.min_score:g}, {proposals.empty} inverted "
+                "or outside the frame"
             )
             if without := proposals.without(self.found.samples):
                 missed = sum(len(s.boxes) for s in without)

@@ -85,9 +85,20 @@ def test_evaluate_takes_the_task_from_the_run_and_proposals(
     said = capsys.readouterr().out
     assert "1 key frames have no proposal: their" in said and "on proposals" in said
     assert "proposals below 0.8" in said
-    people.write_text("another,1,0.1,0.1,0.9,0.9,,0.95\n")
+    people.write_text("\n".join([*kept, f"{','.join(first)},0.8,0.1,0.3,0.9,,0.95"]) + "\n")
+    assert vmae(*ask, "--set", f"detect.proposals={people}") == 0
+    assert "1 inverted or outside the frame" in capsys.readouterr().out
+    for text, message in (
+        ("another,1,0.1,0.1,0.9,0.9,,0.95\n", "got none of them (the first is another at 1 s)"),
+        ("", "got none of them (the file has nobody at all)"),
+        ("hello\n", "people.csv:1: expected 'video_id,timestamp,x1,y1,x2,y2[,action],score', got 'hello'"),
+    ):
+        people.write_text(text)
+        assert vmae(*ask, "--set", f"detect.proposals={people}") == 2
+        assert message in capsys.readouterr().err
+    people.unlink()
     assert vmae(*ask, "--set", f"detect.proposals={people}") == 2
-    assert "expected people in the key frames of" in capsys.readouterr().err
+    assert "expected a list of proposals, found no such file" in capsys.readouterr().err
 
 
 def test_a_detector_finds_its_own_people(

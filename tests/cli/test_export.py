@@ -83,5 +83,8 @@ def test_a_runtime_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     code, text = run(place, tmp_path / "model.onnx", "--to", "onnx")
-    assert code == 2 and "expected onnx and onnxscript, not installed here" in text
+    assert code == 2 and "expected onnx and onnxscript and onnxruntime, not installed here" in text
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name != "onnxruntime" or None)
+    code, text = run(place, tmp_path / "model.onnx", "--to", "onnx")
+    assert code == 2 and "expected onnxruntime, not installed here" in text
     assert not (tmp_path / "model.onnx").exists()

@@ -106,6 +106,9 @@ def test_missing_and_broken_features_are_said(folder: Path, capsys: pytest.Captu
     broken.write_bytes(broken.read_bytes()[:200])
     assert vmae(*ask, *quick) == 2
     assert "v3.npy: expected features, not a whole .npy file" in capsys.readouterr().err
+    np.save(broken, np.zeros((5, 7), np.float32))
+    assert vmae(*ask, *quick) == 2
+    assert "v3.npy: expected features [num_windows, " in capsys.readouterr().err
     assert vmae("localise", folder / "none", "--data", folder / "a.json", "--runs-dir", folder / "runs") == 2
     assert "expected windowed features" in capsys.readouterr().err
 
