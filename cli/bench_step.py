@@ -1,4 +1,4 @@
-"""`vmae bench step`: the CPU pre-training step, ours against Hugging Face transformers', in one run."""
+"""`vmae bench step`: the CPU pre-training step, ours against transformers' and the official, in one run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import click
               help="fp32, or bf16 autocast; repeatable.  [default: both]")  # fmt: skip
 @click.option("--repeats", default=7, show_default=True, help="Timed steps of each contender.")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's]")
+@click.option(
+    "--compiled", is_flag=True, help="Also transformers under torch.compile (minutes, a C++ compiler)."
+)
+@click.option("--official", type=click.Path(), metavar="CLONE",
+              help="Also the official code (MCG-NJU/VideoMAE) from this clone; needs timm.")  # fmt: skip
 @click.option("--mask-ratio", default=0.9, show_default=True, help="Tube mask.")
 @click.option(
     "--memory/--no-memory", default=True, show_default=True, help="Also peak memory, in fresh processes."
@@ -25,15 +30,19 @@ def step(
     precisions: tuple[str, ...],
     repeats: int,
     threads: int | None,
+    compiled: bool,
+    official: str | None,
     mask_ratio: float,
     memory: bool,
     json_path: str | None,
 ) -> None:
     """Forward, backward and fused AdamW of pre-training, against transformers with eager and sdpa attention.
 
-    The three take turns step by step in one process; medians are compared. They train on the same clips and
-    masks; transformers gets its pixels normalised beforehand, ours normalises uint8 inside the step. Peak
-    memory is the growth of a fresh process's resident set over three steps.
+    All take turns step by step in one process; medians are compared. They train on the same clips and
+    masks; the others get their pixels normalised beforehand, ours normalises uint8 inside the step. In
+    brackets: the share of a figure that the step's matrix products alone take here, each at its best. Where
+    other processes used the cores meanwhile, it says so. Peak memory is the growth of a fresh process's
+    resident set over three steps.
     """
     import json
 
@@ -48,15 +57,25 @@ def step(
         raise InputError(f"expected repeats of at least 1, got {repeats}")
     if threads is not None:
         torch.set_num_threads(threads)
+    contenders = [*cpu_step.CONTENDERS, *(cpu_step.COMPILED if compiled else ())]
+    contenders += [cpu_step.OFFICIAL] if official else []
     results = []
     for shape in shapes:
         for precision in precisions or ("fp32", "bf16"):
-            cell = cpu_step.Cell(size=size, precision=precision, mask_ratio=mask_ratio, **shape)
+            cell = cpu_step.Cell(
+                size=size, precision=precision, mask_ratio=mask_ratio, clone=official or "", **shape
+            )
             click.echo(f"{cell.name} ...", err=True)
-            results.append(cpu_step.measure(cell, repeats=repeats, memory=memory))
+            results.append(cpu_step.measure(cell, repeats=repeats, memory=memory, contenders=contenders))
     click.echo(format_table(*cpu_step.table(results)))
     mean = cpu_step.geometric_mean(results)
-    click.echo(f"\nspeed-up over the faster peer, geometric mean of {len(results)} cells: {mean:.2f}x")
+    least = min(r["ratio_to_faster_peer"] for r in results)
+    click.echo(
+        f"\nspeed-up over the fastest peer, geometric mean of {len(results)} cells: {mean:.2f}x, "
+        f"least {least:.2f}x"
+    )
+    if busy := [r["cell"] for r in results if r["busy"]]:
+        click.echo(f"NOT to be believed, other processes were using the cores: {', '.join(busy)}", err=True)
     if json_path:
         found = cpu_step.document(results, size=size, repeats=repeats, mask_ratio=mask_ratio)
         with open(json_path, "w") as f:

@@ -1,8 +1,10 @@
-"""The pre-training step on a CPU, ours against Hugging Face transformers', in turns in one process.
+"""The pre-training step on a CPU, ours against others', in turns in one process.
 
-Forward, backward and fused AdamW on the same clips and masks. transformers gets its pixels normalised
-beforehand, ours normalises uint8 inside the step. Peak memory is the growth of a fresh process's resident set
-over three steps (`python -m vmae.experiments.bench.cpu_step` is such a process).
+Hugging Face transformers' with eager and sdpa attention, both also under torch.compile, and the official code
+from a clone. Forward, backward and fused AdamW on the same clips and masks. The others get their pixels
+normalised beforehand, ours normalises uint8 inside the step. Beside every figure stands what the step's
+matrix products alone take (`cpu_ceiling`). Peak memory is the growth of a fresh process's resident set over
+three steps (`python -m vmae.experiments.bench.cpu_step` is such a process).
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from typing import Any
 import torch
 
 from vmae.core.errors import InputError
-from vmae.core.model.masking import sample_mask
+from vmae.core.model.masking import mask_counts, sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.experiments.bench.cpu_ceiling import Others, ceiling_ms, products, too_busy
 from vmae.experiments.bench.machine import cpu_name
-from vmae.experiments.bench.peers import peer_pixels, transformers_model
+from vmae.experiments.bench.peers import official_loss, official_model, peer_pixels, transformers_model
 
 CONTENDERS = ("vmae", "hf-eager", "hf-sdpa")
+COMPILED = ("hf-eager-compiled", "hf-sdpa-compiled")
+OFFICIAL = "official"
 CELLS = ("16x112x112:2", "16x112x112:8", "16x224x224:2", "16x224x224:8")
 
 
@@ -42,6 +47,8 @@ class Cell:
     batch: int
     precision: str
     mask_ratio: float
+    clone: str = ""
+    """Of the official code, for the contender of that name."""
 
     @property
     def name(self) -> str:
@@ -74,9 +81,13 @@ def stepper(contender: str, cell: Cell) -> Callable[[], float]:
 
         def run() -> torch.Tensor:
             return ours(video, mask)
+    elif contender == OFFICIAL:
+        model = official_model(config, Path(cell.clone))
+        run = official_loss(model, config, video, mask.to_bool())
     else:
-        peer = transformers_model(config, contender.removeprefix("hf-"))
-        model = peer
+        _, attention, *compiled = contender.split("-")
+        model = transformers_model(config, attention)
+        peer = torch.compile(model) if compiled else model
         pixels, positions = peer_pixels(config, video), mask.to_bool()
 
         def run() -> torch.Tensor:
@@ -97,21 +108,35 @@ def stepper(contender: str, cell: Cell) -> Callable[[], float]:
     return one
 
 
-def measure(cell: Cell, *, repeats: int, memory: bool) -> dict[str, Any]:
-    """One cell's result: milliseconds of every step (two warm-ups before), medians, the ratio, peak bytes."""
-    steppers = {c: stepper(c, cell) for c in CONTENDERS}
-    times: dict[str, list[float]] = {c: [] for c in CONTENDERS}
-    for i in range(repeats + 2):
+def measure(
+    cell: Cell, *, repeats: int, memory: bool, contenders: Sequence[str] = CONTENDERS
+) -> dict[str, Any]:
+    """One cell's result: milliseconds of every step (two warm-ups before), medians, the ratio, peak bytes.
+
+    ceiling_ms: the step's products alone. others: cores that other processes used meanwhile; busy: too many.
+    """
+    config = VideoMAEConfig.from_size(cell.size, frames=cell.frames, height=cell.height, width=cell.width)
+    steppers = {c: stepper(c, cell) for c in contenders}
+    times: dict[str, list[float]] = {c: [] for c in contenders}
+    for one in steppers.values():  # what is compiled is compiled before the others are counted
+        one()
+    visible, _ = mask_counts("tube", cell.mask_ratio, config.grid)
+    dtype = torch.bfloat16 if cell.precision == "bf16" else torch.float32
+    others = Others()
+    ceiling = ceiling_ms(products(config, batch=cell.batch, visible=visible), dtype)
+    for i in range(repeats + 1):
         for name, one in steppers.items():
             start = time.perf_counter()
             one()
-            if i >= 2:
+            if i >= 1:
                 times[name].append((time.perf_counter() - start) * 1e3)
-    median = {c: statistics.median(times[c]) for c in CONTENDERS}
-    result: dict[str, Any] = {"cell": cell.name, "ms": times}
+    cores = others.cores()
+    median = {c: statistics.median(times[c]) for c in contenders}
+    result: dict[str, Any] = {"cell": cell.name, "ms": times, "ceiling_ms": ceiling, "others": cores}
+    result["busy"] = too_busy(cores, torch.get_num_threads())
     if memory:
-        result["peak_bytes"] = {c: _memory_of(c, cell) for c in CONTENDERS}
-    ratio = min(median["hf-eager"], median["hf-sdpa"]) / median["vmae"]
+        result["peak_bytes"] = {c: _memory_of(c, cell) for c in contenders}
+    ratio = min(ms for c, ms in median.items() if c != "vmae") / median["vmae"]
     return result | {"median_ms": median, "ratio_to_faster_peer": ratio}
 
 
@@ -121,17 +146,20 @@ def geometric_mean(results: Sequence[dict[str, Any]]) -> float:
 
 
 def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: medians, our range, the speed-up over the faster peer, peak memory where measured."""
+    """Header and rows: medians and the share of each that its products alone take, our range, the speed-up
+    over the fastest peer, what others used, peak memory where measured."""
+    names = list(results[0]["median_ms"])
     memory = "peak_bytes" in results[0]
-    header = ["cell", "vmae ms", "hf eager ms", "hf sdpa ms", "vmae range", "speed-up"]
-    header += ["vmae MiB", "hf eager MiB", "hf sdpa MiB"] if memory else []
+    header = ["cell", *(f"{c.replace('-', ' ')} ms" for c in names), "products ms", "vmae range", "speed-up"]
+    header += ["others' cores"]
+    header += [f"{c.replace('-', ' ')} MiB" for c in names] if memory else []
     rows = []
     for r in results:
         low, high = min(r["ms"]["vmae"]), max(r["ms"]["vmae"])
-        row = [r["cell"], *(f"{r['median_ms'][c]:.0f}" for c in CONTENDERS)]
-        row += [f"{low:.0f}-{high:.0f}", f"{r['ratio_to_faster_peer']:.2f}x"]
-        if memory:
-            row += [f"{r['peak_bytes'][c] / 2**20:.0f}" for c in CONTENDERS]
+        row = [r["cell"], *(f"{ms:.0f} ({r['ceiling_ms'] / ms:.0%})" for ms in r["median_ms"].values())]
+        row += [f"{r['ceiling_ms']:.0f}", f"{low:.0f}-{high:.0f}", f"{r['ratio_to_faster_peer']:.2f}x"]
+        row += ["?" if r["others"] is None else f"{r['others']:.1f}" + (" BUSY" if r["busy"] else "")]
+        row += [f"{r['peak_bytes'][c] / 2**20:.0f}" for c in names] if memory else []
         rows.append(row)
     return header, rows
 
