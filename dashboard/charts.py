@@ -28,7 +28,9 @@ def ranking(rows: Rows, *, field: str, metric: str, lines: dict[str, float], per
         "axis": {"labelAngle": 0},
     }
     y_format = ".0%" if percent else ".3~g"
-    y = {"type": "quantitative", "title": metric, "axis": {"format": y_format}, "scale": {"zero": percent}}
+    # In two lines: one is longer than the axis is high.
+    title = [part if n == 0 else f"on {part}" for n, part in enumerate(metric.split(" on ", 1))]
+    y = {"type": "quantitative", "title": title, "axis": {"format": y_format}, "scale": {"zero": percent}}
     tooltip = [
         {"field": "value", "title": field},
         {"field": "score", "title": metric, "format": ".1%" if percent else ".4~g"},

@@ -18,8 +18,11 @@ CURVES = tuple(f"{job}/{name}" for job in stages.JOBS for name in ("step_loss", 
 
 
 def curve_index(names: list[str]) -> int:
-    """Where the usual learning curve stands in a list of metrics; 0 without one."""
-    return next((names.index(c) for c in CURVES if c in names), 0)
+    """Where the usual learning curve stands in a list of metrics; without one an accuracy, or what is not the
+    machine's."""
+    scores = [n for n in names if stages.metric(n).score]
+    own = [n for n in names if not n.startswith("system/")]
+    return names.index(next(n for n in (*CURVES, *scores, *own, *names) if n in names))
 
 
 def training_loss(run: Run) -> float | None:

@@ -16,6 +16,7 @@ from vmae.dashboard.frame import empty_state, guarded
 from vmae.dashboard.settings import Settings
 from vmae.dashboard.trials import CURVES, curve_index, training_loss
 from vmae.dashboard.views.errors import error_browser
+from vmae.experiments import stages
 from vmae.experiments.runs import Filter, Run, history, list_runs, pictures
 from vmae.experiments.stages import RESULTS, SCORES, result
 from vmae.experiments.stages.measure import ERROR
@@ -172,7 +173,10 @@ def _curves(settings: Settings, runs: Sequence[Run]) -> None:
         for r, step, value in found
     ]
     if len(points) == len({p["run"] for p in points}):
-        # One number a run makes no curve.
+        # One number a run makes no curve, and of one run no chart.
+        if len(points) == 1:
+            st.metric(metric, stages.metric(metric).text(points[0]["score"]))
+            return
         latest = [{"name": p["name"], "count": p["score"]} for p in points]
         st.vega_lite_chart(charts.bars(latest, x="", y=metric), width="stretch", key="runs_bars")
         return
