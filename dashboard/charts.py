@@ -79,7 +79,12 @@ def curves(rows: Rows, *, colour: str, x: str, y: str, log: bool = False) -> dic
         "data": {"values": list(rows)},
         "mark": {"type": "line", "strokeWidth": 1.8, "interpolate": "linear"},
         "encoding": {
-            "x": {"field": "step", "type": "quantitative", "title": x, "axis": {"grid": False}},
+            "x": {
+                "field": "step",
+                "type": "quantitative",
+                "title": x,
+                "axis": {"grid": False, "tickMinStep": 1},
+            },
             "y": {
                 "field": "score",
                 "type": "quantitative",

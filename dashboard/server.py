@@ -56,6 +56,8 @@ def options(host: str, port: int, upload_mb: int) -> dict[str, str | int | bool]
         "client.showErrorDetails": "type",
         "client.showSidebarNavigation": False,
         "logger.level": "warning",
+        # Rich writes tracebacks of pages to standard output, which is closed (`serve`).
+        "logger.enableRich": False,
         "logger.hideWelcomeMessage": True,
         **_THEMES,
     }
