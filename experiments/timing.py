@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from vmae.core.numerics import autocast, resolve_precision
 from vmae.core.train.optim import build_optimizer
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.config import DataConfig
+from vmae.core.video.facts import LIMIT_S
+from vmae.core.video.isolate import run_limited
 from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
@@ -187,12 +190,13 @@ def time_loading(samples: Sequence[Sample], data: DataConfig, *, videos: int = 3
             break
         with contextlib.suppress(VideoError):
             start = time.perf_counter()
-            info = cached_info(sample.path)
+            info = run_limited(partial(cached_info, sample.path), sample.path, LIMIT_S)
             side = min(data.decoded_short_side, info.height, info.width)
             # Of a film (a list of key frames) as much as one clip spans.
             span = info.num_frames if sample.time_s is None else data.frames * data.sampling_rate
             wanted = range(min(span, info.num_frames))
-            frames[sample.path] = read_clip(sample.path, wanted, side, info=info, channels=data.channels)
+            read = partial(read_clip, sample.path, wanted, side, info=info, channels=data.channels)
+            frames[sample.path] = run_limited(read, sample.path, LIMIT_S)
             decode.append(time.perf_counter() - start)
     if not frames:
         raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")

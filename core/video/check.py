@@ -29,7 +29,7 @@ from vmae.core.video.probe import VideoInfo, probe_video
 from vmae.core.video.probe_store import pack, unpack
 from vmae.core.video.reader import decord_agrees, open_video
 from vmae.core.video.samples import Sample
-from vmae.core.video.stills import first_frame
+from vmae.core.video.stills import first_frame, refuse_pipes
 
 NOTES = {
     "variable_frame_rate": "time between frames varies: a fixed stride in frames is no fixed stride in time",
@@ -80,6 +80,7 @@ def check_file(
     info: VideoInfo | None = None
     header_frames = 0
     try:
+        refuse_pipes(sample.path)
         info = probe_video(sample.path, timeout_s=timeout_s)
         n = info.num_frames
         rng = np.random.default_rng(0)

@@ -8,11 +8,13 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.video.config import DataConfig
+from vmae.core.video.isolate import run_limited
 from vmae.core.video.probe import VideoInfo
 from vmae.core.video.probe_store import cached_info
 from vmae.core.video.reader import read_clip
@@ -24,6 +26,8 @@ PROBED = 48
 """Videos of a list that are opened for its medians."""
 LOOKED_AT = 12
 """Videos of a list of which frames are decoded."""
+LIMIT_S = 20.0
+"""For opening a video, and for reading from it: a pipe or a store that is away is passed over."""
 _FRAMES, _SIDE, _THUMB = 8, 48, 8
 _SIDES = re.compile(r"left|right|clockwise|leftward|rightward|east|west|cw|ccw|forehand|backhand", re.I)
 
@@ -80,7 +84,7 @@ def list_facts(samples: Sequence[Sample], names: Sequence[str] = ()) -> ListFact
     infos = []
     for sample in chosen:
         with contextlib.suppress(VideoError):
-            infos.append((cached_info(sample.path), sample))
+            infos.append((run_limited(partial(cached_info, sample.path), sample.path, LIMIT_S), sample))
     if not infos:
         raise InputError(f"expected readable videos; none of {len(chosen)} tried is (vmae data check)")
     counts = Counter(s.label for s in samples if s.label >= 0)
@@ -98,6 +102,12 @@ def list_facts(samples: Sequence[Sample], names: Sequence[str] = ()) -> ListFact
     )
 
 
+def _read(info: VideoInfo, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Frames at a small size; VideoError where they do not come in time."""
+    side = min(_SIDE, info.height, info.width)
+    return run_limited(partial(read_clip, info.path, indices, side, info=info), info.path, LIMIT_S)
+
+
 def _still_share(chosen: Sequence[tuple[VideoInfo, Sample]]) -> float:
     """See `ListFacts.still`; 0 where none of the videos shows anything."""
     shares = []
@@ -106,7 +116,7 @@ def _still_share(chosen: Sequence[tuple[VideoInfo, Sample]]) -> float:
         count = max(1, sample.num_frames or info.num_frames - start)
         indices = np.minimum(start + uniform_indices(count, _FRAMES), info.num_frames - 1)
         with contextlib.suppress(VideoError):
-            clip = read_clip(info.path, indices, min(_SIDE, info.height, info.width), info=info)
+            clip = _read(info, indices)
             whole = float(clip.var())
             if whole > 0:
                 shares.append(float(clip.mean(0).var()) / whole)
@@ -121,7 +131,7 @@ def _told_by_scene(infos: Sequence[tuple[VideoInfo, Sample]]) -> float:
         count = max(1, sample.num_frames or info.num_frames - start)
         middle = min(start + count // 2, info.num_frames - 1)
         with contextlib.suppress(VideoError):
-            frame = read_clip(info.path, [middle], min(_SIDE, info.height, info.width), info=info)[0]
+            frame = _read(info, [middle])[0]
             rows, columns = (np.arange(_THUMB) * side // _THUMB for side in frame.shape[:2])
             sums = np.add.reduceat(np.add.reduceat(frame.astype(np.float64), rows, 0), columns, 1)
             areas = np.diff([*rows, frame.shape[0]])[:, None] * np.diff([*columns, frame.shape[1]])[None]

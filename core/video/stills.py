@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import stat
 from collections.abc import Sequence
 
 import numpy as np
 
 from vmae.core.errors import VideoError
-from vmae.core.video.container import first_line, require_pixels
+from vmae.core.video.container import DEFAULT_TIMEOUT_S, first_line, require_pixels
 from vmae.core.video.scale import scale_into
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -107,6 +108,25 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return True
 
 
+def refuse_pipes(path: str) -> None:
+    """Raise VideoError, `not_a_file`, for a folder with a pipe among its images: nothing may ever come."""
+    if os.path.isdir(path):
+        for name in frame_files(path):
+            if stat.S_ISFIFO(os.stat(os.path.join(path, name)).st_mode):
+                raise VideoError(os.path.join(path, name), "not_a_file", "expected an image, got a pipe")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _wait_for_writer(path: str, pipe: int) -> None:
+    """Until a pipe has something to read; VideoError, `timeout`, where nothing comes."""
+    if not select.select([pipe], [], [], DEFAULT_TIMEOUT_S)[0]:
+        raise VideoError(path, "timeout", f"a pipe to which nothing was written for {DEFAULT_TIMEOUT_S:g} s")
+    os.set_blocking(pipe, True)
+
+
 def read_image(folder: str, name: str) -> np.ndarray:
     """uint8 `[H, W, 3]`, RGB, turned by its EXIF mark.
 
@@ -117,7 +137,9 @@ def read_image(folder: str, name: str) -> np.ndarray:
 
     path = os.path.join(folder, name)
     try:
-        with open(path, "rb") as f:  # cv2.imread prints a warning and cannot do every unicode path
+        with open(path, "rb", opener=_without_waiting) as f:  # cv2.imread: not every unicode path
+            if stat.S_ISFIFO(os.fstat(f.fileno()).st_mode):
+                _wait_for_writer(path, f.fileno())
             data = f.read()
     except OSError as e:
         kinds = {FileNotFoundError: "missing", PermissionError: "no_permission"}

@@ -74,3 +74,8 @@ def test_classes_that_the_picture_tells(tmp_path):
     shuffled = [Sample(path=s.path, label=k // 6) for k, s in enumerate(samples)]
     assert list_facts(shuffled).scene < 0.75
     assert list_facts([Sample(path=s.path, label=-1) for s in samples]).scene == 0
+
+
+def test_what_hangs_is_passed_over(a_hang: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmae.core.video.facts.LIMIT_S", 0.5)
+    assert list_facts(a_hang).videos == len(a_hang)

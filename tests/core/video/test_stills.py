@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from vmae.core.video.config import DataConfig
 from vmae.core.video.probe import probe_video
 from vmae.core.video.reader import read_clip
 from vmae.core.video.samples import Sample
-from vmae.core.video.stills import frame_files
+from vmae.core.video.stills import frame_files, read_image, refuse_pipes
 
 # Names of a folder -> the frames among them, or None where that cannot be told.
 FOLDERS: dict[str, tuple[str, str | None]] = {
@@ -156,3 +157,17 @@ def test_a_folder_that_changes_after_its_probe(tmp_path: Path) -> None:
     (tmp_path / "1.png").unlink()
     with pytest.raises(VideoError, match="truncated: expected 4 images, the folder has 3"):
         read_clip(tmp_path, [3], info=info)
+
+
+def test_a_pipe_is_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = cv2.imencode(".png", np.full((8, 6, 3), 200, np.uint8))[1].tobytes()
+    os.mkfifo(tmp_path / "img_0.png")
+    writer = threading.Timer(0.3, (tmp_path / "img_0.png").write_bytes, [image])
+    writer.start()
+    assert read_image(str(tmp_path), "img_0.png").shape == (8, 6, 3)
+    writer.join()
+    monkeypatch.setattr("vmae.core.video.stills.DEFAULT_TIMEOUT_S", 0.2)
+    with pytest.raises(VideoError, match="a pipe to which nothing was written"):
+        read_image(str(tmp_path), "img_0.png")
+    with pytest.raises(VideoError, match="got a pipe"):
+        refuse_pipes(str(tmp_path))
