@@ -52,7 +52,8 @@ def evaluate(
 
     Writes predictions.csv (one line a video, keyed by its full path), confusion.png and metrics.json. A video
     that cannot be read stops it (--set data.bad_eval=count: counts it as wrong). Run the same command again
-    to go on where it was killed. With --address the videos are shared by a cluster's nodes.
+    to go on where it was killed. With --address a classifier's videos are shared by a
+    cluster's nodes (a detector and other heads are measured in one process).
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError

@@ -117,6 +117,12 @@ def test_a_detector_finds_its_own_people(
     assert "expected" in capsys.readouterr().err
 
 
+def test_a_cluster_is_refused_and_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vmae("evaluate", "--checkpoint", "det", "--runs-dir", runs, "--address", "auto") == 2
+    said = capsys.readouterr().err
+    assert "--address: expected a model of task classification, got one of detection" in said
+
+
 def test_a_finished_detector_is_resumed_without_the_task(runs: Path) -> None:
     assert vmae("finetune", "--resume", "det", "--runs-dir", runs) == 0
 
