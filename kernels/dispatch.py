@@ -29,7 +29,9 @@ from vmae.kernels.table import Rows
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 MODES = ("auto", "torch", "triton")
-FAMILIES = (80, 90, 100)  # the compute capabilities (x10) that the kernels are compiled and configured for
+# The compute capabilities (x10) that the kernels are compiled and configured for: Ampere (A100; 3090), Ada,
+# Hopper, Blackwell (B200; 5090).
+FAMILIES = (80, 86, 89, 90, 100, 120)
 
 # Triton's interpreter takes bfloat16 for integers (triton issue 11585). Tests that correct it say so here;
 # everywhere else an op refuses bfloat16 there rather than return nonsense.
@@ -104,8 +106,6 @@ def _assume_constant_result(function: Answer) -> Answer:
 def family(device_index: int = -1) -> int:
     """Return the configuration family of a GPU, whose tiles it takes; 0 below sm_80.
 
-    Hopper and the large Blackwells have their own; all others (Ampere, Ada, consumer Blackwells 12.x, whose
-    shared memory is Ada's) take sm_80's, which keep to the 99 KB that the smallest of them has.
     Without a GPU (interpreter, ahead-of-time compilation) 90.
     """
     return _family(device_index)
@@ -120,9 +120,7 @@ def _family(device_index: int) -> int:
 
 
 def tiles_of(capability: int) -> int:
-    """The family for a compute capability (x10)."""
-    if capability >= 120:
-        return 80
+    """The family for a compute capability (x10): the newest that is no newer than the GPU."""
     return max((f for f in FAMILIES if f <= capability), default=0)
 
 

@@ -26,6 +26,11 @@ def family_of(x: Tensor) -> int:
     return family(x.device.index if x.device.index is not None else -1)
 
 
+def multiprocessors(x: Tensor) -> int:
+    """How many the tensor's GPU has (the interpreter, which runs programs one after another: 1)."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
 def next_power_of_2(n: int) -> int:
     """Return the smallest power of two not below n."""
     return 1 << (n - 1).bit_length()

@@ -22,9 +22,10 @@ class Tile:
     """One kernel's tile: BLOCK_M query rows, BLOCK_N keys (0 where all keys are resident), warps, stages.
 
     form: of the short kernels. "pair": keys as two power-of-two tiles where that fits closer (160 is
-    128 + 32). "single": one tile, padded. Of the backward pass also "two_pass", and "long": the long
-    kernels do it. peeled: the long kernels' last tile has code of its own, which spares the others their
-    masks; where the registers do not suffice for both, it has not.
+    128 + 32). "single": one tile, padded. "persistent" (forward): as "pair", by as many programs as are
+    resident at once, each of which loads the next head while it computes. Of the backward pass also
+    "two_pass", and "long": the long kernels do it. peeled: the long kernels' last tile has code of its own,
+    which spares the others their masks; where the registers do not suffice for both, it has not.
     """
 
     block_m: int
@@ -61,36 +62,42 @@ def key_tiles(n: int, form: str = "pair") -> tuple[int, int]:
     """Return the one or two power-of-two key tiles that hold n <= 256 keys: 160 is 128 + 32, or 256."""
     if n <= 128:
         return max(16, 1 << (n - 1).bit_length()), 0
-    if n <= 160 and form == "pair":
+    if n <= 160 and form != "single":
         return 128, 32
     return 256, 0
 
 
-# (family, head block) -> tiles for 16-bit dtypes. A100's shared memory and matrix unit want smaller tiles.
+# Families without Hopper's matrix unit, whose operands and results all live in registers: smaller tiles. All
+# but sm_80 have 99 KB of shared memory.
+PLAIN_FAMILIES = (80, 86, 89, 120)
+# (family, head block) -> tiles for 16-bit dtypes.
 _LONG: dict[tuple[int, int], tuple[Tile, Tile, Tile]] = {}
 for _block in (16, 32, 64):
-    _LONG[80, _block] = (
-        Tile(block_m=64, block_n=64, num_warps=4, num_stages=3),
-        Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
-        Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    )
+    for _family in PLAIN_FAMILIES:
+        _LONG[_family, _block] = (
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=3),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+            Tile(block_m=64, block_n=64, num_warps=4, num_stages=2, peeled=_family == 80),
+        )
     for _family in (90, 100):
         _LONG[_family, _block] = (
             Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
             Tile(block_m=128, block_n=64, num_warps=8, num_stages=2),
             Tile(block_m=64, block_n=128, num_warps=8, num_stages=2),
         )
-for _family in (80, 90, 100):
+for _family in (*PLAIN_FAMILIES, 90, 100):
     _LONG[_family, 128] = (
         Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
         Tile(block_m=64, block_n=64, num_warps=8, num_stages=1),
     )
 _fwd, _dq, _dkdv = (replace(tile, peeled=False) for tile in _LONG[80, 128])
-_LONG[80, 128] = (_fwd, _dq, _dkdv)
+for _family in PLAIN_FAMILIES:
+    _LONG[_family, 128] = (_fwd, _dq, _dkdv)
 _LONG[100, 128] = (_LONG[100, 128][0], _dq, _LONG[100, 128][2])
 # With a head dim of 16 or less these two spill in the tiles above.
-_LONG[80, 16] = (replace(_LONG[80, 16][0], num_stages=2), *_LONG[80, 16][1:])
+for _family in PLAIN_FAMILIES:
+    _LONG[_family, 16] = (replace(_LONG[_family, 16][0], num_stages=2), *_LONG[_family, 16][1:])
 _LONG[100, 16] = (_LONG[100, 16][0], replace(_LONG[100, 16][1], num_warps=4), _LONG[100, 16][2])
 
 # float32 products run as exact float32 on the plain units: small tiles, correctness before speed. By head
@@ -117,6 +124,7 @@ CANDIDATES: dict[int, dict[str, list[Tile]]] = {
             Tile(block_m=128, num_warps=8),
             Tile(block_m=128, num_warps=8, num_stages=2),
             Tile(block_m=64, num_warps=4, num_stages=2, form="single"),
+            Tile(block_m=64, num_warps=4, num_stages=2, form="persistent"),
         ],
         "short_bwd": [
             Tile(block_m=32, num_warps=8),
@@ -151,6 +159,33 @@ CANDIDATES: dict[int, dict[str, list[Tile]]] = {
         ],
     }
 }
+for _family in PLAIN_FAMILIES:
+    CANDIDATES[_family] = {
+        "short_fwd": [
+            Tile(block_m=64, num_warps=4),
+            Tile(block_m=64, num_warps=4, num_stages=2),
+            Tile(block_m=32, num_warps=4),
+            Tile(block_m=128, num_warps=8),
+        ],
+        "short_bwd": [
+            Tile(block_m=32, num_warps=8),
+            Tile(block_m=16, num_warps=8),
+            Tile(block_m=32, block_n=64, num_warps=4, num_stages=2, form="two_pass"),
+            Tile(block_m=32, block_n=64, num_warps=4, num_stages=2, form="long"),
+        ],
+        "long_fwd": [_LONG[_family, 64][0], Tile(block_m=128, block_n=64, num_warps=8, num_stages=3)],
+        "long_dq": [
+            _LONG[_family, 64][1],
+            Tile(block_m=64, block_n=32, num_warps=4, num_stages=2),
+            Tile(block_m=128, block_n=32, num_warps=8, num_stages=2),
+            Tile(block_m=128, block_n=64, num_warps=8, num_stages=2),
+        ],
+        "long_dkdv": [
+            _LONG[_family, 64][2],
+            Tile(block_m=32, block_n=64, num_warps=4, num_stages=2),
+            Tile(block_m=32, block_n=128, num_warps=8, num_stages=2),
+        ],
+    }
 SWEEP_HEAD_DIM = 64
 # Winners of a sweep in this process: {kernel: tile}. A call that names its tiles does not look here.
 measured_here: dict[str, Tile] = {}
@@ -220,10 +255,13 @@ def default_plan(n: int, head_dim: int, dtype: torch.dtype, family: int) -> Atte
         return AttentionPlan(short_fwd=None, short_bwd=None, fwd=fwd, dq=dq, dkdv=dkdv)
     fwd, dq, dkdv = _LONG[family, block]
     short_fwd = short_bwd = None
+    plain = family in PLAIN_FAMILIES
     if n <= SHORT_MAX_TOKENS and (block <= 64 or n <= 160):
-        short_fwd = Tile(block_m=64, num_warps=4, num_stages=2 if family >= 90 and block <= 64 else 1)
+        short_fwd = Tile(block_m=64, num_warps=4, num_stages=1 if plain or block > 64 else 2)
         if n > 160:
-            short_fwd = replace(short_fwd, num_warps=8) if family >= 90 else replace(short_fwd, block_m=32)
-    if n <= SHORT_MAX_TOKENS and block <= 64 and family >= 90:
+            short_fwd = replace(short_fwd, block_m=32) if plain else replace(short_fwd, num_warps=8)
+    if n <= SHORT_MAX_TOKENS and block <= 64:
         short_bwd = Tile(block_m=32, num_warps=8)
+        if plain and n > 160:  # all keys resident need 116 KB there, and spill
+            short_bwd = Tile(block_m=32, block_n=64, num_warps=4, num_stages=2, form="two_pass")
     return AttentionPlan(short_fwd=short_fwd, short_bwd=short_bwd, fwd=fwd, dq=dq, dkdv=dkdv)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vmae.kernels.attention.configs import AttentionPlan, Tile, attention_plan, head_block, key_tiles
 from vmae.kernels.dispatch import call_name
-from vmae.kernels.launch import check_offsets, family_of, on_device, or_plain, runs_kernel
+from vmae.kernels.launch import check_offsets, family_of, multiprocessors, on_device, or_plain, runs_kernel
 from vmae.kernels.sites import Dims
 
 LOG2E = math.log2(math.e)
@@ -87,7 +87,12 @@ def launch_fwd(
     }
     with on_device(qkv):
         if plan.short_fwd is not None and not first:
-            kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
+            if plan.short_fwd.form == "persistent":
+                grid = (min(b * h, 2 * multiprocessors(qkv)),)
+                sizes = _short(n, plan.short_fwd) | {"heads": b * h, "STAGES": plan.short_fwd.num_stages}
+                kernels._short_fwd_persistent_kernel[grid](**args, **sizes)
+            else:
+                kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
         else:
             grid = (-(-(n - first) // plan.fwd.block_m), b * h)
             kernels._long_fwd_kernel[grid](**args, first=first, **_long(plan.fwd))

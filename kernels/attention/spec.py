@@ -79,6 +79,9 @@ def _case(kernel: str, tile: Tile, n: int, d: int, dtype: torch.dtype, family: i
     constants["BLOCK_M"] = tile.block_m
     if kernel.startswith("short"):
         constants["N"] = n
+    own = tile.form in ("two_pass", "persistent")  # has a kernel of its own
+    if tile.form == "persistent":
+        constants["STAGES"] = tile.num_stages
     if kernel.startswith("short") and tile.form != "two_pass":
         constants["KEYS_A"], constants["KEYS_B"] = key_tiles(n, tile.form)
     else:
@@ -89,7 +92,7 @@ def _case(kernel: str, tile: Tile, n: int, d: int, dtype: torch.dtype, family: i
         name=f"attention/{kernel} {label}",
         family=family,
         module="attention",
-        kernel=f"_{kernel}_two_pass_kernel" if tile.form == "two_pass" else f"_{kernel}_kernel",
+        kernel=f"_{kernel}_{tile.form}_kernel" if own else f"_{kernel}_kernel",
         types=types,
         constants=constants,
         aligned=("stride_b", "stride_n", "stride_part", "stride_h", "first")

@@ -532,3 +532,64 @@ def _short_bwd_two_pass_kernel(
             )  # fmt: skip
         _store_rows(dbase + H * D, dk * scale, keys, 3 * H * D, cols, N, D)
         _store_rows(dbase + 2 * H * D, dv, keys, 3 * H * D, cols, N, D)
+
+
+@triton.jit
+def _short_fwd_persistent_kernel(
+    qkv_ptr,  # [B, N, 3, H, D], unit stride along D
+    out_ptr,  # [B, N, H, D] contiguous
+    lse_ptr,  # [B, H, N] float32, base 2
+    len_ptr,  # [B] int32 or int64, read where HAS_LENGTHS
+    scale_log2,
+    stride_b,
+    stride_n,
+    stride_part,
+    stride_h,
+    heads,  # B * H
+    H,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    KEYS_A: tl.constexpr,
+    KEYS_B: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The same by a fixed number of programs: each walks over heads and loads one while it computes another.
+
+    The row tiles are unrolled, so that the loop over heads is the innermost, which the compiler pipelines.
+    """
+    cols = tl.arange(0, BLOCK_D)
+    keys_a = tl.arange(0, KEYS_A)
+    for item in tl.range(tl.program_id(0), heads, tl.num_programs(0), num_stages=STAGES):
+        b = (item // H).to(tl.int64)
+        h = item % H
+        base = qkv_ptr + b * stride_b + h * stride_h
+        out = out_ptr + b * N * H * D + h * D
+        lse = lse_ptr + (b * H + h) * N
+        length = _num_keys(len_ptr, b, N, HAS_LENGTHS)
+        k_a = _load_rows(base + stride_part, keys_a, stride_n, cols, N, D)
+        v_a = _load_rows(base + 2 * stride_part, keys_a, stride_n, cols, N, D)
+        if KEYS_B > 0:
+            keys_b = KEYS_A + tl.arange(0, KEYS_B)
+            k_b = _load_rows(base + stride_part, keys_b, stride_n, cols, N, D)
+            v_b = _load_rows(base + 2 * stride_part, keys_b, stride_n, cols, N, D)
+        for start in tl.static_range(0, N, BLOCK_M):
+            rows = start + tl.arange(0, BLOCK_M)
+            q = _load_rows(base, rows, stride_n, cols, N, D)
+            s_a = _scores(q, k_a, keys_a, length, HAS_LENGTHS or KEYS_A > N)
+            top = tl.max(s_a, 1)
+            if KEYS_B > 0:
+                s_b = _scores(q, k_b, keys_b, length, HAS_LENGTHS or KEYS_A + KEYS_B > N)
+                top = tl.maximum(top, tl.max(s_b, 1))
+            top *= scale_log2
+            p_a = tl.exp2(s_a * scale_log2 - top[:, None])
+            total = tl.sum(p_a, 1)
+            acc = tl.dot(p_a.to(v_a.dtype), v_a, input_precision="ieee")
+            if KEYS_B > 0:
+                p_b = tl.exp2(s_b * scale_log2 - top[:, None])
+                total += tl.sum(p_b, 1)
+                acc = tl.dot(p_b.to(v_b.dtype), v_b, acc, input_precision="ieee")
+            _store_rows(out, acc * (1.0 / total)[:, None], rows, H * D, cols, N, D)
+            tl.store(lse + rows, top + tl.log2(total), mask=rows < N)

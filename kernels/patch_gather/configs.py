@@ -9,7 +9,7 @@ MAX_PATCH_VALUES = 16_384  # the loss keeps a whole patch in registers
 
 
 # Warps per patch that are timed against each other at SWEEP_VALUES (1536 values, padded): the default first.
-WARPS = {"gather": (1, 2), "loss": (1, 2, 4)}
+WARPS = {"gather": (1, 2), "loss": (1, 2)}
 SWEEP_VALUES = 2048
 # Winners of a sweep in this process: {kernel: warps}. A call that names its warps does not look here.
 measured_here: dict[str, int] = {}
@@ -41,12 +41,15 @@ def gather_block(rows: int, run: int, tiles: str = "") -> tuple[int, int, int]:
     return height, width, _warps("gather", height * width, tiles, 1)
 
 
-def loss_block(rows: int, run: int, tiles: str = "") -> tuple[int, int, int]:
-    """Return (rows, values per row, warps) for the loss: the whole patch in registers, 64 values per thread.
+def loss_block(rows: int, run: int, tiles: str = "") -> tuple[int, int, int, int]:
+    """Return (rows, values of a row in two tiles, warps) for the loss: 48 values are 32 + 16.
 
-    The kernel is bound by instructions as much as by memory: with more warps the sums over rows, which
+    The whole patch is in registers, at most 64 values per thread. The kernel is bound by instructions as
+    much as by memory: with more warps the sums over rows, which
     every warp makes for itself, cost as much as the rest.
     """
     height, width = next_power_of_2(rows), next_power_of_2(run)
-    warps = max(1, min(16, height * width // 2048))
-    return height, width, _warps("loss", height * width, tiles, warps)
+    first = max(1, width // 2)
+    second = next_power_of_2(max(1, run - first))
+    warps = min(16, next_power_of_2(-(-height * (first + second) // 2048)))
+    return height, first, second, _warps("loss", height * width, tiles, warps)

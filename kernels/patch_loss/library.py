@@ -9,6 +9,7 @@ Two forms, because `loss.backward()` multiplies by a gradient that lives on the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ torch.library.define(
     "vmae::patch_loss_bwd",
     f"(Tensor dloss, Tensor pred, Tensor video, Tensor indices, Tensor? weights, {_FORM}) -> Tensor",
 )
+
+
+@functools.lru_cache(maxsize=32)
+def channel_table(channels: int, run: int, width: int, device: str) -> Tensor:
+    """Return `[C, width]` float32: 1 where one of the `run` values of a row is of the channel, else 0.
+
+    Made once, so that a captured step copies nothing from the host.
+    """
+    rows = [[float(i < run and i % channels == c) for i in range(width)] for c in range(channels)]
+    return torch.tensor(rows, dtype=torch.float32, device=device)
 
 
 def launch(
@@ -53,7 +64,9 @@ def launch(
     if weights is not None:
         weight = weights.detach().to(torch.float32).contiguous()
         norm = 1.0 / (weight.sum() * args["P"])
-    block_r, block_w, warps = loss_block(tubelet_size * patch_size, patch_size * args["C"], tiles)
+    run, pixels = patch_size * args["C"], args["P"] // args["C"]
+    block_r, cols_a, cols_b, warps = loss_block(tubelet_size * patch_size, run, tiles)
+    normalised = target == "normalized" and pixels > 1
     levels = 255.0 if video.dtype == torch.uint8 else 1.0
     with on_device(pred):
         kernels._patch_loss_kernel[(indices.numel(),)](
@@ -62,6 +75,9 @@ def launch(
             weight_ptr=pred if weight is None else weight,  # any pointer where it is not read
             norm_ptr=pred if norm is None else norm,
             dloss_ptr=pred if dloss is None else dloss,
+            channel_ptr=channel_table(args["C"], run, cols_a + cols_b, str(pred.device))
+            if normalised
+            else pred,
             part_ptr=pred if part is None else part,
             dpred_ptr=pred if dpred is None else dpred,
             norm=1.0 / pred.numel(),
@@ -69,7 +85,8 @@ def launch(
             unit=1.0 / levels,
             **args | {"index_ptr": indices.contiguous()},
             BLOCK_R=block_r,
-            BLOCK_W=block_w,
+            COLS_A=cols_a,
+            COLS_B=cols_b,
             RUNS=row_is_run(video, layout),
             LOSS=loss,
             NORMALISED=target == "normalized",

@@ -55,8 +55,8 @@ def _case(
 ) -> Case:
     constants, label, aligned = grid_constants(*grid)
     patch, tubelet, runs = grid
-    block_r, block_w, warps = loss_block(tubelet * patch, patch * 3)
-    constants |= {"BLOCK_R": block_r, "BLOCK_W": block_w, "RUNS": runs, "LOSS": loss}
+    block_r, cols_a, cols_b, warps = loss_block(tubelet * patch, patch * 3)
+    constants |= {"BLOCK_R": block_r, "COLS_A": cols_a, "COLS_B": cols_b, "RUNS": runs, "LOSS": loss}
     constants |= {"NORMALISED": normalised, "HAS_WEIGHTS": weighted, "HAS_DLOSS": write == ("grad",)}
     constants |= {"WRITE_LOSS": "loss" in write, "WRITE_GRAD": "grad" in write}
     target = "normalised" if normalised else "raw"
@@ -66,7 +66,7 @@ def _case(
         module="patch_loss",
         kernel="_patch_loss_kernel",
         types=dict.fromkeys(("pred_ptr", "dpred_ptr"), "*bf16")
-        | dict.fromkeys(("weight_ptr", "norm_ptr", "dloss_ptr", "part_ptr"), "*fp32")
+        | dict.fromkeys(("weight_ptr", "norm_ptr", "dloss_ptr", "channel_ptr", "part_ptr"), "*fp32")
         | {"video_ptr": "*u8", "index_ptr": "*i64"}
         | dict.fromkeys(("unit", "eps", "norm"), "fp32"),
         constants=constants,

@@ -130,9 +130,9 @@ def test_a_candidate_tile_is_taken_by_its_name() -> None:
         assert configs.variants(*shape, 90, grad=True) == ["default"]
     with pytest.raises(kernels.KernelInputError, match="short_fwd"):
         configs.attention_plan(160, 64, half, 90, "short_fwd=1x1")
-    assert patches.loss_block(32, 48, "4 warps") == (32, 64, 4)
-    assert patches.loss_block(32, 48) == patches.loss_block(32, 48, "default") == (32, 64, 1)
-    assert patches.variants("loss", 32, 48) == ["default", "2 warps", "4 warps"]
+    assert patches.loss_block(32, 48, "2 warps") == (32, 32, 16, 2)
+    assert patches.loss_block(32, 48) == patches.loss_block(32, 48, "default") == (32, 32, 16, 1)
+    assert patches.variants("loss", 32, 48) == ["default", "2 warps"]
     assert patches.variants("loss", 16, 24) == ["default"]
 
 

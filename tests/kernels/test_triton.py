@@ -105,6 +105,16 @@ def test_short_backward_in_its_other_forms(tile: Tile, n: int, device: str) -> N
     check_attention(make_qkv(1, n, 1, 16, tile_dtype(device), device), replace(SHORT, short_bwd=tile))
 
 
+@pytest.mark.parametrize("n", [7, 129, 160])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_short_forward_by_few_programs_that_walk_over_heads(n: int, with_lengths: bool, device: str) -> None:
+    heads = 3 if device == "cpu" else 300  # more than programs: the interpreter has two
+    qkv = make_qkv(2, n, heads, 16, tile_dtype(device), device)
+    lengths = torch.tensor([n, n // 2], device=device) if with_lengths else None
+    tile = Tile(block_m=64, num_warps=4, num_stages=2, form="persistent")
+    check_attention(qkv, replace(SHORT, short_fwd=tile), lengths)
+
+
 @pytest.mark.parametrize("first", [1, 16, 17, 32])
 def test_attention_from_a_query_on(first: int, device: str) -> None:
     qkv = make_qkv(2, 33, 1, 16, torch.float32, device)
@@ -311,6 +321,24 @@ def check_loss(
             (grad,) = torch.autograd.grad(value, pred, upstream, retain_graph=True)
             assert grad.dtype == dtype
             assert error(grad * (3 / factor), dref) < tol
+
+
+@pytest.mark.parametrize(("channels", "patch", "tubelet"), [(3, 16, 2), (1, 16, 4), (3, 7, 2)])
+def test_targets_of_bright_and_almost_flat_pixels_are_exact(
+    channels: int, patch: int, tubelet: int, device: str
+) -> None:
+    """Where float32 sums of squares would cancel: one pixel in 60 is 254, all others 255."""
+    shape = (1, 2 * tubelet, 2 * patch, 2 * patch, channels)
+    gen = torch.Generator().manual_seed(5)
+    video = 255 - (torch.rand(shape, generator=gen) < 1 / 60).to(torch.uint8).to(device)
+    pred = torch.zeros(1, 3, channels * tubelet * patch**2, device=device, requires_grad=True)
+    args: dict[str, Any] = {"patch_size": patch, "tubelet_size": tubelet, "layout": "BTHWC"}
+    indices = pick(1, 8, 3, device)
+    exact = pred.detach().double().requires_grad_()
+    (dref,) = torch.autograd.grad(reference.masked_patch_loss(exact, video, indices, **args), exact)
+    with kernels.use_kernels("triton"):
+        (grad,) = torch.autograd.grad(kernels.masked_patch_loss(pred, video, indices, **args), pred)
+    assert error(grad, dref) < 2e-7
 
 
 def test_loss_of_a_flat_patch_is_finite(device: str) -> None:
