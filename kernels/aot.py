@@ -33,9 +33,9 @@ REGISTER_DRIFT = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the compiler reports. Bytes per thread for spills and stack, per program for shared memory.
+    """What the machine code says. Bytes per thread for spills and stack, per program for shared memory.
 
-    matrix_unit: the matrix instructions in the machine code, HGMMA being Hopper's own. load_bits, store_bits:
+    spill_bytes: what its stores to and loads from local memory move, each counted once. matrix_unit: the matrix instructions in the machine code, HGMMA being Hopper's own. load_bits, store_bits:
     the width that most bytes are read from and written to global memory with; 128 is the widest.
     """
 
@@ -61,7 +61,7 @@ class Resources:
 
 
 def compile_case(case: Case) -> Resources:
-    """Compile one case to machine code and read the compiler's report."""
+    """Compile one case to machine code, as a launch would, and read that."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -78,23 +78,19 @@ def compile_case(case: Case) -> Resources:
             if signature[name].startswith("*") or name in case.aligned:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
+    triton.knobs.compilation.disable_line_info = True  # half of the time
     options = {"num_warps": 4} | case.options
     compiled = triton.compile(source, target=GPUTarget("cuda", case.family, 32), options=options)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        ptx.write_text(compiled.asm["ptx"])
+        cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
-        assembler = "ptxas-blackwell" if case.family >= 100 else "ptxas"
-        gpu = f"sm_{case.family}" + ("a" if case.family >= 90 else "")
-        report = _run(tools / assembler, "-v", f"--gpu-name={gpu}", str(ptx), "-o", str(Path(folder, "out")))
+        usage = _run(tools / "cuobjdump", "-res-usage", str(cubin))
         sass = _run(tools / "cuobjdump", "-sass", str(cubin))
-    used = re.findall(r"Used (\d+) registers", report)
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     return Resources(
-        registers=max(int(x) for x in used),
-        spill_bytes=sum(int(s) + int(load) for _, s, load in spills),
-        stack_bytes=sum(int(s) for s, _, _ in spills),
+        registers=max(int(x) for x in re.findall(r"REG:(\d+)", usage)),
+        spill_bytes=sum(_bits(suffix) // 8 for suffix in re.findall(r"\b(?:STL|LDL)(\S*)", sass)),
+        stack_bytes=sum(int(x) for x in re.findall(r"STACK:(\d+)", usage)),
         shared_bytes=int(compiled.metadata.shared),
         num_warps=options["num_warps"],
         matrix_unit="+".join(sorted(set(re.findall(r"\b[A-Z]+MMA\b", sass)))),
@@ -106,11 +102,15 @@ def compile_case(case: Case) -> Resources:
 def _usual_width(instructions: list[str]) -> int:
     """Bits per thread that most bytes move with, from the suffixes of loads or stores (`E.128.CONSTANT`)."""
     moved: dict[int, int] = {}
-    for suffix in instructions:
-        match = re.search(r"(?:^|\.)[US]?(8|16|64|128)(?:\.|$)", suffix)
-        bits = int(match[1]) if match else 32
+    for bits in map(_bits, instructions):
         moved[bits] = moved.get(bits, 0) + bits
     return max(moved, key=lambda bits: moved[bits], default=0)
+
+
+def _bits(suffix: str) -> int:
+    """What a load or store moves per thread."""
+    match = re.search(r"(?:^|\.)[US]?(8|16|64|128)(?:\.|$)", suffix)
+    return int(match[1]) if match else 32
 
 
 def _run(tool: Path, *arguments: str) -> str:
