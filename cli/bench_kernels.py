@@ -8,10 +8,10 @@ import click
 
 
 @click.command()
-@click.option("--aot", is_flag=True, help="Compile the kernels for sm_80, sm_90 and sm_100; needs no GPU.")
+@click.option("--aot", is_flag=True, help="Compile the kernels for every GPU family; needs no GPU.")
 @click.option("--only", metavar="REGEX", default="attention/short|loss/",
               show_default=True, help="With --aot: which kernels, by name; '' for all.")  # fmt: skip
-@click.option("--family", type=click.Choice(["80", "90", "100"]), multiple=True,
+@click.option("--family", type=click.Choice(["80", "86", "89", "90", "100", "120"]), multiple=True,
               help="With --aot: which GPU family.  [default: all]")  # fmt: skip
 @click.option("--calibrate", is_flag=True,
               help="Measure this GPU now for --recipe: what its trainings will choose.")  # fmt: skip

@@ -35,8 +35,9 @@ REGISTER_DRIFT = 24
 class Resources:
     """What the machine code says. Bytes per thread for spills and stack, per program for shared memory.
 
-    spill_bytes: what its stores to and loads from local memory move, each counted once. matrix_unit: the matrix instructions in the machine code, HGMMA being Hopper's own. load_bits, store_bits:
-    the width that most bytes are read from and written to global memory with; 128 is the widest.
+    spill_bytes: what its stores to and loads from local memory move, each counted once. matrix_unit: the
+    matrix instructions in the machine code, HGMMA being Hopper's own. load_bits, store_bits: the width that
+    most bytes are read from and written to global memory with; 128 is the widest.
     """
 
     registers: int

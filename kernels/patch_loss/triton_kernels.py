@@ -53,7 +53,7 @@ def _normalise(
             whole = total.to(tl.int64)
             spread = _sums(x_a * x_a, x_b * x_b, of_a, of_b).to(tl.int64) * PIXELS - whole * whole
             variance = spread.to(tl.float32) * (1.0 / (PIXELS * (PIXELS - 1)))
-            inverse = (1.0 / PIXELS) / (tl.sqrt_rn(variance) + eps)
+            inverse = (1.0 / PIXELS) / (tl.sqrt(variance) + eps)
             inverse_a += of_a * inverse
             inverse_b += of_b * inverse
     if BYTES:
@@ -69,7 +69,7 @@ def _normalise(
             of_a = tl.load(channel_ptr + c * WIDTH + cols_a)
             of_b = tl.load(channel_ptr + c * WIDTH + cols_b)
             variance = _sums(x_a * x_a, x_b * x_b, of_a, of_b) * (1.0 / (PIXELS - 1))
-            inverse = 1.0 / (tl.sqrt_rn(variance) + eps)
+            inverse = 1.0 / (tl.sqrt(variance) + eps)
             inverse_a += of_a * inverse
             inverse_b += of_b * inverse
     return x_a * inverse_a[None, :], x_b * inverse_b[None, :]

@@ -62,7 +62,9 @@ def test_the_gate_sees_a_spill_a_limit_and_a_change() -> None:
     )  # fmt: skip
     assert good.faults(90) == []
     assert "spills 8" in replace(good, spill_bytes=8).faults(90)[0]
-    assert "limit 101376" in replace(good, shared_bytes=200_000).faults(80)[0]
+    assert "limit 166912" in replace(good, shared_bytes=200_000).faults(80)[0]
+    for family in (86, 89, 120):
+        assert "limit 101376" in replace(good, shared_bytes=118_784).faults(family)[0]
     assert replace(good, shared_bytes=200_000).faults(90) == []
     assert "register file" in replace(good, registers=255, num_warps=16).faults(90)[0]
     table = {"x": vars(good)}
@@ -78,6 +80,27 @@ def test_key_kernels_recompile_as_the_table_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| sm_90") == 2
     assert "HGMMA" in done.stdout
+
+
+def test_the_gate_reads_the_code_that_is_launched(tmp_path: Path) -> None:
+    """A peeled tile spills 40 bytes on Ada and is reported; what is shipped there is not peeled."""
+    pytest.importorskip("triton")
+    code = (
+        "from dataclasses import replace\n"
+        "from vmae.kernels import aot\n"
+        "from vmae.kernels.registry import compile_cases\n"
+        "name = 'attention/long_dkdv N=1568 D=64 bf16 | sm_89'\n"
+        "case = next(c for c in compile_cases((89,)) if c.key == name)\n"
+        "for peeled in (False, True):\n"
+        "    made = replace(case, constants=case.constants | {'PEELED': peeled})\n"
+        "    print(aot.compile_case(made).faults(89))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    shipped, peeled = done.stdout.splitlines()
+    assert shipped == "[]"
+    assert "spills 40 bytes" in peeled
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vmae.kernels.calibrate import Outcome, calibrate
+from vmae.kernels.dispatch import FAMILIES
 from vmae.kernels.registry import OPS, op_named
 from vmae.kernels.sites import Site
 from vmae.kernels.table import Row
@@ -286,7 +287,7 @@ def test_of_many_processes_one_measures_and_all_choose_the_same(bench: Bench) ->
 def test_every_op_has_a_trial_and_torch_is_its_first_choice() -> None:
     assert {site.op for site in SITES.values()} == {op.name for op in OPS}
     for site in SITES.values():
-        for family in (80, 90, 100):
+        for family in FAMILIES:
             found = op_named(site.op).choices(site, family)
             assert found[0] == "torch"
             assert len(set(found)) == len(found)
