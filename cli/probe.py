@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,9 +82,11 @@ def probe(
     from vmae.core.config import override, parse_assignments
     from vmae.core.errors import InputError
     from vmae.experiments import jobs
+    from vmae.experiments.data import read_training
     from vmae.experiments.layout import found_config
+    from vmae.experiments.outlook import require_classes
     from vmae.experiments.request import held_out_beside
-    from vmae.experiments.stages import heads
+    from vmae.experiments.stages import finetune, heads
     from vmae.experiments.tracking import store_at
 
     if seeds is not None and folds is None and shares is None:
@@ -114,6 +117,8 @@ def probe(
     if task is not None:
         _targets(config, store, source, task, as_json=as_json)
         return
+    counts = Counter(s.label for s in read_training(config.data) if s.label >= 0)
+    require_classes(finetune.STAGE.name, list(counts.values()), max(counts, default=-1) + 1)
     if folds is not None:
         _over_folds(config, store, source, folds, seeds or 1, as_json=as_json)
         return
