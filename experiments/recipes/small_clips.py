@@ -48,7 +48,7 @@ def small_clips_finetune() -> ExperimentConfig:
         ),
         train=TrainConfig(epochs=100, batch_size=16, checkpoint_every=10, best_by=None),
         finetune=FinetuneConfig(
-            drop_path=0.0, label_smoothing=0.1, mix=MixConfig(mixup=0.0, cutmix=0.0), eval_every=10
+            drop_path=0.0, label_smoothing=0.1, mix=MixConfig(mixup=0.8, cutmix=0.0), eval_every=10
         ),
     )
 
@@ -64,6 +64,7 @@ def small_regression() -> ExperimentConfig:
     return replace(
         base,
         job=heads.REGRESSION.name,
+        finetune=replace(base.finetune, mix=MixConfig(mixup=0.0, cutmix=0.0)),
         data=replace(base.data, annotation_format=heads.FORMAT["regression"]),
         train=replace(base.train, epochs=40),
     )
@@ -80,6 +81,7 @@ def small_multilabel() -> ExperimentConfig:
     return replace(
         base,
         job=heads.MULTILABEL.name,
+        finetune=replace(base.finetune, mix=MixConfig(mixup=0.0, cutmix=0.0)),
         data=replace(base.data, annotation_format=heads.FORMAT["multilabel"]),
         train=replace(base.train, epochs=40),
     )
