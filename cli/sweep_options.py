@@ -170,10 +170,9 @@ class SweepOptions(ConfigOptions):
         """What `recommend` says of pre-training on the list, shown with its reasons; the recipe's fine-tuning
         for a trial that has one."""
         from vmae.cli.recommend import describe
-        from vmae.core.config import parse_assignments
         from vmae.experiments.advice import advise
         from vmae.experiments.recommend import recipe_for, with_epochs
-        from vmae.experiments.request import held_out_beside
+        from vmae.experiments.request import held_out_beside, list_format
         from vmae.experiments.run import default_device
         from vmae.experiments.stages import finetune
 
@@ -185,7 +184,7 @@ class SweepOptions(ConfigOptions):
             held_out,
             device=device,
             data_root=self.data_root,
-            annotation_format=parse_assignments(self.assignments).get("data.annotation_format", "auto"),
+            annotation_format=list_format(self.assignments),
         )
         for line in describe(advice):
             click.echo(line, err=True)

@@ -17,7 +17,7 @@ from vmae.cli.options import (
     set_option,
     with_options,
 )
-from vmae.experiments.request import held_out_beside, resolve_config
+from vmae.experiments.request import held_out_beside, list_format, resolve_config
 
 if TYPE_CHECKING:
     from vmae.experiments.config import ExperimentConfig
@@ -149,7 +149,6 @@ class TrainingOptions(ConfigOptions):
     ) -> Recommendation:
         """What `recommend` says of the list, shown with its reasons; an initial model's clip stays."""
         from vmae.cli.recommend import describe
-        from vmae.core.config import parse_assignments
         from vmae.core.progress import parse_duration
         from vmae.experiments import jobs
         from vmae.experiments.advice import advise
@@ -178,7 +177,7 @@ class TrainingOptions(ConfigOptions):
             None if self.folds is not None else held_out_beside(self.train_csv, self.val_csv, needs_val),
             device=device,
             data_root=self.data_root,
-            annotation_format=parse_assignments(self.assignments).get("data.annotation_format", "auto"),
+            annotation_format=list_format(self.assignments),
             budget_s=None if self.budget is None else parse_duration(self.budget, "--budget"),
             flip=self.flip or "auto",
             start=start,

@@ -185,7 +185,9 @@ def _of_file(file: ModelFile) -> CheckpointEntry:
 
 
 def _datasets(settings: Settings, runs: Sequence[Run]) -> Iterable[DatasetEntry]:
-    given = [(c, settings.data_root, settings.annotation_format, {}) for c in settings.data]
+    given: list[tuple[str, str, str, dict[str, str]]] = [
+        (c, settings.data_root, settings.annotation_format, {}) for c in settings.data
+    ]
     of_runs = [
         (
             r.params[name],

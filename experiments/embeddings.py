@@ -95,7 +95,7 @@ def embedder(store: Store, source: str, *, precision: str = "auto") -> Embedder:
     Raises InputError where mteb is absent, or for a model that has no feature of a whole clip.
     """
     require_mteb()
-    model, _, weights = load_for_windows(store, source)
+    model, _, weights, _ = load_for_windows(store, source)
     name = f"vmae/{Path(source).name}"
     return Embedder(model, name, weights[:12], device=str(default_device()), precision=precision)
 

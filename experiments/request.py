@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from vmae.core.video.annotations import AnnotationFormat
     from vmae.experiments.config import ExperimentConfig
 
 
@@ -110,3 +111,10 @@ def weighted_lists(given: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
     if len(given) == 1:
         return Path(first), {}
     return Path(first), {"data.train_weight": weight, "data.more_lists": tuple(given[1:])}
+
+
+def list_format(assignments: Sequence[str]) -> AnnotationFormat:
+    """Of the lists' lines, where `--set data.annotation_format` says so; else `auto`. Not checked yet."""
+    from vmae.core.config import parse_assignments
+
+    return cast("AnnotationFormat", parse_assignments(assignments).get("data.annotation_format", "auto"))

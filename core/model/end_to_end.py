@@ -204,7 +204,8 @@ def _logit(share: Tensor) -> Tensor:
 
 def _box_head(dim: int) -> nn.Sequential:
     """Changes of a box before the sigmoid; none at first."""
-    head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
+    last = nn.Linear(dim, 4)
+    head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), last)
     head.apply(init_weights)
-    nn.init.zeros_(head[-1].weight)
+    nn.init.zeros_(last.weight)
     return head

@@ -175,7 +175,7 @@ def _curves(settings: Settings, runs: Sequence[Run]) -> None:
     if len(points) == len({p["run"] for p in points}):
         # One number a run makes no curve, and of one run no chart.
         if len(points) == 1:
-            st.metric(metric, stages.metric(metric).text(points[0]["score"]))
+            st.metric(metric, stages.metric(metric).text(found[0][2]))
             return
         latest = [{"name": p["name"], "count": p["score"]} for p in points]
         st.vega_lite_chart(charts.bars(latest, x="", y=metric), width="stretch", key="runs_bars")

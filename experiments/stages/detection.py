@@ -216,7 +216,9 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
     from vmae.experiments.data import read_list
 
     config, actions = context.config, actions_of(context.config)
-    kind = EndToEndDetector if config.detect.end_to_end else VideoDetector
+    kind: type[VideoDetector | EndToEndDetector] = VideoDetector
+    if config.detect.end_to_end:
+        kind = EndToEndDetector
     model = expect_model(load_model(place)[0], kind, place)
     on = measured_on(config, best=place.name == context.home.best.name, validated=VALIDATED)
     samples = read_list(config.data, on.listed)

@@ -88,9 +88,9 @@ def launch_fwd(
     with on_device(qkv):
         if plan.short_fwd is not None and not first:
             if plan.short_fwd.form == "persistent":
-                grid = (min(b * h, 2 * multiprocessors(qkv)),)
+                programs = min(b * h, 2 * multiprocessors(qkv))
                 sizes = _short(n, plan.short_fwd) | {"heads": b * h, "STAGES": plan.short_fwd.num_stages}
-                kernels._short_fwd_persistent_kernel[grid](**args, **sizes)
+                kernels._short_fwd_persistent_kernel[(programs,)](**args, **sizes)
             else:
                 kernels._short_fwd_kernel[(b * h,)](**args, **_short(n, plan.short_fwd))
         else:
