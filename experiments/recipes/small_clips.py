@@ -27,10 +27,10 @@ def small_clips_finetune() -> ExperimentConfig:
     """Train a tiny classifier on 200 to 2,000 short clips from fresh weights (or --init), on two CPU cores.
 
     Command: `vmae finetune --recipe small_clips_finetune --data LIST`. No epoch is chosen on the held-out
-    list: the last one's weights are kept. Measured (docs/start.md), three folds of sessions, as `vmae finetune
-    --data LIST` runs it on two cores in under 2 min 30 s (it tries whether the scene goes; 120 to 200 epochs),
-    one seed: 85.2% of ten gestures (folds 87.7, 93.2, 74.6; 217 videos); of seven tennis strokes 18.3%
-    (folds 17.6, 20.2, 17.2; 371 videos, chance 14.3%), where the best of six settings by hand has 20.9%.
+    list: the last one's weights are kept. Measured (docs/start.md), three folds of sessions, as `vmae
+    finetune --data LIST` runs it on two cores in under 2 min 30 s (it tries whether the scene goes; 120 to
+    200 epochs), one seed: 85.2% of ten gestures (folds 87.7, 93.2, 74.6; 217 videos); of seven tennis strokes
+    18.3% (folds 17.6, 20.2, 17.2; 371 videos, chance 14.3%), the best of six settings by hand 20.9%.
     Cost: 0.162 GFLOP a clip, 0.0162 TFLOP a video over the run.
     """
     return ExperimentConfig(
