@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -270,6 +271,15 @@ def test_core_and_kernels_do_not_import_heavy_libraries(layer: str, house: House
     for module, tree in house.trees.items():
         at_once = {n.split(".")[0] for n in _imported_at_once(tree)}
         assert _layer(module) != layer or not at_once & HEAVY, f"{house.places[module]}: {at_once & HEAVY}"
+
+
+@pytest.mark.parametrize("layer", ["core", "kernels"])
+def test_core_and_kernels_are_imported_with_little(layer: str, house: House) -> None:
+    """They run from the source tree on a machine that has not what the rest needs. PIL: what draws pictures."""
+    of_python = {*sys.stdlib_module_names, "vmae", "torch", "triton", "numpy", "PIL"}
+    for module in (m for m in house.paths if m.startswith(f"vmae.{layer}")):
+        own = {name.partition(".")[0] for name in _imported_at_once(house.trees[module])}
+        assert own <= of_python, f"{house.places[module]}: {own - of_python}"
 
 
 def _imported_at_once(tree: ast.Module) -> Iterator[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vmae.core.model.localiser import focal_loss
@@ -36,6 +35,8 @@ def assign(person: Tensor, boxes: Tensor, true: Tensor, clips: Tensor) -> tuple[
     units (shares of the frame), `clips` int64 [K] their clips. Returns the clips, the guesses and the true
     boxes, int64 [M] each; M < K where a clip has more true boxes than guesses.
     """
+    from scipy.optimize import linear_sum_assignment  # read here: core is imported where there is no scipy
+
     cost = (
         EDGES * (boxes[clips] - true[:, None]).abs().sum(2)
         - OVERLAP * generalised_iou(boxes[clips], true[:, None])
