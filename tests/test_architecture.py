@@ -275,7 +275,7 @@ def test_core_and_kernels_do_not_import_heavy_libraries(layer: str, house: House
 
 @pytest.mark.parametrize("layer", ["core", "kernels"])
 def test_core_and_kernels_are_imported_with_little(layer: str, house: House) -> None:
-    """They run from the source tree on a machine that has not what the rest needs. PIL: what draws pictures."""
+    """They run from the source tree where little else is installed. PIL: what draws pictures."""
     of_python = {*sys.stdlib_module_names, "vmae", "torch", "triton", "numpy", "PIL"}
     for module in (m for m in house.paths if m.startswith(f"vmae.{layer}")):
         own = {name.partition(".")[0] for name in _imported_at_once(house.trees[module])}
