@@ -258,13 +258,15 @@ class ClipLoader:
     def _from_workers(self, keys: list[list[tuple[int, int]]]) -> Iterator[dict[str, Any]]:
         done, deaths = 0, 0
         while done < len(keys):
-            batches = iter(self._workers_for(keys[done:]))
+            batches: Iterator[dict[str, Any]] | None = None
             stuck: set[str] = set()
             while done < len(keys) and not stuck:
                 try:
+                    # Workers of the last epoch are asked to go on: they may have died since.
+                    batches = iter(self._workers_for(keys[done:])) if batches is None else batches
                     batch = self._next(batches)
                 except RuntimeError as e:
-                    if "DataLoader worker" not in str(e):
+                    if "DataLoader worker" not in str(e) and "timed out" not in str(e):
                         raise
                     deaths += 1
                     self._replace_dead(deaths, e)

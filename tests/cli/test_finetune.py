@@ -463,9 +463,9 @@ def test_a_smaller_classifier_learns_from_a_run(store: Path, capsys: pytest.Capt
     student = load_model(store / "small" / "model")[0]
     assert student.config.embed_dim == 16 and student.config.frames == 4
 
-    assert vmae("distill", "--teacher", "pt", "--runs-dir", store, "--run-name", "no") == 2
+    assert vmae("distill", "--teacher", "pt", "--runs-dir", store, "--run-name", "untaught") == 2
     assert "expected a classifier, got a pre-trained model at pt" in capsys.readouterr().err
-    assert not (store / "no").exists()
+    assert not (store / "untaught").exists()
     assert vmae("distill", "--teacher", "fz", "--runs-dir", store) == 2
     assert "got 'fz'" in capsys.readouterr().err
     assert vmae("distill", "--runs-dir", store) == 2

@@ -280,6 +280,21 @@ def test_a_killed_worker_is_replaced_and_no_clip_changes(
     assert "a loader process died and is replaced: DataLoader worker" in caplog.text
 
 
+def test_a_worker_killed_between_two_epochs_is_replaced(
+    samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = build_loader(ClipDataset(samples, CONFIG), 2)
+    loader = build_loader(ClipDataset(samples, replace(CONFIG, workers=2)), 2)
+    for number in range(2):
+        alone.epoch = loader.epoch = number
+        assert contents(loader) == contents(alone)
+        if not number:
+            worker = loader._torch_loader._iterator._workers[1]
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+    assert "a loader process died and is replaced: DataLoader worker" in caplog.text
+
+
 def test_workers_that_die_again_and_again_end_the_epoch(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
