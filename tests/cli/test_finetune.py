@@ -455,7 +455,10 @@ def test_a_smaller_classifier_learns_from_a_run(store: Path, capsys: pytest.Capt
     asked = ["--set", "model.embed_dim=16", "model.num_heads=2", "finetune.distill.weight=0.5"]
     named = ["--runs-dir", store, "--run-name", "small", "--epochs", 1]
     assert vmae("distill", "--teacher", "ft", *named, *asked, "train.batch_size=8") == 0
-    assert "top-1" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "top-1" in said.out
+    assert "taken from ft: clips of 4 frames of 32x32, patch 8, tubelet 2; the way of cutting" in said.err
+    assert "and its lists (" in said.err
     saved = yaml.safe_load((store / "small" / "config.yaml").read_text())
     distill = saved["finetune"]["distill"]
     assert Path(distill["teacher"]).is_absolute() and "ft" in Path(distill["teacher"]).parts
