@@ -64,13 +64,14 @@ def train_head(stage: Stage, options: TrainingOptions, store: Store, workers: Wo
     if options.seeds is not None and options.folds is None:
         raise InputError("--seeds: expected --folds to go with it, got none")
     config, found = options.resumed(store, stage.name), None
-    fresh = config is None
+    fresh, taken = config is None, ""
     if config is None:
         # The lists of another task are of another kind: with its own only the clip's shape is the run's.
         shape = _run_of(options, store) if classes or options.train_csv is None else None
         config, found = options.config(stage.name, stage.recipe, store, shape_of=shape)
         config = jobs.named(store, config, options.run_name)
-    ahead = Ahead(found, workers=workers is not None, cache=store.layout.cache)
+        taken = "" if shape is None else options.shaped_by or ""
+    ahead = Ahead(found, workers=workers is not None, cache=store.layout.cache, taken=taken)
     if options.folds is not None or (classes and has_folds(store.layout.run(config.name))):
         spec, seeds = options.folds or "", options.seeds or 1
         finetune_folds(config, store, spec=spec, seeds=seeds, workers=workers, ahead=ahead)

@@ -51,17 +51,23 @@ class Ahead:
     """What a training verb does once its configuration is known to be possible (`jobs.Ahead`): it shows the
     line before a training and its warnings, and chooses how many CPU threads a step has.
 
-    `found` is what `recommend` said, if it was asked; a background that it left undecided is tried inside
-    each run's training list, with decoded clips and answers in `cache`. Of several runs the first is
-    shown, and all have its threads. Raises InputError for labels that leave nothing to tell apart.
+    `taken` names the run that clips and lists are taken from. `found` is what `recommend` said, if it was
+    asked; a background that it left undecided is tried inside each run's training list, with decoded clips
+    and answers in `cache`. Of several runs the first is shown, and all have its threads. Raises InputError
+    for labels that leave nothing to tell apart.
     """
 
     def __init__(
-        self, found: Recommendation | None, *, workers: bool = False, cache: Path | None = None
+        self,
+        found: Recommendation | None,
+        *,
+        workers: bool = False,
+        cache: Path | None = None,
+        taken: str = "",
     ) -> None:
         self._speed = None if found is None else found.speed
         self.undecided = found is not None and found.undecided
-        self._workers, self._threads, self._cache = workers, -1, cache
+        self._workers, self._threads, self._cache, self._taken = workers, -1, cache, taken
 
     def __call__(self, config: ExperimentConfig) -> ExperimentConfig:
         import torch
@@ -74,6 +80,14 @@ class Ahead:
             self._threads = config.train.threads or self._fastest(config, device)
             if self._threads:
                 torch.set_num_threads(self._threads)
+            if self._taken:
+                m, data = config.model, config.data
+                click.echo(
+                    f"taken from {self._taken}: clips of {m.frames} frames of {m.height}x{m.width}, patch "
+                    f"{m.patch_size}, tubelet {m.tubelet_size}, and how they are cut; lists: "
+                    f"{data.train_csv}, {data.val_csv or 'none held out'}",
+                    err=True,
+                )
             said = look_ahead(config, device, known=self._speed)
             click.echo(said.line, err=True)
             for warning in said.warnings:

@@ -94,13 +94,10 @@ class TrainingOptions(ConfigOptions):
                 raise InputError(f"--set {key}: vmae {verb} does not use it")
         named = bool(self.recipe or self.config_file)
         taken = None
-        if self.shaped_by is not None and not self.resize_patch_embed:
+        if self.shaped_by is not None and shape_of is None and not self.resize_patch_embed:
             from vmae.experiments.weights import clip_of_init
 
             taken, text = clip_of_init(store, self.shaped_by)
-            if shape_of is not None:
-                taken, text = None, f"{text}; the way of cutting them too"
-                text += "" if self.train_csv is not None else f", and its lists ({shape_of.data.train_csv})"
             click.echo(text, err=True)
         own, needs_val = self.recipe if named else recipe, self._needs_val(verb)
         names = ("config_file", "train_csv", "val_csv", "data_root", "size", "epochs", "init")
