@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -124,7 +125,6 @@ def map_videos(
     # A node's tasks do not start in this process's folder.
     samples = [replace(s, path=os.path.abspath(s.path)) for s in samples]
     parts = folder / digest(work, samples)
-    parts.mkdir(parents=True, exist_ok=True)
     found = {row.index: row for path in sorted(parts.glob("*.npz")) for row in _read_part(path)}
     if found and progress is not None:
         progress.update(len(found))
@@ -261,6 +261,15 @@ def _lost(index: int, outcome: Outcome) -> Row:
 
 
 def _write_part(folder: Path, rows: Sequence[Row]) -> None:
+    """Keep a part, in a folder made anew where the same command in another shell ended and removed it."""
+    for _ in range(3):
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            _save_part(folder, rows)
+            return
+
+
+def _save_part(folder: Path, rows: Sequence[Row]) -> None:
     shape = next((r.values.shape for r in rows if r.values is not None), (0,))
     empty = np.full(shape, np.nan, np.float32)
     name = f"{min(r.index for r in rows):08d}-{len(rows)}"
@@ -276,7 +285,12 @@ def _write_part(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _read_part(path: Path) -> list[Row]:
-    with np.load(path) as kept:
+    """What is kept of a part; nothing where another command that did the same has ended and removed it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    with np.load(io.BytesIO(data)) as kept:
         # Videos that failed are tried again: a disk that was away comes back.
         return [
             Row(index=int(i), values=v, views=int(n))

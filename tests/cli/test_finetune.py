@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,28 @@ def test_an_interrupted_evaluation_goes_on(
     assert vmae(*command) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["loss"] == pytest.approx(again["loss"], abs=1e-6) and found["top1"] == again["top1"]
+
+
+def test_the_same_evaluation_may_end_in_another_shell_meanwhile(
+    store: Path, tiny_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes the parts that both keep: when this one reads them, and between two of its own."""
+    from vmae.experiments.cluster import video_map
+
+    monkeypatch.setattr(video_map, "HERE", 7)
+    real, calls = video_map.do_part, []
+    parts = store_at(store).layout.parts
+
+    def alone(*args: object) -> object:
+        calls.append(parts.exists() and list(parts.iterdir()))
+        shutil.rmtree(parts, ignore_errors=True)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(video_map, "do_part", alone)
+    command = ["evaluate", "--checkpoint", "ft", "--data", tiny_videos / "train.csv", "--runs-dir", store]
+    assert vmae(*command, "--segments", 3, "--crops", 1) == 0
+    assert len(calls) == 4 and not calls[0] and all(calls[1:])
+    assert video_map._read_part(parts / "gone.npz") == []
 
 
 def test_a_list_without_a_recipe_is_trained_on_as_recommended(
