@@ -89,9 +89,11 @@ class TrainingOptions(ConfigOptions):
         from vmae.core.errors import InputError, VmaeError
         from vmae.experiments import stages
 
+        stage = stages.STAGES[verb]
         for key in parse_assignments(self.assignments):
-            if key.startswith(stages.STAGES[verb].unused):
-                raise InputError(f"--set {key}: vmae {verb} does not use it")
+            if key.startswith(stage.unused):
+                called = verb if stage.advised else f"finetune --task {stage.task}"
+                raise InputError(f"--set {key}: vmae {called} does not use it")
         named = bool(self.recipe or self.config_file)
         taken = None
         if self.shaped_by is not None and shape_of is None and not self.resize_patch_embed:

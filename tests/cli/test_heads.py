@@ -130,3 +130,9 @@ def test_a_head_is_trained_tested_and_refused_elsewhere(
     assert vmae("evaluate", "--checkpoint", "head", "--data", tiny_videos / "val.csv", "--runs-dir", runs,
                 "--set", "data.annotation_format=label") == 2  # fmt: skip
     assert "data.annotation_format: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["finetune.mix.mixup", "finetune.distill.weight", "finetune.label_smoothing"])
+def test_what_these_heads_do_not_use_is_refused(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vmae("finetune", "--task", "regression", "--set", f"{key}=0.5") == 2
+    assert f"{key}: vmae finetune --task regression does not use it" in capsys.readouterr().err
