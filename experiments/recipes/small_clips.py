@@ -35,8 +35,7 @@ def small_clips_finetune() -> ExperimentConfig:
     """
     return ExperimentConfig(
         job=finetune.STAGE.name,
-        # One time slot: motion is inside the tokens, of which there are half as many.
-        model=replace(tiny_model(), tubelet_size=8, background="subtract"),
+        model=replace(_tiny(), background="subtract"),
         data=_data(),
         optim=OptimConfig(
             base_lr=1.6e-2,  # 1e-3 for batches of 16
@@ -92,11 +91,11 @@ def small_clips_pretrain() -> ExperimentConfig:
     """Pre-train the same tiny model on 200 to 20,000 short clips on two CPU cores, for small_clips_finetune.
 
     Command: `vmae pretrain --recipe small_clips_pretrain --data LIST`.
-    Cost: 0.199 GFLOP a clip, 0.0398 TFLOP a video over the run.
+    Cost: 0.116 GFLOP a clip, 0.0233 TFLOP a video over the run.
     """
     return ExperimentConfig(
-        model=tiny_model(),
-        mask=MaskConfig(type="tube", ratio=0.75),
+        model=_tiny(),
+        mask=MaskConfig(type="tube", ratio=0.75),  # 9 of 36 tokens are seen
         data=_data(),
         optim=OptimConfig(base_lr=2.4e-2, min_lr=0.0, warmup_epochs=10, clip_grad=1.0),
         train=TrainConfig(epochs=200, batch_size=16, checkpoint_every=10),
@@ -139,6 +138,11 @@ def small_clips_gpu_pretrain() -> ExperimentConfig:
         optim=replace(base.optim, base_lr=6e-4, warmup_epochs=40),
         train=replace(base.train, epochs=800, batch_size=64),
     )
+
+
+def _tiny() -> VideoMAEConfig:
+    # One time slot: motion is inside the tokens, of which there are half as many.
+    return replace(tiny_model(), tubelet_size=8)
 
 
 def _small() -> VideoMAEConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_finetuning_rows(name: str) -> None:
     assert (c.data.rand_augment, c.data.random_erasing) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
     assert c.data.sampling == ("uniform" if name.startswith("ssv2") else "dense")
     assert (c.optim.betas, c.optim.weight_decay) == ((0.9, 0.999), 0.05)
+
+
+def test_what_the_small_recipes_pretrain_is_what_they_fine_tune() -> None:
+    """Shape and cut of a clip; the background is decided by the list."""
+    for size in ("small_clips", "small_clips_gpu"):
+        first, then = recipes.get(f"{size}_pretrain"), recipes.get(f"{size}_finetune")
+        assert replace(first.model, background=then.model.background) == then.model
+        assert first.data == then.data
 
 
 def test_costs_are_those_of_the_published_models() -> None:
