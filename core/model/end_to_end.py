@@ -15,6 +15,7 @@ correct person and box too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -44,6 +45,8 @@ class EndToEndConfig(VideoDetectorConfig):
 
     keep_rate: float = 1.0
     """Share of the tokens that three blocks keep each (`dropping_blocks`); 1: no token is dropped."""
+    key_weight: float = 1.0
+    """How much more the key frame's queries count than others in which tokens those are (`DroppingBlock`)."""
     queries: int = 100
     """People of a key frame at most; no more than it has tokens."""
     context_depth: int = 2
@@ -53,6 +56,8 @@ class EndToEndConfig(VideoDetectorConfig):
         super().__post_init__()
         if not 0 < self.keep_rate <= 1:
             raise InputError(f"expected keep_rate in (0, 1], got {self.keep_rate!r}")
+        if not 0 <= self.key_weight < math.inf:
+            raise InputError(f"expected key_weight of 0 or more, got {self.key_weight!r}")
         require_positive("queries", self.queries)
         require_positive("context_depth", self.context_depth)
 
@@ -84,7 +89,8 @@ class EndToEndDetector(Detector):
         d = config.embed_dim
         if config.keep_rate < 1:
             for i in dropping_blocks(config.depth):
-                self.encoder.blocks[i] = DroppingBlock(self.encoder.blocks[i], config.keep_rate)  # type: ignore[arg-type]
+                block: Block = self.encoder.blocks[i]  # type: ignore[assignment]
+                self.encoder.blocks[i] = DroppingBlock(block, config.keep_rate, config.key_weight)
         self.first_person, self.first_box = nn.Linear(d, 1), _box_head(d)
         self.place = nn.Linear(4, d)
         self.context = nn.ModuleList(

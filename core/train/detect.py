@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ class DetectConfig:
     """Find the people too, in the tokens of the key frame (EVAD): no person detector, no proposals."""
     keep_rate: float = 1.0
     """End to end: share of the tokens that three blocks of the encoder keep each, the key frame's first."""
+    key_weight: float = 1.0
+    """End to end: how often what the key frame's tokens attend to counts in the choice of the others that
+    stay (EVAD: 1 with its keep rate of 0.7, 4 with 0.6)."""
     queries: int = 100
     """End to end: people of a key frame at most."""
     context_depth: int = 2
@@ -87,6 +91,13 @@ class DetectConfig:
         if self.keep_rate < 1 and not self.end_to_end:
             raise InputError(
                 f"expected detect.end_to_end with a detect.keep_rate below 1; got {self.keep_rate} without"
+            )
+        if not 0 <= self.key_weight < math.inf:
+            raise InputError(f"expected detect.key_weight of 0 or more; got {self.key_weight}")
+        if self.key_weight != 1 and self.keep_rate == 1:
+            raise InputError(
+                "expected a detect.keep_rate below 1 with a detect.key_weight, which chooses the tokens that "
+                f"stay; got a weight of {self.key_weight:g} and a rate of 1"
             )
         for name in ("queries", "context_depth"):
             if getattr(self, name) < 1:

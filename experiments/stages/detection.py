@@ -41,6 +41,8 @@ FRAME_MAP = Metric(
     where="on held-out key frames",
     chance="detection/chance",
 )
+END_TO_END = ("keep_rate", "key_weight", "queries", "context_depth")
+"""Fields of the detect section that an end-to-end detector's configuration has too."""
 SHOWN = 5
 """Actions of the highest and of the lowest average precision that are named."""
 
@@ -165,7 +167,7 @@ def build_detector(config: Config, init: VideoModel | None = None) -> VideoDetec
         torch.manual_seed(derive_seed(config.train.seed, "weights"))
         model: VideoDetector | EndToEndDetector
         if d.end_to_end:
-            own = {name: getattr(d, name) for name in ("keep_rate", "queries", "context_depth")}
+            own = {name: getattr(d, name) for name in END_TO_END}
             found = EndToEndConfig.from_encoder(config.model, **changes, **own)
             model = EndToEndDetector(found, d.num_classes)
         else:

@@ -10,6 +10,7 @@ import pytest
 
 from vmae.cli.main import run
 from vmae.core.video.demo_boxes import ACTIONS, DemoBoxesConfig, make_demo_boxes
+from vmae.core.weights.checkpoint import load_model
 from vmae.experiments.answers import answers_of
 from vmae.experiments.layout import RunDir
 from vmae.experiments.runs import find, list_runs
@@ -106,7 +107,10 @@ def test_a_detector_finds_its_own_people(
 ) -> None:
     own = ["--runs-dir", tmp_path / "runs"]
     assert vmae("finetune", "--task", "detection", "--recipe", "demo_end_to_end", "--epochs", 1,
-                "--run-name", "e2e", *own, *lists(films), *SHAPE, "detect.keep_rate=0.7") == 0  # fmt: skip
+                "--run-name", "e2e", *own, *lists(films), *SHAPE, "detect.keep_rate=0.6",
+                "detect.key_weight=4") == 0  # fmt: skip
+    config = load_model(RunDir(tmp_path / "runs" / "e2e").model)[0].config.to_dict()
+    assert config["keep_rate"] == 0.6 and config["key_weight"] == 4
     capsys.readouterr()
     assert vmae("evaluate", "--checkpoint", "e2e", *own) == 0
     assert "on people that it found itself" in capsys.readouterr().out

@@ -67,6 +67,14 @@ def test_a_block_keeps_the_key_frame_and_what_is_attended_to_most() -> None:
         assert chosen[:5].tolist() == list(range(5))
         best = sorted(range(5, 20), key=lambda i: -row[i])[:5]
         assert chosen[5:].tolist() == sorted(best)
+    # What the key frame's queries attend to counts four times; with a weight of 0 it does not count.
+    for weight in (4.0, 0.0):
+        _, kept = DroppingBlock(block, 0.5, weight)(x, 5)
+        weights = block.attn.attention_map(block.norm1(x)).mean(1)
+        weights[:, :5] *= weight
+        for row, chosen in zip(weights.mean(1), kept, strict=True):
+            assert chosen[5:].tolist() == sorted(sorted(range(5, 20), key=lambda i: -row[i])[:5])
+    assert not torch.equal(DroppingBlock(block, 0.5, 4.0)(x, 5)[1], DroppingBlock(block, 0.5)(x, 5)[1])
     least, kept = DroppingBlock(block, 0.1)(x, 5)
     assert least.shape[1] == 5 and torch.equal(kept, torch.arange(5).expand(3, -1))
 
@@ -167,7 +175,7 @@ def test_a_perfect_guess_costs_least_and_every_weight_has_a_gradient() -> None:
 
 
 def test_it_is_kept_and_read_with_its_rate(tmp_path: Path) -> None:
-    m = model(keep_rate=0.5)
+    m = model(keep_rate=0.5, key_weight=4.0)
     save_model(tmp_path / "model", m)
     again, _ = load_model(tmp_path / "model")
     assert isinstance(again, EndToEndDetector) and again.config == m.config
@@ -177,7 +185,8 @@ def test_it_is_kept_and_read_with_its_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"keep_rate": 0.0}, {"keep_rate": 1.1}, {"queries": 0}, {"context_depth": 0}]
+    "change",
+    [{"keep_rate": 0.0}, {"keep_rate": 1.1}, {"key_weight": -1.0}, {"queries": 0}, {"context_depth": 0}],
 )
 def test_settings_that_mean_nothing_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(change))):

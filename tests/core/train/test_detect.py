@@ -251,6 +251,8 @@ def test_lists_that_cannot_be_trained_on_are_refused(films: Path, tmp_path: Path
         ({"min_score": 2}, "min_score"),
         ({"keep_rate": 0.5}, "expected detect.end_to_end with a detect.keep_rate below 1"),
         ({"end_to_end": True, "keep_rate": 0}, "keep_rate"),
+        ({"end_to_end": True, "key_weight": 4}, "expected a detect.keep_rate below 1 with a"),
+        ({"end_to_end": True, "keep_rate": 0.6, "key_weight": -1}, "expected detect.key_weight of 0 or more"),
         ({"end_to_end": True, "proposals": "p.csv"}, "expected no detect.proposals with detect.end_to_end"),
         ({"queries": 0}, "queries"),
     ):
