@@ -90,3 +90,26 @@ def _alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_untrimmed_videos_take_their_seed_and_no_other_option(tmp_path: Path) -> None:
+    """Bad use is one line; a small set's making is tested with the set itself."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        _vmae(str(tmp_path), "--untrimmed", "--size", "64"),
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--size: expected none with --untrimmed" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_untrimmed_videos_are_made_and_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(demo, [str(tmp_path / "u"), "--untrimmed"], catch_exceptions=False)
+    assert len(list((tmp_path / "u/videos").glob("*.mp4"))) == 80
+    for line in ("annotations: ", "trimmed/train.csv"):
+        assert line in done.output
