@@ -53,7 +53,7 @@ def export(
     """
     from vmae.core.errors import InputError
     from vmae.core.model.classifier import VideoClassifier
-    from vmae.core.model.detector import Detector, VideoDetector
+    from vmae.core.model.detector import Detector
     from vmae.core.weights import export as graphs
     from vmae.core.weights.convert import write_model
     from vmae.experiments import evaluation
@@ -74,7 +74,7 @@ def export(
             raise InputError("expected a pre-trained model or a classifier for --to hf, got a detector")
         notes += write_model(out, net, "hf", meta, hf_layout=hf_layout, overwrite=force)
     else:
-        labels = meta.get("labels") if isinstance(net, VideoClassifier | VideoDetector) else None
+        labels = meta.get("labels") if isinstance(net, VideoClassifier | Detector) else None
         sampling: dict[str, object] = {"sampling": data.sampling, "sampling_rate": data.sampling_rate}
         if data.fps:
             sampling = {"sampling": data.sampling, "fps": data.fps}

@@ -51,7 +51,7 @@ class DroppingBlock(nn.Module):
         x = x + self.drop_path(y)
         count = max(math.ceil(self.keep_rate * x.shape[1]), keys)
         others = self._noted(weights.detach().float(), keys).topk(count - keys).indices.sort().values + keys
-        first = torch.arange(keys, device=x.device).expand(len(x), -1)
+        first = torch.arange(keys, device=x.device).expand(x.shape[0], -1)  # len() fixes a graph's batch
         kept = torch.cat((first, others), 1)
         x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
         return x + self.drop_path(self.mlp(self.norm2(x))), kept

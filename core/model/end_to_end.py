@@ -16,6 +16,7 @@ correct person and box too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -37,6 +38,8 @@ SIDE = 0.3
 """Of the boxes that tokens guess at first, in shares of the frame."""
 PRIOR = 0.05
 """Probability of a person at first."""
+Cut = Callable[..., Tensor]
+"""`roi_align`, or its like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +116,18 @@ class EndToEndDetector(Detector):
 
         Raises InputError on other channels, frames or sizes.
         """
-        grid = self.grid_of(video)
-        x, places = self.forward_tokens(video)
-        b, keys, d = len(x), grid.tokens_per_frame, self.config.embed_dim
+        return self.guess(*self.forward_tokens(video), self.grid_of(video))
+
+    def guess(self, x: Tensor, places: Tensor, grid: TokenGrid, cut: Cut = roi_align) -> Guesses:
+        """Who is in the key frames, by the tokens that `forward_tokens` gives; `cut` is RoIAlign."""
+        b, keys, d = x.shape[0], grid.tokens_per_frame, self.config.embed_dim
         own = x[:, :keys]
         first_person = self.first_person(own).squeeze(2).float()
         first_logit = _logit(_cells(grid, x.device)) + self.first_box(own).float()
         count = min(self.config.queries, keys)
         best = first_person.topk(count).indices[..., None]  # [B, Q, 1]
         logit = first_logit.detach().gather(1, best.expand(-1, -1, 4))
-        found = self._features(x, places, grid, logit)
+        found = self._features(x, places, grid, logit, cut)
         found = found + own.gather(1, best.expand(-1, -1, d)) + self.place(logit.to(found.dtype))
         both = torch.cat((x, found), 1)
         recompute = self.config.checkpoint_activations
@@ -142,17 +147,20 @@ class EndToEndDetector(Detector):
         order = key_frame_first(grid, video.device)
         x = encoder.patch_embed(video, all_indices(video, grid))
         x = (x + interpolate_positions(encoder.pos_embed, self.grid, grid))[:, order]
-        places = order.expand(len(x), -1)
-        recompute = self.config.checkpoint_activations
+        return self.encode(x, order.expand(len(x), -1), grid.tokens_per_frame)
+
+    def encode(self, x: Tensor, places: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+        """The same of embedded tokens [B, N, D] with positions, the `keys` of the key frame first."""
+        encoder, recompute = self.encoder, self.config.checkpoint_activations
         for block in encoder.blocks:
             if isinstance(block, DroppingBlock):
-                x, kept = block(x, grid.tokens_per_frame)
+                x, kept = block(x, keys)
                 places = places.gather(1, kept)
             else:
                 x = run_blocks([block], x, recompute=recompute)
         return encoder.norm(x), places
 
-    def _features(self, x: Tensor, places: Tensor, grid: TokenGrid, logit: Tensor) -> Tensor:
+    def _features(self, x: Tensor, places: Tensor, grid: TokenGrid, logit: Tensor, cut: Cut) -> Tensor:
         """Of boxes (centre and sides before the sigmoid, [B, Q, 4]): [B, Q, D]."""
         b, count = logit.shape[:2]
         at = (places % grid.tokens_per_frame)[..., None]
@@ -160,7 +168,7 @@ class EndToEndDetector(Detector):
         tokens = x.new_zeros(b, grid.tokens_per_frame, 1).scatter_add(1, at, x.new_ones(at.shape))
         maps = (total / tokens).permute(0, 2, 1).unflatten(2, (grid.h, grid.w))
         c = self.config
-        bins = roi_align(
+        bins = cut(
             maps,
             widened(_corners(logit.sigmoid()), grid).flatten(0, 1),
             torch.arange(b, device=x.device).repeat_interleave(count),

@@ -4,7 +4,9 @@ The graph takes what a decoder gives, `video` uint8 `[B, T, H, W, C]` (RGB), and
 scaling, normalisation, positions, blocks, head. A classifier's graph gives `logits` [B, classes], a
 pre-trained model's `features` [B, D] (the mean of its normed tokens), a detector's takes `boxes` float32
 [K, 4] (`x1, y1, x2, y2` in pixels) and `clips` int64 [K] too and gives `scores` [K, classes] after the
-sigmoid. How frames are chosen, resized and cropped before it is JSON in the file (`vmae`).
+sigmoid, an end-to-end detector's gives the people that it finds, `boxes` [B, Q, 4] in shares of the frame
+and `scores` [B, Q, classes] (an action's times a person's). How frames are chosen, resized and cropped
+before it is JSON in the file (`vmae`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,13 @@ from torch import Tensor, nn
 from vmae.core.errors import CheckpointError, InputError
 from vmae.core.files import replacing
 from vmae.core.model.classifier import VideoClassifier
-from vmae.core.model.detector import VideoDetector
-from vmae.core.model.encoder import VideoModel
+from vmae.core.model.detector import Detector, VideoDetector
+from vmae.core.model.dropping import key_frame_first
+from vmae.core.model.encoder import PretrainedModel, VideoModel, model_input
+from vmae.core.model.end_to_end import EndToEndDetector, Guesses
 from vmae.core.model.grid import patchify
 from vmae.core.model.layers import run_blocks
 from vmae.core.model.roi import roi_align_reference
-from vmae.core.model.videomae import VideoMAE
 from vmae.kernels import use_kernels
 
 RUNTIMES = ("onnx", "torch-export")
@@ -59,11 +63,15 @@ class ClipGraph(nn.Module):
 
     def tokens(self, video: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] to [B, N, D], final norm applied where the encoder has one."""
+        encoder = self.model.encoder
+        return encoder.norm(run_blocks(encoder.blocks, self.embedded(video), recompute=False))
+
+    def embedded(self, video: Tensor) -> Tensor:
+        """Every token of a clip with its position, [B, N, D], before the blocks."""
         encoder, grid = self.model.encoder, self.model.grid
-        patches = patchify(video.permute(0, 4, 1, 2, 3), grid).float() / 255  # [B, N, P]
-        pixels = (patches.unflatten(2, (-1, grid.channels)) - self.mean) / self.std
-        x = encoder.patch_embed.proj(pixels.flatten(2)) + encoder.pos_embed
-        return encoder.norm(run_blocks(encoder.blocks, x, recompute=False))
+        whole = model_input(video.permute(0, 4, 1, 2, 3).float() / 255, self.model.config)
+        pixels = (patchify(whole, grid).unflatten(2, (-1, grid.channels)) - self.mean) / self.std
+        return encoder.patch_embed.proj(pixels.flatten(2)) + encoder.pos_embed
 
 
 class FeatureGraph(ClipGraph):
@@ -95,24 +103,47 @@ class DetectorGraph(ClipGraph):
             spatial_scale=1 / c.patch_size,
             sampling_ratio=c.roi_points,
             aligned=c.roi_aligned,
-            # Of a box inside the frame no bin has more.
-            most_points=c.roi_points or math.ceil(max(grid.h, grid.w) / c.roi_size),
+            most_points=_most_points(self.model),
         )
         return self.model.head(bins.amax((2, 3))).sigmoid()
 
 
-_GRAPHS: dict[type[VideoModel], tuple[type[ClipGraph], str]] = {
-    VideoMAE: (FeatureGraph, "features"),
-    VideoClassifier: (ClassifierGraph, "logits"),
-    VideoDetector: (DetectorGraph, "scores"),
+class EndToEndGraph(ClipGraph):
+    model: EndToEndDetector
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        model, grid = self.model, self.model.grid
+        order = key_frame_first(grid)
+        x = self.embedded(video)[:, order]
+        tokens, places = model.encode(x, order.expand(x.shape[0], -1), grid.tokens_per_frame)
+        cut = partial(roi_align_reference, most_points=_most_points(model))
+        return people_of(model.guess(tokens, places, grid, cut))
+
+
+def people_of(guesses: Guesses) -> tuple[Tensor, Tensor]:
+    """Boxes [B, Q, 4] in shares of the frame, and scores [B, Q, C]: an action's times a person's."""
+    return guesses.box, guesses.actions.sigmoid() * guesses.person.sigmoid()[..., None]
+
+
+def _most_points(model: VideoDetector | EndToEndDetector) -> int:
+    """Of a box inside the frame no bin has more sampling points along an axis."""
+    c, grid = model.config, model.grid
+    return c.roi_points or math.ceil(max(grid.h, grid.w) / c.roi_size)
+
+
+_GRAPHS: dict[type[VideoModel], tuple[type[ClipGraph], tuple[str, ...]]] = {
+    PretrainedModel: (FeatureGraph, ("features",)),
+    VideoClassifier: (ClassifierGraph, ("logits",)),
+    VideoDetector: (DetectorGraph, ("scores",)),
+    EndToEndDetector: (EndToEndGraph, ("boxes", "scores")),
 }
 
 
-def graph_of(model: VideoModel) -> tuple[ClipGraph, str]:
-    """The graph of a model and the name of its output. Raises InputError for a model that has none."""
-    for kind, (graph, output) in _GRAPHS.items():
+def graph_of(model: VideoModel) -> tuple[ClipGraph, tuple[str, ...]]:
+    """The graph of a model and the names of its outputs. Raises InputError for a model that has none."""
+    for kind, (graph, outputs) in _GRAPHS.items():
         if isinstance(model, kind):
-            return graph(model).eval(), output
+            return graph(model).eval(), outputs
     known = ", ".join(kind.title for kind in _GRAPHS)
     raise InputError(f"expected {known} to export, got {model.title}")
 
@@ -122,18 +153,23 @@ def describe_graph(model: VideoModel, sampling: dict[str, Any], labels: list[str
 
     `sampling` says how frames are chosen (`sampling`, and `sampling_rate` or `fps`).
     """
-    c = model.config
+    c, outputs = model.config, graph_of(model)[1]
+    inputs = {"video": {"dtype": "uint8", "shape": ["B", *_clip_shape(model)], "channels": "RGB"}}
+    if isinstance(model, VideoDetector):
+        inputs["boxes"] = {"dtype": "float32", "shape": ["K", 4], "order": "x1, y1, x2, y2 in pixels"}
+        inputs["clips"] = {"dtype": "int64", "shape": ["K"]}
     return {
         "format": "vmae-graph-1",
         "model": model.title.split(maxsplit=1)[1],
-        "input": {"video": {"dtype": "uint8", "shape": ["B", *_clip_shape(model)], "channels": "RGB"}},
-        "output": graph_of(model)[1],
+        "input": inputs,
+        "output": outputs[0] if len(outputs) == 1 else list(outputs),
         "preprocessing": {
             "frames": c.frames,
             **sampling,
             "resize": f"bilinear, aspect ratio kept, shorter side to {min(c.height, c.width)}",
             "crop": [c.height, c.width],
             "crop_place": "centre",
+            **({"key_frame": c.frames // 2} if isinstance(model, Detector) else {}),
         },
         "inside": {"scale": 1 / 255, "mean": list(c.mean or ()), "std": list(c.std or ())},
         **({"labels": labels} if labels else {}),
@@ -153,7 +189,7 @@ def export_graph(path: Path, model: VideoModel, to: str, facts: dict[str, Any]) 
     dtypes = {p.dtype for p in model.parameters()}
     if dtypes != {torch.float32}:
         raise CheckpointError(f"expected a model of float32 to export, got {', '.join(map(str, dtypes))}")
-    graph, output = graph_of(model)
+    graph, outputs = graph_of(model)
     example = example_inputs(model, 2)
     batch, people = torch.export.Dim("B"), torch.export.Dim("K")
     dynamic = {k: {0: batch if k == "video" else people} for k in example}
@@ -171,7 +207,7 @@ def export_graph(path: Path, model: VideoModel, to: str, facts: dict[str, Any]) 
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 input_names=list(example),
-                output_names=[output],
+                output_names=list(outputs),
                 verbose=False,
             )
             assert made is not None  # with dynamo there is one
@@ -193,8 +229,8 @@ def example_inputs(model: VideoModel, clips: int) -> dict[str, Tensor]:
     return inputs
 
 
-def run_graph(path: Path, to: str, inputs: dict[str, Tensor]) -> np.ndarray:
-    """The output of an exported file, by onnxruntime or torch.export's module, on the CPU.
+def run_graph(path: Path, to: str, inputs: dict[str, Tensor]) -> list[np.ndarray]:
+    """The outputs of an exported file, by onnxruntime or torch.export's module, on the CPU.
 
     Raises InputError where onnxruntime is absent.
     """
@@ -203,22 +239,26 @@ def run_graph(path: Path, to: str, inputs: dict[str, Tensor]) -> np.ndarray:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found: np.ndarray = session.run(None, {k: v.numpy() for k, v in inputs.items()})[0]
+        found: list[np.ndarray] = session.run(None, {k: v.numpy() for k, v in inputs.items()})
         return found
-    with torch.no_grad():
-        out: Tensor = torch.export.load(path).module()(**inputs)
-    return out.numpy()
+    with torch.no_grad(), _quiet():
+        out: Tensor | tuple[Tensor, ...] = torch.export.load(path).module()(**inputs)
+    return [x.numpy() for x in (out if isinstance(out, tuple) else (out,))]
 
 
-def run_model(model: VideoModel, inputs: dict[str, Tensor]) -> np.ndarray:
-    """What the model itself gives for a graph's inputs."""
+def run_model(model: VideoModel, inputs: dict[str, Tensor]) -> list[np.ndarray]:
+    """What the model itself gives for a graph's inputs, an array an output."""
     video = inputs["video"].permute(0, 4, 1, 2, 3)
     model.eval()
+    out: tuple[Tensor, ...]
     with torch.no_grad():
         if isinstance(model, VideoDetector):
-            return model(video, inputs["boxes"], inputs["clips"]).sigmoid().numpy()
-        out: Tensor = model.features(video) if isinstance(model, VideoMAE) else model(video)
-    return out.numpy()
+            out = (model(video, inputs["boxes"], inputs["clips"]).sigmoid(),)
+        elif isinstance(model, EndToEndDetector):
+            out = people_of(model(video))
+        else:
+            out = (model.features(video) if isinstance(model, PretrainedModel) else model(video),)
+    return [x.numpy() for x in out]
 
 
 def compare(path: Path, to: str, model: VideoModel, inputs: dict[str, Tensor]) -> tuple[str, float | None]:
@@ -232,11 +272,12 @@ def compare(path: Path, to: str, model: VideoModel, inputs: dict[str, Tensor]) -
             return "transformers", None
         import transformers
 
-        runner, got = f"transformers {transformers.__version__}", run_hf(path, model, inputs)
+        runner, got = f"transformers {transformers.__version__}", [run_hf(path, model, inputs)]
     else:
         got = run_graph(path, to, inputs)
         runner = "torch.export" if to == "torch-export" else f"onnxruntime {version('onnxruntime')}"
-    apart = float(np.abs(got - run_model(model, inputs)).max())
+    expected = run_model(model, inputs)
+    apart = max(float(np.abs(a - b).max()) for a, b in zip(got, expected, strict=True))
     if not apart <= TOLERANCE:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise CheckpointError(
@@ -275,13 +316,15 @@ def _clip_shape(model: VideoModel) -> tuple[int, int, int, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not there and on its own deprecations."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """Without the exporters' notes on packages that are not there, names of files, their own deprecations."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.export.pt2_archive")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model", model, "vmae")
     for layout in ("v4", "v5"):
         write_model(folder / layout, model, "hf", hf_layout=layout)
-    expected = run_model(model, example_inputs(model, 2))
+    (expected,) = run_model(model, example_inputs(model, 2))
     (folder / "expected.json").write_text(json.dumps(expected.tolist()))
     return folder
 
