@@ -42,6 +42,7 @@ VERBS: Verbs = {
     ),
     "runs": ("vmae.cli.runs", "runs", "List, compare, export and delete runs."),
     "sweeps": ("vmae.cli.sweeps", "sweeps", "List sweeps; see where one is while it runs."),
+    "results": ("vmae.cli.results", "results", "The evidence of docs/results: questions, tables, pages."),
     "dashboard": (
         "vmae.cli.dashboard",
         "dashboard",
