@@ -43,14 +43,29 @@ class PipelineConfig:
     """Defaults: VideoMAE's fine-tuning script for ViT-B on Kinetics-400."""
     finetune_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=75, batch_size=384))
     """Its seed is the trial's."""
+    finetune_share: float = 1.0
+    """Share of the training list whose labels the fine-tuning has (of every class alike). Fewer are gone
+    through more often: epochs and warm-up are divided by it, so that the steps stay the same."""
+    scratch: bool = False
+    """Whether a trial leaves the pre-training out: what follows starts from random weights."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.finetune_share <= 1:
+            raise InputError(
+                f"pipeline.finetune_share: expected a share in (0, 1], got {self.finetune_share}"
+            )
         if not self.then or len(set(self.then)) != len(self.then):
             raise InputError(
                 f"pipeline.then: expected one or more different stages, got {', '.join(self.then) or 'none'}"
             )
         for name in self.then:
             stages.check_name(name)
+        sharing = [name for name, stage in stages.STAGES.items() if stage.takes_share]
+        if self.finetune_share < 1 and not set(sharing) & set(self.then):
+            raise InputError(
+                f"pipeline.finetune_share: expected {' or '.join(sharing)} among the stages (--then), got "
+                f"{', '.join(self.then)}"
+            )
         if self.measure_every < 0:
             raise InputError(f"pipeline.measure_every: expected 0 or more, got {self.measure_every}")
 

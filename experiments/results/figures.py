@@ -41,7 +41,7 @@ def question_figure(question: Question, tables: Mapping[str, SweepTable]) -> Fig
     for ax, (name, table) in zip(axes, tables.items(), strict=False):
         _measured(ax, question, table)
         ax.set_title(
-            name if name not in SETS else SETS[name].title.partition(",")[0], loc="left", fontsize=10
+            name if name not in SETS else SETS[name].title.partition(":")[0], loc="left", fontsize=10
         )
     if published:
         _published(axes[-1], published)

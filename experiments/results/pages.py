@@ -130,7 +130,12 @@ def _verdicts(question: Question, table: SweepTable) -> list[str]:
     if not question.versus:
         best = max(shown, key=lambda i: answers[i].interval().mean)
         reference = _reference(question, table)
-        if best != reference:
+        ran = table.label(reference) == question.reference
+        if not ran:
+            lines.append(
+                f"The paper's choice, {question.reference}, was not run; the best mean is {names[best]}'s."
+            )
+        elif best != reference:
             pair, seeds = compare(answers[best], answers[reference])
             apart = "told apart" if pair.told_apart else "not told apart"
             more = f"; about {seeds} seeds would" if not pair.told_apart and seeds is not None else ""

@@ -32,12 +32,12 @@ SETS: dict[str, VideoSet] = {
         VideoSet(name=BUILT_IN, title="The built-in set"),
         VideoSet(
             name="egogestar10",
-            title="egogestar10, gestures seen from the wearer's eyes, folds by place",
+            title="egogestar10: finger gestures in first person, folds by scene",
             options=("--data egogestar10/all.csv", "--folds egogestar10/folds.csv"),
         ),
         VideoSet(
             name="tennis7",
-            title="tennis7, strokes of tennis, folds by tournament",
+            title="tennis7: strokes of tennis, folds by session",
             options=("--data tennis7/all.csv", "--folds tennis7/folds.csv"),
         ),
     )
@@ -168,17 +168,34 @@ _OBJECTIVE = Question(
     paper="LeVJEPA (arXiv 2608.27395), ViT-B at equal FLOPs, frozen, ImageNet / SSv2 / Kinetics-400: LeVJEPA "
     "61.0 / 40.4 / 44.6, VideoMAE V2 53.4 / 43.6 / 37.4: pixels win on motion.",
 )
+_LABELS = Question(
+    name="labels",
+    title="Pre-trained or from scratch, at few labels",
+    asks="Fine-tuning with 10, 30 and 100 % of the labels, from the pre-training and from random weights, in "
+    "as many steps each: fewer labels are gone through more often. The last epoch counts, none is chosen.",
+    sweep="label_share",
+    options=("--param pipeline.scratch=false,true",),
+    versus="pipeline.scratch",
+    words={
+        "pipeline.finetune_share": {"0.1": "10 % of labels", "0.3": "30 % of labels", "1.0": "all labels"},
+        "pipeline.scratch": {"False": "pre-trained", "True": "from scratch"},
+    },
+    columns=(),
+    paper=f"{_P1}: with all labels from scratch 32.6 / 68.8, pre-trained 69.6 / 80.0.",
+)
 _MONITORS = Question(
     name="monitors",
     title="Do monitors rank pre-trainings as a probe does",
     asks="Over the pre-trained trials of all other questions: the rank correlation of each monitor, and of "
-    "the two losses, with the probe's accuracy on held-out videos. No monitor reads a held-out video.",
+    "the two losses, with the probe's accuracy on held-out videos. Monitors read training videos alone; the "
+    "error during training is that of held-out ones.",
     paper="RankMe (arXiv 2210.02885) and LiDAR (arXiv 2312.04000) report high rank correlations for joint "
     "embeddings of images; of masked autoencoders on video they say nothing.",
 )
 
 ALL: dict[str, Question] = {
-    q.name: q for q in (_RATIO, _TYPE, _DEPTH, _TARGET, _LOSS, _DUAL, _REPEATS, _OBJECTIVE, _MONITORS)
+    q.name: q
+    for q in (_RATIO, _TYPE, _DEPTH, _TARGET, _LOSS, _DUAL, _REPEATS, _LABELS, _OBJECTIVE, _MONITORS)
 }
 
 

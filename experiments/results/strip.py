@@ -45,7 +45,7 @@ def strip(sweep: SweepDir, plan: Plan, path: Path) -> Path | None:
     if not _built_in(val.samples[0].path, Path(plan.base.data.val_csv)):
         return None
     clip = torch.as_tensor(val[0]["clip"])[None]
-    rows = []
+    rows, field = [], plan.params[0].rpartition(".")[2].replace("_", " ")
     for trial in _first_seed(plan):
         place = sweep.trial(trial.id).stage(pretrain.STAGE.name).model
         model = load_model(place)[0] if place.exists() else None
@@ -62,7 +62,7 @@ def strip(sweep: SweepDir, plan: Plan, path: Path) -> Path | None:
                 ("original", to_rgb(made.original[0])),
                 ("what the encoder sees", to_rgb(made.masked_input[0])),
             ]
-        label = question.called(trial.overrides) if question else trial.id
+        label = f"{field} {question.called(trial.overrides)}" if question else trial.id
         rows.append((label, to_rgb(getattr(made, _FORM)[0])))
     if not rows:
         return None

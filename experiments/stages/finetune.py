@@ -44,15 +44,16 @@ CHOSEN = Metric(
 
 
 def settings(config: Config) -> Config:
-    """The pipeline's own optimiser and loop; the whole training list and no other, whatever was pre-trained
-    on."""
-    pipeline = config.pipeline
+    """The pipeline's own optimiser and loop; of the training list and no other, whatever was pre-trained on,
+    the share that `pipeline.finetune_share` says, in as many steps as the whole of it."""
+    pipeline, share = config.pipeline, config.pipeline.finetune_share
+    optim, train = pipeline.finetune_optim, pipeline.finetune_train
     return replace(
         config,
         job=STAGE.name,
-        data=replace(config.data, train_share=1.0, train_weight=1.0, more_lists=()),
-        optim=pipeline.finetune_optim,
-        train=replace(pipeline.finetune_train, seed=config.train.seed),
+        data=replace(config.data, train_share=share, train_weight=1.0, more_lists=()),
+        optim=replace(optim, warmup_epochs=optim.warmup_epochs / share),
+        train=replace(train, seed=config.train.seed, epochs=max(1, round(train.epochs / share))),
     )
 
 
@@ -285,6 +286,7 @@ STAGE = Stage(
     check=check,
     flops=flops,
     varies="finetune (mixing changes what a step computes)",
+    takes_share=True,
     task="classification",
     recipe="demo_finetune",
     advised=True,

@@ -304,7 +304,7 @@ STAGE = Stage(
     recipe="demo_pretrain",
     advised=True,
     masked=True,
-    unused=("finetune.", "detect.", "localise.", "pipeline.then", "pipeline.finetune_"),
+    unused=("finetune.", "detect.", "localise.", "pipeline.then", "pipeline.finetune_", "pipeline.scratch"),
     model_tag=tags.CHECKPOINT,
     kept_as="pretrained",
 )

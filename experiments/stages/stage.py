@@ -244,6 +244,8 @@ class Stage:
     """Of one that trains: how the fields begin that make no difference to it."""
     model_tag: str = ""
     """Of one that trains: the tag of a trial that says where the stage's model lies."""
+    takes_share: bool = False
+    """Of one that trains: whether `pipeline.finetune_share` says how many labels it has."""
     best_counts: bool = False
     """Of one that trains: its best epoch's model stands for it where one is kept, else its last epoch's."""
     kept_as: str = ""

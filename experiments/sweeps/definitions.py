@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmae.core.errors import InputError, nearest
+from vmae.experiments.stages import finetune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,25 @@ def data_size() -> Definition:
     return _define(data_size, path="data.train_share", values=(0.1, 0.3, 1.0))
 
 
+def label_share() -> Definition:
+    """How many labels fine-tuning has, at equal steps.
+
+    The papers' claim that pre-training pays most where labels are few. With --param
+    pipeline.scratch=false,true every share is also fine-tuned from random weights. Trials that would
+    pre-train alike share one pre-training; no epoch is chosen.
+    """
+    return _define(
+        label_share,
+        path="pipeline.finetune_share",
+        values=(0.1, 0.3, 1.0),
+        fixed={
+            "pipeline.then": finetune.STAGE.name,
+            "pipeline.finetune_train.best_by": "none",
+            "finetune.eval_every": "0",
+        },
+    )
+
+
 ALL: dict[str, Callable[[], Definition]] = {
     f.__name__: f
     for f in (
@@ -190,6 +210,7 @@ ALL: dict[str, Callable[[], Definition]] = {
         learning_rate,
         dual_masking,
         data_size,
+        label_share,
     )
 }
 

@@ -72,7 +72,8 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
             listed = lists[work.data.train_csv]
             kept = len(subset(listed, share, work.train.seed))
             if kept < batch:
-                left = f"data.train_share = {share:g} of {len(listed)} videos leaves {kept}"
+                field = "data.train_share" if stage.masked else "pipeline.finetune_share"
+                left = f"{field} = {share:g} of {len(listed)} videos leaves {kept}"
                 whole = f"the training list has {kept}"
                 raise InputError(
                     f"expected at least one batch of {stage.section}.batch_size = {batch} clips; "

@@ -24,6 +24,7 @@ from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
 
 BASELINE = "random weights"
+SCRATCH = "pipeline.scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,12 @@ class Trial:
 
     def config(self, base: ExperimentConfig) -> ExperimentConfig:
         """The trial's whole configuration."""
-        lists = {}
+        lists: dict[str, Any] = {}
         if self.fold is not None:
             home = FoldsDir(Path(base.data.train_csv).parent)
             lists = {"data.train_csv": str(home.train(self.fold)), "data.val_csv": str(home.test(self.fold))}
             lists["data.test_csv"] = ""
+            lists["pipeline.finetune_train.best_by"] = None  # a fold chooses no epoch
         return override(
             base, {**self.more, **self.overrides, **lists, "train.seed": self.seed, "name": self.id}
         )
@@ -213,6 +215,8 @@ def make_plan(
     own = stages.of_trial(base.pipeline.then)
     wanted = 0 if search == "grid" else (samples or 16)
     places = _places(base, seeds, folds)
+    if any(p.path == SCRATCH for p in params):
+        baseline = False  # its settings have their own
     trials = [replace(t, baseline=True) for t in _trials({}, places, "random-weights")] if baseline else []
     if search != "optuna":
         settings = [_trials(o, places) for o in _settings(params, wanted, base.train.seed)]

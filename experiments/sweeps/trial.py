@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from vmae.experiments.sweeps.status import RESULT
 from vmae.experiments.tracking import Store, Tracker, tags
 
 if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.executors import Here
 
 Emit = Callable[[Numbers], None]
@@ -167,6 +169,8 @@ class _Running:
         self.executor = Apart(self.storage, resources) if resources.staged else Here(self.storage)
         for turn in self._turns():
             kept = read_record(self.home.numbers(turn.stage.record), "metrics")
+            if kept is None and turn.first and (kept := self._taken_over()) is not None:
+                self._conclude(turn.stage, kept)
             if kept is None:
                 at = {} if turn.first else {"stage": turn.stage.name}
                 self.progress.update(force=True, fraction=turn.at(0.0), metrics=self.metrics, **at)
@@ -190,7 +194,7 @@ class _Running:
 
     def _turns(self) -> list[_Turn]:
         first, *others = self.plan.stages()
-        todo = [pretrain.BASELINE if self.trial.baseline else first, *others]
+        todo = [pretrain.BASELINE if _untrained(self.trial, self.config) else first, *others]
         ends = list(itertools.accumulate((s.share(self.config) for s in todo), initial=0.0))
         return [
             _Turn(stage=stage, first=i == 0, start=ends[i] / ends[-1], end=ends[i + 1] / ends[-1])
@@ -215,6 +219,26 @@ class _Running:
                 self.config = adopted(self.home, self.config)
                 text = f"epoch {taken['epoch']}: weights of {taken['from']}, {taken['overrides']}"
                 self.tracker.set_tags({tags.PBT: text})
+
+    def _taken_over(self) -> dict[str, Any] | None:
+        """The numbers of a trial that pre-trained alike and is done with it, its model copied; None without
+        one. Whatever comes after the pre-training differs: the same seed gives the same weights."""
+        plan, own = self.plan, self.home.stage(pretrain.STAGE.name).model
+        if plan.stopping is not None or _untrained(self.trial, self.config):
+            return None
+        asked = _of_pretraining(self.config)
+        for other in plan.trials:
+            config = other.config(plan.base)
+            if other.id == self.trial.id or _untrained(other, config) or _of_pretraining(config) != asked:
+                continue
+            home = self.sweep.trial(other.id)
+            kept = read_record(home.numbers(pretrain.STAGE.record), "metrics")
+            model = home.stage(pretrain.STAGE.name).model
+            if kept is not None and model.is_dir():
+                shutil.copytree(model, own, dirs_exist_ok=True)
+                self.tracker.set_tags({tags.PRETRAINED_BY: other.id})
+                return kept
+        return None
 
     def _work(self, turn: _Turn) -> Work:
         """After the first stage all start from its model, or measure it."""
@@ -268,3 +292,14 @@ class _Running:
             log_checkpoints(self.tracker, self.config, home, under=stage.name, where=where)
         write_json(self.home.numbers(stage.record), kept)
         self.keep()
+
+
+def _untrained(trial: Trial, config: ExperimentConfig) -> bool:
+    """Whether a trial starts what follows pre-training from random weights."""
+    return trial.baseline or config.pipeline.scratch
+
+
+def _of_pretraining(config: ExperimentConfig) -> dict[str, Any]:
+    """What of a trial's configuration makes a difference to its pre-training."""
+    unused = (*pretrain.STAGE.unused, "name")
+    return {k: v for k, v in flatten(config).items() if not k.startswith(unused)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmae.core.config import override, to_dict
+from vmae.core.config import override, parse_assignments, to_dict
 from vmae.core.errors import InputError
 from vmae.core.files import write_json
 from vmae.core.model.videomae import VideoMAE
@@ -254,9 +254,7 @@ def test_a_smaller_share_of_the_list_lies_inside_a_larger_one() -> None:
 def test_every_named_sweep_is_a_valid_plan_and_names_its_field() -> None:
     for name in definitions.ALL:
         d = definitions.get(name)
-        base = BASE
-        if name == "dual_masking":
-            base = override(BASE, {"mask.decoder_type": "running_cell"})
+        base = override(BASE, parse_assignments([f"{k}={v}" for k, v in d.fixed.items()]))
         param = Param(path=d.path, choices=d.values)
         plan = make_plan(
             name=name,
