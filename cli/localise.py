@@ -21,6 +21,9 @@ from vmae.cli.options import runs_dir_option, set_option
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the videos.  [default: 40]")
 @click.option("--run-name", help="Name of the run.  [default: localise, numbered]")
+@click.option(
+    "--resume", metavar="RUN_NAME", help="Go on with an interrupted run; everything else as it was given."
+)
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
 @set_option
 @runs_dir_option
@@ -29,6 +32,7 @@ def localise(
     annotations: Path,
     epochs: int | None,
     run_name: str | None,
+    resume: str | None,
     as_json: bool,
     assignments: tuple[str, ...],
     runs_dir: Path | None,
@@ -36,25 +40,37 @@ def localise(
     """Train a small anchor-free head on FEATURES (a folder of `vmae features --window`) and measure it.
 
     Prints mAP at temporal IoU 0.3 to 0.7 on the test subset and writes detections.json in ActivityNet's
-    layout. With --set localise.KEY=VALUE the head is another one (docs/localisation.md).
+    layout. With --set localise.KEY=VALUE the head is another one (docs/localisation.md). One process trains
+    it in minutes; on a cluster the features are made (`vmae features --address`), and sweeps that end in it
+    run (`vmae sweep --then localise --address`).
     """
     from vmae.core.config import override, parse_assignments
     from vmae.core.progress import progress
     from vmae.experiments.config import ExperimentConfig
-    from vmae.experiments.localisation import localise_run
+    from vmae.experiments.localisation import kept, localise_run, named
+    from vmae.experiments.signals import interrupting
     from vmae.experiments.tracking import store_at
 
     changes: dict[str, object] = {"name": "localise", "localise.annotations": str(annotations)}
     if epochs is not None:
         changes["localise.epochs"] = epochs
     config = override(ExperimentConfig(), {**changes, **parse_assignments(assignments)})
-    found, folder = localise_run(
-        config,
-        store_at(runs_dir),
-        features,
-        run_name,
-        progress=lambda total: progress("localise", total, unit="epoch"),
-    )
+    store = store_at(runs_dir)
+    config = named(store, config, run_name, resume)
+    try:
+        with interrupting():
+            found, folder = localise_run(
+                config,
+                store,
+                features,
+                progress=lambda total: progress("localise", total, unit="epoch"),
+            )
+    except KeyboardInterrupt:
+        on = f"with the same arguments and --resume {config.name} it goes on"
+        click.echo(
+            f"interrupted: {on if kept(store, config.name) else 'before the first state, nothing is kept'}"
+        )
+        raise SystemExit(130) from None
     if as_json:
         click.echo(json.dumps({**found.numbers(), "folder": str(folder)}))
         return

@@ -208,6 +208,8 @@ def read_features(file: Path, dim: int | None = None) -> np.ndarray:
     """`[num_windows, D]` of one video, float32. Raises InputError where the file is cut short or other."""
     try:
         found = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{file}: expected features, found no such file") from None
     except (OSError, ValueError, EOFError) as e:
         raise InputError(f"{file}: expected features, not a whole .npy file ({e})") from None
     if found.ndim != 2 or found.dtype.kind != "f" or (dim is not None and found.shape[1] != dim):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from vmae.core.video.untrimmed import UntrimmedSet, UntrimmedVideo
 
 Features = Callable[[UntrimmedVideo], FeatureVideo | None]
 """The features of a video; None where there are none."""
+STATE = "localiser.pt"
+"""The training's state, in the folder of its results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +50,17 @@ class Localised:
         return {"average_map": self.result.average_map, "chance": self.chance, **by_tiou}
 
 
-def localise_set(
-    known: UntrimmedSet,
-    features: Features,
-    config: LocaliseConfig,
-    home: Path,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int], Progress] | None = None,
-) -> Localised:
-    """Train a head on the one subset and measure it on the other.
+class Subsets(NamedTuple):
+    """The videos of the two subsets with their features, and those that have none."""
 
-    `home` gets the training's state, detections.json (ActivityNet's results) and metrics.json. `progress` is
-    told the number of epochs. Raises InputError where a subset has no features.
-    """
+    train: list[FeatureVideo]
+    test: list[FeatureVideo]
+    train_gone: list[UntrimmedVideo]
+    test_gone: list[UntrimmedVideo]
+
+
+def read_subsets(known: UntrimmedSet, features: Features, config: LocaliseConfig) -> Subsets:
+    """The features of the videos to train on and to test on. Raises InputError where a subset has none."""
     first, second = known.subsets()
     wanted = (config.train_subset or first, config.test_subset or second)
     (train, gone_train), (test, gone) = (_with_features(known.subset(s), features) for s in wanted)
@@ -70,18 +70,35 @@ def localise_set(
                 f"{config.annotations}: expected features of its videos, got none of the subset {subset} "
                 f"(such as {absent[0].name}.npy)"
             )
+    return Subsets(train, test, gone_train, gone)
+
+
+def localise_set(
+    known: UntrimmedSet,
+    subsets: Subsets,
+    config: LocaliseConfig,
+    home: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], Progress] | None = None,
+) -> Localised:
+    """Train a head on the one subset and measure it on the other.
+
+    `home` gets the training's state, detections.json (ActivityNet's results) and metrics.json. `progress` is
+    told the number of epochs.
+    """
     home.mkdir(parents=True, exist_ok=True)
     with progress(config.epochs) if progress is not None else nullcontext() as shown:
         model = train_localiser(
-            train,
+            subsets.train,
             len(known.classes),
             config,
-            state=home / "localiser.pt",
+            state=home / STATE,
             device=device,
             report=lambda epoch, loss: shown.update(1, loss=loss) if shown is not None else None,
         )
-    found = [localise(model, video, config) for video in test]
-    return _measured(known, config, test, gone, [v.name for v in gone_train], found, len(train), home)
+    found = [localise(model, video, config) for video in subsets.test]
+    return _measured(known, config, subsets, found, home)
 
 
 def _with_features(
@@ -101,13 +118,11 @@ def _with_features(
 def _measured(
     known: UntrimmedSet,
     config: LocaliseConfig,
-    test: Sequence[FeatureVideo],
-    gone: Sequence[UntrimmedVideo],
-    gone_train: Sequence[str],
+    subsets: Subsets,
     found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    trained: int,
     home: Path,
 ) -> Localised:
+    test, gone = subsets.test, subsets.test_gone
     videos: list[FeatureVideo | UntrimmedVideo] = [*test, *gone]
     truth = _instances([(v.segments, v.labels, None) for v in videos])
     predictions = _instances(found)
@@ -122,10 +137,10 @@ def _measured(
         result=temporal_map(truth, predictions),
         chance=temporal_map(truth, guesses).average_map,
         classes=known.classes,
-        train=trained,
+        train=len(subsets.train),
         test=len(test) + len(gone),
         actions=len(truth),
-        missing=(*gone_train, *(v.name for v in gone)),
+        missing=tuple(v.name for v in (*subsets.train_gone, *gone)),
         left_out=known.left_out,
     )
     results = {

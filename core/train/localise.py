@@ -152,7 +152,12 @@ def _resumed(
     kept: dict[str, Any] = torch.load(state, weights_only=True)
     if kept["config"] != to_dict(config):
         raise InputError(f"{state}: expected a training by this configuration, got another's")
-    model.load_state_dict(kept["model"])
+    try:
+        model.load_state_dict(kept["model"])
+    except RuntimeError:
+        raise InputError(
+            f"{state}: expected a training on these features, got one of another width"
+        ) from None
     optimizer.load_state_dict(kept["optimizer"])
     return int(kept["epoch"]) + 1
 

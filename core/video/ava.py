@@ -28,12 +28,17 @@ _ROW = re.compile(
     r"\s*,\s*(?P<x1>[^,]+?)\s*,\s*(?P<y1>[^,]+?)\s*,\s*(?P<x2>[^,]+?)\s*,\s*(?P<y2>[^,]+?)"
     r"\s*,\s*(?P<action>\d+)\s*,\s*(?P<person>\d+)"
 )
+_NUMBER = re.compile(r"[+-]?(?:\d*\.\d+|\d+)|nan|inf")
 
 
 def looks_like_ava(line: str) -> bool:
-    """Whether a line has AVA's eight columns: no list of paths has four fractions before its last numbers."""
+    """Whether a line has AVA's eight columns, whatever its box is: no list of paths has four numbers with a
+    fraction among them, or each 0 or 1, before its last two."""
     row = _ROW.fullmatch(line)
-    return row is not None and all(re.fullmatch(r"[01]?\.\d+|[01]", row[k]) for k in ("x1", "y1", "x2", "y2"))
+    if row is None:
+        return False
+    box = [row[k] for k in ("x1", "y1", "x2", "y2")]
+    return all(map(_NUMBER.fullmatch, box)) and ("." in "".join(box) or set(box) <= {"0", "1"})
 
 
 def read_ava(

@@ -47,7 +47,8 @@ class UntrimmedSet:
         if not found:
             known = sorted({v.subset for v in self.videos})
             raise InputError(
-                f"expected a subset among {', '.join(known)}, got '{name}'{nearest(name, known)}"
+                f"expected videos of the subset '{name}' in the annotations, got those of "
+                f"{', '.join(known)}{nearest(name, known)} (localise.train_subset, localise.test_subset)"
             )
         return found
 

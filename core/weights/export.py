@@ -154,6 +154,7 @@ def describe_graph(model: VideoModel, sampling: dict[str, Any], labels: list[str
     `sampling` says how frames are chosen (`sampling`, and `sampling_rate` or `fps`).
     """
     c, outputs = model.config, graph_of(model)[1]
+    inputs: dict[str, dict[str, Any]]
     inputs = {"video": {"dtype": "uint8", "shape": ["B", *_clip_shape(model)], "channels": "RGB"}}
     if isinstance(model, VideoDetector):
         inputs["boxes"] = {"dtype": "float32", "shape": ["K", 4], "order": "x1, y1, x2, y2 in pixels"}

@@ -32,7 +32,7 @@ def run(context: Context) -> Numbers:
     """Features of every untrimmed video, then a head on them. VideoError for one that cannot be read."""
     from dataclasses import replace
 
-    from vmae.core.measure.localised import localise_set
+    from vmae.core.measure.localised import localise_set, read_subsets
     from vmae.core.measure.windowed import window_features
     from vmae.core.numerics import derive_seed
     from vmae.core.train.localise import FeatureVideo
@@ -75,7 +75,8 @@ def run(context: Context) -> Numbers:
             labels=video.labels,
         )
 
-    found = localise_set(known, features, settings, context.home.evaluation.path, device=context.device)
+    subsets = read_subsets(known, features, settings)
+    found = localise_set(known, subsets, settings, context.home.evaluation.path, device=context.device)
     return {f"{STAGE.name}/{k}": v for k, v in found.numbers().items()}
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vmae.cli.main import run
 from vmae.core.measure.localisation import temporal_map
@@ -90,6 +95,42 @@ def test_a_head_is_trained_measured_and_tracked(folder: Path, capsys: pytest.Cap
     assert again.average_map == pytest.approx(numbers["average_map"], abs=0.02)
 
 
+def test_a_killed_training_goes_on_to_the_same_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--set", "localise.epochs=5", "localise.head.dim=8", "localise.head.levels=2"]
+    ask = [
+        "localise",
+        folder / "features",
+        "--data",
+        folder / "a.json",
+        "--runs-dir",
+        folder / "runs",
+        *quick,
+    ]
+    assert vmae(*ask, "--run-name", "whole", "--json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    line = [sys.executable, "-m", "vmae.cli.main", *map(str, ask), "--run-name", "cut"]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    state = folder / "runs" / "cut" / "evaluation" / "localiser.pt"
+    while not state.exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=120)
+    assert child.returncode == 130, said
+    assert "interrupted: with the same arguments and --resume cut it goes on" in said
+    assert torch.load(state, weights_only=True)["epoch"] < 5
+    assert vmae(*ask, "--run-name", "cut") == 2
+    assert "use --resume cut" in capsys.readouterr().err
+    assert vmae(*ask, "localise.lr=5e-3", "--resume", "cut") == 2
+    assert "expected a training by this configuration" in capsys.readouterr().err
+    assert vmae(*ask, "--resume", "cut", "--json") == 0
+    assert {**json.loads(capsys.readouterr().out), "folder": ""} == {**whole, "folder": ""}
+    assert vmae(*ask, "--resume", "cutt") == 2
+    assert "expected an interrupted run of vmae localise" in capsys.readouterr().err
+    assert vmae(*ask, "--resume", "cut", "--run-name", "other") == 2
+
+
 def test_missing_and_broken_features_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["localise", folder / "features", "--data", folder / "a.json", "--runs-dir", folder / "runs"]
     quick = ["--epochs", 1, "--set", "localise.head.dim=8", "localise.head.levels=2"]
@@ -109,6 +150,12 @@ def test_missing_and_broken_features_are_said(folder: Path, capsys: pytest.Captu
     np.save(broken, np.zeros((5, 7), np.float32))
     assert vmae(*ask, *quick) == 2
     assert "v3.npy: expected features [num_windows, " in capsys.readouterr().err
+    broken.unlink()
+    assert vmae(*ask, *quick) == 2
+    assert "v3.npy: expected features, found no such file" in capsys.readouterr().err
+    # What is refused leaves no run.
+    assert [r.name for r in list_runs(store_at(folder / "runs"))] == ["localise-1"]
+    assert not (folder / "runs" / "localise-2").exists()
     assert vmae("localise", folder / "none", "--data", folder / "a.json", "--runs-dir", folder / "runs") == 2
     assert "expected windowed features" in capsys.readouterr().err
 

@@ -169,7 +169,9 @@ def test_actions_past_the_end_are_counted(tmp_path: Path) -> None:
     found = read_untrimmed(tmp_path / "a.json")
     assert found.left_out == 2 and found.classes == ("a", "b")
     assert found.videos[0].segments.tolist() == [[1.0, 10.0]] and found.subsets() == ("validation", "test")
-    with pytest.raises(InputError, match="expected a subset among validation, got 'test'"):
+    with pytest.raises(
+        InputError, match="expected videos of the subset 'test' in the annotations, got those of validation"
+    ):
         found.subset("test")
 
 

@@ -37,6 +37,13 @@ def folder(tmp_path: Path, video_kind: Callable[[str], Path]) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("box", ["-0.2,0.1,0.5,1.3", "10.5,10,200,200", "0.1,nan,0.5,0.3"])
+def test_a_first_line_whose_box_leaves_the_frame_is_still_known(folder: Path, box: str) -> None:
+    (folder / "bad.csv").write_text(f"a,0902,{box},80,1\n")
+    with pytest.raises(InputError, match=r"bad.csv:1: expected a box 0 <= x1 <= x2 <= 1"):
+        read_annotations(folder / "bad.csv")
+
+
 def test_rows_are_grouped_by_key_frame_person_and_box(folder: Path) -> None:
     samples = read_annotations(folder / "list.csv")  # found out by its first line
     film = str(folder / "films" / "-5KQ66 é.mp4")

@@ -32,7 +32,11 @@ from vmae.core.weights.export import (
 
 SHAPE = {"frames": 4, "height": 32, "width": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
-CHANGES = {"classifier": {}, "first": {"pool": "first"}, "subtracting": {"background": "subtract"}}
+CHANGES: dict[str, dict[str, Any]] = {
+    "classifier": {},
+    "first": {"pool": "first"},
+    "subtracting": {"background": "subtract"},
+}
 """Of a classifier's configuration."""
 SAMPLING = {"sampling": "dense", "sampling_rate": 2}
 
@@ -48,7 +52,13 @@ def model(kind: str) -> VideoModel:
             config = VideoClassifierConfig.from_dict(SHAPE | {"init_scale": 1.0} | CHANGES[kind])
             return VideoClassifier(config, 5)
         if kind == "end_to_end":
-            own = {"init_scale": 1.0, "keep_rate": 0.6, "key_weight": 4.0, "queries": 5, "context_depth": 1}
+            own: dict[str, Any] = {
+                "init_scale": 1.0,
+                "keep_rate": 0.6,
+                "key_weight": 4.0,
+                "queries": 5,
+                "context_depth": 1,
+            }
             own |= SHAPE | {"depth": 1}
             return EndToEndDetector(EndToEndConfig.from_dict(own), 4)
         return VideoDetector(VideoDetectorConfig.from_dict(SHAPE | {"init_scale": 1.0}), 4)
