@@ -130,11 +130,12 @@ def _verdicts(question: Question, table: SweepTable) -> list[str]:
     if not question.versus:
         best = max(shown, key=lambda i: answers[i].interval().mean)
         reference = _reference(question, table)
-        ran = table.label(reference) == question.reference
-        if not ran:
+        if question.reference and table.label(reference) != question.reference:
             lines.append(
                 f"The paper's choice, {question.reference}, was not run; the best mean is {names[best]}'s."
             )
+        elif not question.reference:
+            lines.append(f"The best mean is {names[best]}'s.")
         elif best != reference:
             pair, seeds = compare(answers[best], answers[reference])
             apart = "told apart" if pair.told_apart else "not told apart"
@@ -232,9 +233,10 @@ def index_page(answered: Mapping[str, Sequence[str]]) -> str:
         ),
         "",
         "Intervals are bootstraps over held-out videos and seeds, differences are paired by video "
-        "(docs/evaluation.md). Where folds are held out in turn, a fold's videos take no part in the "
-        "pre-training that is measured on them. Tables: `data/`, one line a trial; they hold no frame and no "
-        "name of a video.",
+        "([evaluation.md](../evaluation.md)). Where folds are held out in turn, a fold's videos take no part "
+        "in the pre-training that is measured on them. Operations and memory are counted; minutes and "
+        "milliseconds are those of two CPU cores that other work shared. Tables: `data/`, one line a trial; "
+        "they hold no frame and no name of a video.",
         "",
         "## To answer one",
         "",

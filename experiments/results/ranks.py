@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmae.experiments.results.table import SweepTable
-from vmae.experiments.stages import metric, pretrain
+from vmae.experiments.stages import measure, metric, pretrain
 from vmae.experiments.sweeps.agreement import spearman
 
 _DRAWS = 2000
-_LOSSES = (pretrain.ERROR, pretrain.LOSS)
+_LOSSES = (measure.ERROR, pretrain.LOSS)
 LEAST = 4
 """Settings below which nothing is said."""
 
