@@ -68,10 +68,11 @@ def export(
     net, meta, notes = load_model_at(store, model)
     net.eval()
     data = evaluation.evaluation_config(store, model).data
+    if to == "hf" and isinstance(net, Detector):
+        raise InputError("expected a pre-trained model or a classifier for --to hf, got a detector")
+    inputs = graphs.example_inputs(net, len(videos) or 2) | _clips(videos, data)
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "hf":
-        if isinstance(net, Detector):
-            raise InputError("expected a pre-trained model or a classifier for --to hf, got a detector")
         notes += write_model(out, net, "hf", meta, hf_layout=hf_layout, overwrite=force)
     else:
         labels = meta.get("labels") if isinstance(net, VideoClassifier | Detector) else None
@@ -81,7 +82,6 @@ def export(
         graphs.export_graph(out, net, to, graphs.describe_graph(net, sampling, labels))
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    inputs = graphs.example_inputs(net, 2) | _clips(videos, data)
     runner, apart = graphs.compare(out, to, net, inputs)
     if apart is None:
         click.echo(f"{out}: not compared: {runner} is not installed")
@@ -91,14 +91,23 @@ def export(
 
 
 def _clips(videos: tuple[str, ...], data: DataConfig) -> dict[str, Tensor]:
-    """The central clip of each video as `{"video": uint8 [B, T, H, W, C]}`; nothing where there is none."""
+    """The central clip of each video as `{"video": uint8 [B, T, H, W, C]}`; nothing where there is none.
+
+    Raises InputError for a video that cannot be read.
+    """
     if not videos:
         return {}
     from dataclasses import replace
 
+    from vmae.core.errors import InputError
     from vmae.core.video.clips import ClipDataset
     from vmae.core.video.samples import Sample
 
     config = replace(data, workers=0, cache=False, val_csv="")
     dataset = ClipDataset([Sample(path=v, label=0) for v in videos], config, "val")
-    return {"video": dataset.load_batch([(0, k) for k in range(len(videos))])["clip"]}
+    batch = dataset.load_batch([(0, k) for k in range(len(videos))])
+    if batch["failed"]:
+        bad = batch["failed"][0]
+        got = f"{bad['path']}: {bad['reason']}: {bad['detail']}"
+        raise InputError(f"--check: expected videos that can be read, got {got}")
+    return {"video": batch["clip"]}

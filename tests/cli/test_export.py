@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from vmae.cli.main import main
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.detector import VideoDetector, VideoDetectorConfig
 from vmae.core.video.demo_data import encode_clip
 from vmae.core.video.demo_scene import clip_frames
 from vmae.core.weights import export
@@ -76,6 +77,25 @@ def test_an_export_that_is_off_is_removed(
     code, text = run(place, tmp_path / "hf", "--to", "hf")
     assert code == 2 and "within -1, got" in text and "removed" in text
     assert not os.path.exists(tmp_path / "hf")
+
+
+def test_a_detector_is_compared_on_as_many_clips_as_videos(place: Path, tmp_path: Path) -> None:
+    config = VideoDetectorConfig(
+        frames=4, height=32, width=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, init_scale=1.0
+    )
+    save_model(tmp_path / "model", VideoDetector(config, 3), {})
+    code, text = run(tmp_path, tmp_path / "m.pt2", "--to", "torch-export", "--check", str(place / "clip.mp4"))
+    assert code == 0 and "on 1 clips of 1 videos" in text, text
+
+
+def test_a_video_that_cannot_be_read_is_refused_before_anything_is_written(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mp4").write_text("no video")
+    checks = ["--check", str(place / "clip.mp4"), "--check", str(tmp_path / "bad.mp4")]
+    code, text = run(place, tmp_path / "m.pt2", "--to", "torch-export", *checks)
+    assert code == 2 and "--check: expected videos that can be read, got" in text and "bad.mp4" in text, text
+    assert not (tmp_path / "m.pt2").exists()
 
 
 def test_a_runtime_that_is_not_installed_is_named(
