@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import format_option, require_writable, runs_dir_option
+from vmae.cli.options import format_option, in_runs_dir, require_writable, runs_dir_option
 from vmae.cli.training import cache_progress
 from vmae.experiments import stages
 from vmae.experiments.request import held_out_beside
 from vmae.experiments.stages import finetune
 
 if TYPE_CHECKING:
+    import torch
+
     from vmae.experiments.advice import Advice
+    from vmae.experiments.tracking import Store
 
 
 @click.command()
@@ -32,6 +35,15 @@ if TYPE_CHECKING:
     default=finetune.STAGE.name,
     show_default=True,
     help="What to train.",
+)
+@click.option(
+    "--try-pretraining",
+    "trial",
+    is_flag=False,
+    flag_value="10m",
+    metavar="[TIME]",
+    help="Also try inside LIST whether pre-training on it first pays, in about this time (10m without one); "
+    "where it does, write both configurations.",
 )
 @click.option("--budget", help="Time there is: 3m, 1h30m.  [default: 2m30s, more from 400 videos on]")
 @click.option(
@@ -53,6 +65,7 @@ def recommend(
     data_root: Path | None,
     annotation_format: str,
     job: str,
+    trial: str | None,
     budget: str | None,
     flip: str,
     out: Path | None,
@@ -62,16 +75,29 @@ def recommend(
 
     Prints every choice with its reason, what it is predicted to take, and writes a configuration file that
     can be edited and run. `vmae finetune --data LIST` and `pretrain` do the same without asking.
+
+    With --try-pretraining LIST is parted three ways by whole groups; on two parts at a time a classifier is
+    trained from fresh weights, and another, in the same time, after pre-training on them; the third part
+    measures both. What was found is remembered and told by later calls.
     """
-    from vmae.core.progress import format_duration, parse_duration
+    from vmae.cli.try_pretraining import try_pretraining
+    from vmae.core.errors import InputError
+    from vmae.core.progress import parse_duration
+    from vmae.experiments import own_pretraining
     from vmae.experiments.advice import advise, tried
     from vmae.experiments.run import default_device
     from vmae.experiments.tracking import store_at
 
     val_csv = held_out_beside(csv, val_csv, needed=False)
     out = out or Path(f"{job}.yaml")
-    require_writable(out)
-    device = default_device()
+    first = out.with_name("pretrain.yaml") if trial is not None else None
+    require_writable(out, *([first] if first else []))
+    trial_s = None if trial is None else parse_duration(trial, "--try-pretraining")
+    if trial_s is not None and job != finetune.STAGE.name:
+        raise InputError(f"--try-pretraining: expected --for {finetune.STAGE.name}, got {job}")
+    if first == out:
+        raise InputError(f"--out: expected another name than {out}, which the pre-training gets")
+    device, store = default_device(), store_at(runs_dir)
     advice = advise(
         job,  # type: ignore[arg-type]
         csv,
@@ -83,16 +109,57 @@ def recommend(
         flip=flip,  # type: ignore[arg-type]
     )
     with cache_progress("decode") as progress:
-        found = tried(advice.found, store_at(runs_dir).layout.cache, progress)
+        found = tried(advice.found, store.layout.cache, progress)
+    advice = replace(advice, found=found)
+    if trial_s is not None:
+        verdict = try_pretraining(advice, store, trial_s, device)
+    else:
+        verdict, first = own_pretraining.remembered(found.config, store.layout), None
+    found = own_pretraining.with_verdict(found, verdict, done=first is not None)
     advice = replace(advice, found=found)
     for line in describe(advice):
         click.echo(line)
     for warning in advice.outlook.warnings:
         click.echo(f"warning: {warning}", err=True)
-    advice.found.config.save(out)
+    if first is not None and verdict is not None and verdict.offered:
+        _write_both(advice, first, out, store, device, flip)
+    else:
+        _write(advice, out)
+
+
+def _write(advice: Advice, out: Path) -> None:
+    from vmae.core.progress import format_duration
+
+    config = advice.found.config
+    config.save(out)
     time, memory = format_duration(advice.found.seconds), advice.found.memory / 2**30
     click.echo(f"\npredicted: {time} and {memory:.1f} GiB, on a machine that is left alone")
-    click.echo(f"written: {out}; run it as it is or edited:\n  vmae {job} --config {out}")
+    click.echo(f"written: {out}; run it as it is or edited:\n  vmae {config.job} --config {out}")
+
+
+def _write_both(
+    advice: Advice, first: Path, then: Path, store: Store, device: torch.device, flip: str
+) -> None:
+    """The pre-training, and the fine-tuning from it."""
+    from vmae.core.progress import format_duration
+    from vmae.experiments.own_pretraining import both
+
+    name, number = "own", 1
+    while store.layout.run(name).path.exists():
+        number += 1
+        name = f"own-{number}"
+    pretraining, finetuning = both(advice, name, device, flip)  # type: ignore[arg-type]
+    pretraining.save(first)
+    finetuning.save(then)
+    where = in_runs_dir(store)
+    click.echo(
+        f"\npredicted: {format_duration(advice.budget_s)} for both together, on a machine that is left alone"
+    )
+    click.echo(
+        f"written: {first}, {then} (from the run {name}); run them as they are or edited:\n"
+        f"  vmae {pretraining.job} --config {first} --run-name {name}{where}\n"
+        f"  vmae {finetuning.job} --config {then}{where}"
+    )
 
 
 def describe(advice: Advice) -> list[str]:

@@ -17,8 +17,6 @@ from vmae.cli.options import in_runs_dir
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-
     from vmae.core.train.task import Report, TrainResult
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.distributed import WorkersConfig
@@ -74,10 +72,11 @@ class Ahead:
 
         from vmae.experiments.advice import look_ahead
         from vmae.experiments.run import default_device
+        from vmae.experiments.timing import own_threads
 
         device = default_device()
         if self._threads < 0:
-            self._threads = config.train.threads or self._fastest(config, device)
+            self._threads = config.train.threads or (0 if self._workers else own_threads(config, device))
             if self._threads:
                 torch.set_num_threads(self._threads)
             if self._taken:
@@ -95,17 +94,6 @@ class Ahead:
         if self.undecided and self._cache is not None:
             config = _with_background(config, self._cache)
         return replace(config, train=replace(config.train, threads=config.train.threads or self._threads))
-
-    def _fastest(self, config: ExperimentConfig, device: torch.device) -> int:
-        """The threads with which a step is the fastest here; 0 where they are not for us to choose."""
-        from vmae.experiments.timing import fastest_threads
-
-        if os.environ.get("OMP_NUM_THREADS"):
-            return 0  # chosen already: torch has it from there, and two runs sum in the same order
-
-        if self._workers or device.type != "cpu":
-            return 0
-        return fastest_threads(config)
 
 
 def _with_background(config: ExperimentConfig, cache: Path) -> ExperimentConfig:
@@ -132,8 +120,13 @@ def echo_note(text: str) -> None:
 
 
 @contextmanager
-def interruptible(verb: str, config: ExperimentConfig, store: Store) -> Iterator[None]:
-    """Ctrl-C, SIGTERM or SIGHUP inside ends the command with exit code 130 and a line of what is kept."""
+def interruptible(
+    verb: str, config: ExperimentConfig, store: Store, go_on: str | None = None
+) -> Iterator[None]:
+    """Ctrl-C, SIGTERM or SIGHUP inside ends the command with exit code 130 and a line of what is kept.
+
+    `go_on` says how to go on; default: by `vmae VERB --resume`.
+    """
     from vmae.core.train.state import list_states
     from vmae.experiments.signals import interrupting
 
@@ -142,7 +135,7 @@ def interruptible(verb: str, config: ExperimentConfig, store: Store) -> Iterator
             yield
     except KeyboardInterrupt:
         home = store.layout.run(config.name)
-        on = f"Go on with: vmae {verb} --resume {config.name}{in_runs_dir(store)}"
+        on = go_on or f"Go on with: vmae {verb} --resume {config.name}{in_runs_dir(store)}"
         if not home.config.exists():
             text = (
                 "interrupted before the training: no run was made; nothing is kept of a list that was being "
@@ -166,18 +159,20 @@ def train(
     *,
     workers: WorkersConfig | None,
     part_of: ExperimentConfig | None = None,
+    go_on: str | None = None,
     **how: Any,
 ) -> Outcome:
     """Do `jobs.pretrain_run` or `jobs.task_run` with its progress shown, and with the built-in videos made.
 
-    `part_of`: what is resumed by `vmae VERB --resume` after Ctrl-C, where it is not this run by itself.
+    `part_of`: what is resumed by `vmae VERB --resume` after Ctrl-C, where it is not this run by itself;
+    `go_on` as `interruptible`'s.
     """
     from vmae.experiments import jobs
     from vmae.experiments.locks import given_up
     from vmae.experiments.run import default_device
     from vmae.experiments.weights import with_teacher_at
 
-    with interruptible(verb, part_of or config, store):
+    with interruptible(verb, part_of or config, store, go_on):
         with given_up(store.layout.run(config.name).path):
             # What is refused is refused before videos are written.
             processes = workers.count if workers else 1

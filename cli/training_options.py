@@ -111,7 +111,7 @@ class TrainingOptions(ConfigOptions):
         start, found = None, None
         if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:
-                found = self._recommended(verb, shape_of, taken)
+                found = self._recommended(verb, store, shape_of, taken)
             except VmaeError:
                 # What is refused whatever the list is like is said before what the list lacks.
                 from vmae.core.train.pretrain import check_objective
@@ -147,12 +147,12 @@ class TrainingOptions(ConfigOptions):
         return self.folds is None and stages.STAGES[verb].labels
 
     def _recommended(
-        self, verb: str, shape_of: ExperimentConfig | None, taken: dict[str, Any] | None
+        self, verb: str, store: Store, shape_of: ExperimentConfig | None, taken: dict[str, Any] | None
     ) -> Recommendation:
         """What `recommend` says of the list, shown with its reasons; an initial model's clip stays."""
         from vmae.cli.recommend import describe
         from vmae.core.progress import parse_duration
-        from vmae.experiments import jobs
+        from vmae.experiments import jobs, own_pretraining, stages
         from vmae.experiments.advice import advise
         from vmae.experiments.recommend import recipe_for, with_epochs
         from vmae.experiments.run import default_device
@@ -185,9 +185,12 @@ class TrainingOptions(ConfigOptions):
             start=start,
             keep_cut=shape_of is not None,
         )
-        for line in describe(advice):
-            click.echo(line, err=True)
         found = advice.found
+        if stages.STAGES[verb].labels and not found.config.init:
+            verdict = own_pretraining.remembered(found.config, store.layout)
+            found = own_pretraining.with_verdict(found, verdict)
+        for line in describe(replace(advice, found=found)):
+            click.echo(line, err=True)
         if self.epochs is not None:  # what follows the length follows the length that is asked for
             found = replace(found, config=with_epochs(found.config, self.epochs))
         return found

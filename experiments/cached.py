@@ -15,7 +15,8 @@ from vmae.experiments.layout import RunsDir
 
 @dataclass(frozen=True, kw_only=True)
 class Cached:
-    """An entry: decoded clips of a list, parts of a long evaluation, or a model from elsewhere."""
+    """An entry: decoded clips of a list, parts of a long evaluation, a model from elsewhere, or all that was
+    tried inside lists."""
 
     path: Path
     what: str
@@ -46,6 +47,8 @@ def _entry(folder: Path, place: Path, runs: RunsDir) -> Cached:
     used = max([folder.stat().st_mtime, *(f.st_mtime for f in files)])
     if place == runs.parts:
         what = "finished parts of an evaluation or of features"
+    elif folder == runs.tried:
+        what = "what was tried inside lists, with the answers"
     elif place != runs.cache:
         what = "a model from elsewhere"
     else:

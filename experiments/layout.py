@@ -18,6 +18,8 @@ SPOOL, OFFSET, REFUSED = "tracking.jsonl", "tracking.offset", "tracking.refused.
 """What a run reported; how many bytes of that were sent; events the store refused, each with why."""
 _CONFIG, _PLAN, _ANSWERS = "config.yaml", "plan.json", "answers.csv"
 _SWEEPS, _TRIALS, _CACHE, _ARTIFACTS = "sweeps", "trials", "cache", "artifacts"
+TRIED = "tried"
+"""Folder of a cache with what was tried inside lists, and the answers."""
 _DATABASE, _SERVED = "mlflow.db", "served"
 NOT_RUNS = (_ARTIFACTS, _CACHE)
 """Folders of a run directory in which no run lies."""
@@ -121,6 +123,8 @@ class RunsDir(Folder):
     """Decoded clips, kept between trials and runs."""
     parts = Inside(_CACHE, "parts")
     """Finished parts of evaluations and features that are under way."""
+    tried = Inside(_CACHE, TRIED)
+    """What was tried inside training lists (`tryout`, `own_pretraining`)."""
     sweeps = Inside(_SWEEPS)
 
     def artifacts_of(self, run_id: str) -> Path:
@@ -146,8 +150,9 @@ class RunsDir(Folder):
         return [SweepDir(p.parent) for p in sorted(self.sweeps.glob(f"*/{_PLAN}"))]
 
     def spools(self) -> Iterator[Tracked]:
-        """Every folder with a spool, at any depth, in the order of paths."""
-        return (Tracked(p.parent) for p in sorted(self.path.rglob(SPOOL)))
+        """Every folder of a run with a spool, at any depth, in the order of paths."""
+        found = (p for p in sorted(self.path.rglob(SPOOL)) if self.cache not in p.parents)
+        return (Tracked(p.parent) for p in found)
 
 
 class SweepDir(Tracked):

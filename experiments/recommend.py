@@ -28,6 +28,7 @@ STRETCH_S = 4.0
 """What a clip of a long video spans."""
 BACKGROUND = "background"
 """What that choice is called."""
+PRETRAINING = "pre-training first"
 STILL = 0.5
 """`ListFacts.still` from which a scene is taken away. The two measured sets have 0.76 and 0.81."""
 PROCESS_BYTES = 500 * 2**20
@@ -79,10 +80,13 @@ class Recommendation:
 
     def with_background(self, value: str, reason: str) -> Recommendation:
         """The same with this background, which was tried."""
-        chosen = Choice(what=BACKGROUND, value=value, reason=reason)
         config = replace(self.config, model=replace(self.config.model, background=value))
-        choices = tuple(chosen if c.what == BACKGROUND else c for c in self.choices)
-        return replace(self, config=config, choices=choices, undecided=False)
+        found = self.with_choice(Choice(what=BACKGROUND, value=value, reason=reason))
+        return replace(found, config=config, undecided=False)
+
+    def with_choice(self, choice: Choice) -> Recommendation:
+        """The same with another line for a choice."""
+        return replace(self, choices=tuple(choice if c.what == choice.what else c for c in self.choices))
 
 
 def default_budget_s(videos: int) -> float:
@@ -126,7 +130,7 @@ def recommend(
     if undecided:
         choices = [_to_be_tried(c) if c.what == BACKGROUND else c for c in choices]
     config, choice = _length(config, lists, budget_s, measured, held_out)
-    choices += [choice, _threads(config, measured), *_pretraining(config, budget_s)]
+    choices += [choice, _threads(config, measured), *_pretraining(config)]
     seconds = predicted_s(config, lists.videos, held_out, measured)
     mask = config.mask if stages.STAGES[job].masked else None
     micro = config.train.batch_size // config.train.accumulate * config.data.repeats
@@ -162,19 +166,29 @@ def cut_for(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfi
 
 def predicted_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
     """Seconds of the whole run on a machine that is left alone."""
-    fixed, epoch = _fixed_s(config, videos, held_out, speed), _epoch_s(config, videos, held_out, speed)
+    fixed, epoch = _fixed_s(config, videos, held_out, speed), epoch_s(config, videos, held_out, speed)
     return fixed + config.train.epochs * epoch
 
 
 def _fixed_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
-    """Start, decoding into the cache, and the held-out clips at the end (a third of a step: no backward)."""
-    decoding = (videos + held_out) * speed.decode_s / speed.threads if config.data.cache else 0.0
+    """Start, decoding into the cache, and the held-out clips at the end."""
+    return START_S + decoding_s(config, videos + held_out, speed) + test_s(config, held_out, speed)
+
+
+def decoding_s(config: ExperimentConfig, videos: int, speed: Speed) -> float:
+    """Seconds of decoding into the cache; none without one."""
+    return videos * speed.decode_s / speed.threads if config.data.cache else 0.0
+
+
+def test_s(config: ExperimentConfig, held_out: int, speed: Speed) -> float:
+    """Seconds of the measurement at the end: a third of a step a clip, as there is no backward."""
     views = config.data.segments * config.data.crops if stages.STAGES[config.job].labels else 1
-    return START_S + decoding + held_out * views * (speed.cut_s + speed.step_s / 3)
+    return held_out * views * (speed.cut_s + speed.step_s / 3)
 
 
-def _epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
-    """Without worker processes a clip is cut, then trained on; with them the slower side counts."""
+def epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
+    """Seconds of an epoch. Without worker processes a clip is cut, then trained on; with them the slower
+    side counts."""
     data = config.data
     load = speed.cut_s + (0.0 if data.cache else speed.decode_s)
     step = speed.step_s * data.repeats
@@ -254,17 +268,25 @@ def _crop(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig,
 
 def _batch(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
     """The recipe's batch, less where an epoch would have fewer than four steps."""
-    batch, wanted = config.train.batch_size, config.train.batch_size
-    while batch > 1 and lists.videos < 4 * batch:
-        batch //= 2
-    optim = config.optim
+    wanted = config.train.batch_size
+    config = with_batch_for(config, lists.videos)
+    batch = config.train.batch_size
     reason = f"{lists.videos // batch} steps an epoch: on short lists it is steps that count, not clips"
     if batch != wanted:
-        # The rate of a step is base_lr * batch / 256: with the root of the batch it falls half as fast.
-        optim = replace(optim, base_lr=optim.base_lr * math.sqrt(wanted / batch))
         reason += f" (the recipe has {wanted})"
-    train = replace(config.train, batch_size=batch)
-    return replace(config, train=train, optim=optim), Choice(what="batch", value=str(batch), reason=reason)
+    return config, Choice(what="batch", value=str(batch), reason=reason)
+
+
+def with_batch_for(config: ExperimentConfig, videos: int) -> ExperimentConfig:
+    """The configuration with its batch halved until an epoch of so many videos has four steps."""
+    batch, wanted = config.train.batch_size, config.train.batch_size
+    while batch > 1 and videos < 4 * batch:
+        batch //= 2
+    if batch == wanted:
+        return config
+    # The rate of a step is base_lr * batch / 256: with the root of the batch it falls half as fast.
+    optim = replace(config.optim, base_lr=config.optim.base_lr * math.sqrt(wanted / batch))
+    return replace(config, train=replace(config.train, batch_size=batch), optim=optim)
 
 
 def _mirror(config: ExperimentConfig, lists: ListFacts, flip: Flip) -> tuple[ExperimentConfig, Choice]:
@@ -320,15 +342,12 @@ def most_epochs(job: str, videos: int) -> int:
     return round(min(scale, max(scale / 8, scale * math.sqrt(200 / videos))))
 
 
-def _pretraining(config: ExperimentConfig, budget_s: float) -> list[Choice]:
-    """What is said of pre-training on the same list first: nothing that was measured offers it."""
+def _pretraining(config: ExperimentConfig) -> list[Choice]:
+    """What is said of pre-training on the same list first, which is offered only where it was tried."""
     if not stages.STAGES[config.job].labels or config.init:
         return []
-    reason = (
-        f"not offered: no measurement shows that a part of {format_duration(budget_s)} is better spent so "
-        "(docs/start.md)"
-    )
-    return [Choice(what="pre-training first", value="no", reason=reason)]
+    reason = "not offered: not tried on this list (vmae recommend LIST --try-pretraining tries it)"
+    return [Choice(what=PRETRAINING, value="no", reason=reason)]
 
 
 def _threads(config: ExperimentConfig, speed: Speed) -> Choice:

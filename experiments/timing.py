@@ -118,6 +118,17 @@ def fastest_threads(config: ExperimentConfig, *, limit_s: float = 0.3, rounds: i
     return min(tried, key=lambda count: float(np.median(seconds[count][1:])))
 
 
+def own_threads(config: ExperimentConfig, device: torch.device) -> int:
+    """The CPU threads with which a step is the fastest here; 0 where they are not for us to choose.
+
+    Errors as `fastest_threads`.
+    """
+    # With OMP_NUM_THREADS it is chosen already: torch has it from there, and two runs sum in the same order.
+    if os.environ.get("OMP_NUM_THREADS") or device.type != "cpu":
+        return 0
+    return fastest_threads(config)
+
+
 def _fastest(step: Callable[[int], None], clips: int, times: int) -> float:
     seconds = []
     for _ in range(times):

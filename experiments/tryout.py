@@ -30,6 +30,7 @@ from vmae.core.video.identity import fingerprints
 from vmae.core.video.samples import Sample, num_classes
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import all_samples, read_list
+from vmae.experiments.layout import TRIED
 
 PARTS = 3
 CELLS = 8
@@ -68,7 +69,7 @@ def try_backgrounds(config: ExperimentConfig, cache: Path, progress: Progress | 
     samples, parts = _part(samples, groups)
     if len(set(parts)) < PARTS:
         return None
-    kept = cache / "tried" / f"{_digest(config, samples, parts)}.json"
+    kept = cache / TRIED / f"{digest(config, samples, parts)}.json"
     known = read_json(kept)
     if known is not None:
         return Tried(**known)
@@ -168,9 +169,12 @@ def _decoded(
     return DecodedCache.build(samples, cache, config.data.decoded_short_side, progress=progress)
 
 
-def _digest(config: ExperimentConfig, samples: Sequence[Sample], parts: Sequence[int]) -> str:
+def digest(
+    config: ExperimentConfig, samples: Sequence[Sample], parts: Sequence[object], *more: object
+) -> str:
+    """Of what an answer depends on: how clips are cut, the files, their labels and parts, and `more`."""
     cut = {k: v for k, v in to_dict(config.data).items() if not k.endswith("_csv")}
     files = fingerprints(sorted({s.path for s in samples}))
     lines = [f"{s.path} {files[s.path]} {s.label} {p}" for s, p in zip(samples, parts, strict=True)]
-    text = json.dumps([_VERSION, cut, sorted(lines)], sort_keys=True, default=str)
+    text = json.dumps([_VERSION, cut, sorted(lines), *more], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]

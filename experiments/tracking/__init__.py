@@ -2,7 +2,13 @@
 
 from vmae.experiments.tracking.client import EXPERIMENT, create_store, reachable
 from vmae.experiments.tracking.spool import key_of, spooled_metrics
-from vmae.experiments.tracking.store import Store, TrackingConfig, default_runs_dir, store_at
+from vmae.experiments.tracking.store import (
+    Store,
+    TrackingConfig,
+    default_runs_dir,
+    local_store,
+    store_at,
+)
 from vmae.experiments.tracking.sync import sync
 from vmae.experiments.tracking.tracker import Tracker
 
@@ -14,6 +20,7 @@ __all__ = [
     "create_store",
     "default_runs_dir",
     "key_of",
+    "local_store",
     "reachable",
     "spooled_metrics",
     "store_at",

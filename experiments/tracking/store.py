@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,4 +86,9 @@ def store_at(runs_dir: Path | str | None = None, *, remote: bool = False, role: 
             )
         return Store(uri=tracking, runs_dir=scratch(text, role), remote=text.rstrip("/"))
     directory = Path(runs_dir).resolve() if runs_dir else default_runs_dir()
-    return Store(uri=tracking or f"{SQLITE}{RunsDir(directory).database}", runs_dir=directory)
+    return replace(local_store(directory), uri=tracking) if tracking else local_store(directory)
+
+
+def local_store(directory: Path) -> Store:
+    """The store in SQLite in a run directory, whatever `$MLFLOW_TRACKING_URI` says."""
+    return Store(uri=f"{SQLITE}{RunsDir(directory).database}", runs_dir=directory)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +82,63 @@ def test_the_epochs_that_are_asked_for_decide_the_warm_up(lists: Path) -> None:
     assert result.exit_code == 0, result.output
     config = ExperimentConfig.load(lists / "runs" / "own" / "config.yaml")
     assert (config.train.epochs, config.optim.warmup_epochs, config.finetune.eval_every) == (20, 2.0, 2)
+
+
+@pytest.mark.slow
+def test_a_trial_of_pretraining_goes_on_after_ctrl_c_and_what_it_offers_can_be_run(
+    mini_data: Path, tmp_path: Path
+) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "finetune.yaml"
+    command = [sys.executable, "-m", "vmae.cli.main", "recommend", str(mini_data / "train.csv")]
+    command += ["--try-pretraining", "40s", "--budget", "30s", "--out", str(out), "--runs-dir", str(runs)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    ) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if "part 1 of 3, pre-training (training 2 of 9)" in line:
+                break
+        first.send_signal(signal.SIGINT)
+        said = first.stdout.read()
+        assert first.wait(60) == 130, said
+    assert "The same command goes on; a training that has ended is not repeated" in said
+    assert "Traceback" not in said and not out.exists()
+    result = CliRunner().invoke(main, command[3:])
+    assert result.exit_code == 0, result.output
+    assert "training 1 of 9" not in result.output and "training 9 of 9" in result.output
+    assert "folds by video: no groups are known" in result.output
+    assert "3 parts by video (no groups are known) held out in turn, at equal time" in result.output
+    # The verdict of so short a trial is chance: what follows is asked of one that says yes.
+    (kept,) = (runs / "cache" / "tried").glob("*.json")
+    kept.write_text(kept.read_text().replace('"offered": false', '"offered": true'))
+    plain = CliRunner().invoke(main, [*command[3:5], *command[7:]])
+    assert "vmae recommend LIST --try-pretraining writes both configurations" in plain.output
+    assert ExperimentConfig.load(out).init == "" and not out.with_name("pretrain.yaml").exists()
+    result = CliRunner().invoke(main, command[3:])
+    assert result.exit_code == 0, result.output
+    pretraining, finetuning = out.with_name("pretrain.yaml"), ExperimentConfig.load(out)
+    assert f"vmae pretrain --config {pretraining} --run-name own --runs-dir {runs}" in result.output
+    assert (finetuning.job, finetuning.init) == ("finetune", "own")
+    made = ExperimentConfig.load(pretraining)
+    assert (made.job, made.model, made.data) == ("pretrain", finetuning.model, finetuning.data)
+    for verb, file, more in (("pretrain", pretraining, ["--run-name", "own"]), ("finetune", out, [])):
+        asked = [verb, "--config", str(file), "--epochs", "1", "--runs-dir", str(runs), *more]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 0, result.output
+    # Fine-tuning says what was found, and trains as before.
+    asked = ["finetune", "--data", str(mini_data / "train.csv"), "--epochs", "1", "--runs-dir", str(runs)]
+    result = CliRunner().invoke(main, [*asked, "--budget", "30s"])
+    assert "tried on 48 videos of the training list" in result.output
+    assert "--try-pretraining writes both configurations" in result.output
+
+
+def test_what_cannot_be_tried_is_refused_at_once(lists: Path) -> None:
+    asked = ["recommend", str(lists / "train.csv"), "--out", str(lists / "x.yaml"), "--try-pretraining"]
+    for more, text in (
+        (["5s"], "--try-pretraining: expected time for an epoch of each of 9 trainings, about "),
+        (["soon"], "--try-pretraining: expected a time such as 4h, 90m or 1h30m, got 'soon'"),
+        (["1m", "--for", "pretrain"], "--try-pretraining: expected --for finetune, got pretrain"),
+    ):
+        result = CliRunner().invoke(main, [*asked, *more, "--runs-dir", str(lists / "runs")])
+        assert result.exit_code == 1 and text in str(result.exception)
+    assert not (lists / "x.yaml").exists()
