@@ -83,7 +83,7 @@ def train_head(stage: Stage, options: TrainingOptions, store: Store, workers: Wo
         store,
         workers=workers,
         test_progress=lambda videos: progress("test", videos, unit="video"),
-        ahead=ahead if fresh and classes else None,
+        ahead=ahead if fresh else None,
     )
     where = in_runs_dir(store)
     show_training(STAGE.name, config, outcome.result, where)

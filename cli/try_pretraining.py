@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from vmae.experiments.advice import Advice
-    from vmae.experiments.own_pretraining import Verdict
+    from vmae.experiments.own_pretraining import Trial, Verdict
     from vmae.experiments.tracking import Store
 
 _GO_ON = "The same command goes on; a training that has ended is not repeated"
@@ -25,8 +25,8 @@ def try_pretraining(advice: Advice, store: Store, seconds: float, device: torch.
 
     Exit code 130 where it was interrupted. Raises InputError as `own_pretraining.begin`.
     """
-    from vmae.core.progress import format_duration, progress
-    from vmae.experiments import jobs, own_pretraining
+    from vmae.experiments import own_pretraining
+    from vmae.experiments.signals import interrupting
 
     runs = store.layout
     known = own_pretraining.remembered(advice.found.config, runs)
@@ -35,6 +35,20 @@ def try_pretraining(advice: Advice, store: Store, seconds: float, device: torch.
     trial = own_pretraining.begin(advice, runs, seconds, device)
     for line in trial.lines():
         click.echo(line, err=True)
+    try:
+        with interrupting():
+            _train_all(trial)
+            return own_pretraining.conclude(trial)
+    except KeyboardInterrupt:  # between two trainings; one under way answers itself
+        click.echo(f"interrupted. {_GO_ON}")
+        raise SystemExit(130) from None
+
+
+def _train_all(trial: Trial) -> None:
+    """What is not done yet, part by part."""
+    from vmae.core.progress import format_duration, progress
+    from vmae.experiments import jobs, own_pretraining
+
     steps = trial.steps()
     took, predicted = 0.0, 0.0
     for number, step in enumerate(steps, start=1):
@@ -57,7 +71,6 @@ def try_pretraining(advice: Advice, store: Store, seconds: float, device: torch.
             raise SystemExit(130)
         took += time.perf_counter() - begun
         predicted += step.seconds
-    return own_pretraining.conclude(trial)
 
 
 def _test_bar(progress: Any) -> Any:

@@ -74,7 +74,7 @@ def advise(
 
     def speed(config: ExperimentConfig) -> Speed:
         threads = (1, machine.cores) if device.type == "cpu" and machine.cores > 1 else (0,)
-        return speed_of(config, train, lists.classes, device, threads)
+        return _speed(config, train, lists.classes, device, threads)
 
     found = recommend(
         job,
@@ -127,13 +127,13 @@ def look_ahead(
     mask = config.mask if stages.STAGES[config.job].masked else None
     seconds = None
     if known is None and (device.type == "cuda" or training_flops(config.model, mask) < _TRIED_FLOPS):
-        known = speed_of(config, train, lists.classes, device, (0,), limit_s=0.4)
+        known = _speed(config, train, lists.classes, device, (0,), limit_s=0.4)
     if known is not None:
         seconds = predicted_s(config, lists.videos, len(val), known)
     return outlook(config, lists, seconds=seconds, shared=shared_videos(train, val))
 
 
-def speed_of(
+def _speed(
     config: ExperimentConfig,
     train: Sequence[Sample],
     classes: int,
@@ -141,7 +141,6 @@ def speed_of(
     threads: Sequence[int],
     limit_s: float = 1.5,
 ) -> Speed:
-    """What a clip of the videos takes here: some steps are run and three videos decoded, errors as there."""
     steps = time_steps(config, classes, device=device, threads=threads, limit_s=limit_s)
     load = time_loading(train, config.data)
     return Speed(step_s=steps.step_s, decode_s=load.decode_s, cut_s=load.cut_s, threads=steps.threads)

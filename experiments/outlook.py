@@ -41,8 +41,10 @@ def outlook(
     covered = coverage(train, config.data)
     batches = train.videos // config.train.batch_size
     parts = [f"a clip covers {covered:.0%} of the median video ({train.seconds:.1f} s)"]
-    labels = stages.STAGES[config.job].labels
-    if labels:
+    if train.key_frames:
+        parts = [f"a clip spans {covered * train.seconds:.1f} s around each of {train.videos} key frames"]
+    stage = stages.STAGES[config.job]
+    if stage.labels:
         chance = f"chance {train.chance:.1%}"
         if train.largest_share > 1.5 * train.chance:
             chance += f", the largest class alone {train.largest_share:.1%}"
@@ -51,7 +53,8 @@ def outlook(
     if seconds is not None:
         parts.append(f"about {format_duration(seconds)}")
     warnings = []
-    if labels and covered < 0.5 and train.seconds <= SHORT_S and config.data.segments == 1:
+    seen_once = stage.task and not train.key_frames and config.data.segments == 1
+    if seen_once and covered < 0.5 and train.seconds <= SHORT_S:
         warnings.append(
             f"a clip covers {covered:.0%} of the median video and one clip of each is evaluated: the rest is "
             "not seen; data.sampling=uniform covers all of it, data.segments=5 looks at five clips"

@@ -3,8 +3,8 @@
 The list is divided into parts of whole groups, each held out in turn. On the others a classifier is trained
 from fresh weights, and another from a model that was pre-trained on the same others: half of the time for
 each of these two, all of it for the fresh one. Clips, background, batch and the classifier's optimiser are
-the same. Pre-training is offered where the paired interval of the difference lies above zero. No video of a
-held-out list is looked at, and no picture of a part that is held out.
+the same. Pre-training is offered where the paired interval of the difference lies above zero. It sees no
+picture of a part that is held out, and nothing looks at the held-out list.
 
 The runs lie in a store of their own in the cache, so that they stand among no other runs; the answer is
 remembered by the list, the files and the settings.
@@ -29,7 +29,7 @@ from vmae.core.progress import format_duration
 from vmae.core.video.folds import groups_beside
 from vmae.core.video.samples import Sample
 from vmae.experiments import folds
-from vmae.experiments.advice import Advice, advise, speed_of
+from vmae.experiments.advice import Advice, advise
 from vmae.experiments.answers import answers_of, compare
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import read_list
@@ -50,12 +50,14 @@ from vmae.experiments.recommend import (
     with_epochs,
 )
 from vmae.experiments.stages import finetune, pretrain
-from vmae.experiments.timing import own_threads
+from vmae.experiments.timing import ClipTime, own_threads, time_loading, time_steps
 from vmae.experiments.tracking import Store, local_store
 from vmae.experiments.tryout import PARTS, digest
 
 SHARE = 0.5
 """Of the time with pre-training, what that gets; fine-tuning has the rest."""
+ROUNDS = 6
+"""How often the steps of both are timed in turn; the fastest counts."""
 _VERSION = 1
 _FRESH, _OWN, _FIRST = "fresh", "own", "pretrain"
 _SUFFIX = f".{_FIRST}.json"
@@ -145,7 +147,9 @@ class Trial:
 
 def pretraining_of(config: ExperimentConfig, *, gpu: bool) -> ExperimentConfig:
     """The pre-training on the same clips, of the same model, that a fine-tuning can start from."""
-    return replace(recipe_for(pretrain.STAGE.name, gpu=gpu), model=config.model, data=config.data)
+    found = recipe_for(pretrain.STAGE.name, gpu=gpu)
+    train = replace(found.train, threads=config.train.threads)
+    return replace(found, model=config.model, data=config.data, train=train)
 
 
 def plan(
@@ -206,11 +210,11 @@ def begin(advice: Advice, runs: RunsDir, seconds: float, device: torch.device) -
         store.layout.cache.symlink_to(runs.cache.resolve(), target_is_directory=True)
     arms = _begun(home)
     if arms is None:
-        first = pretraining_of(config, gpu=bool(advice.machine.gpu))
         threads = own_threads(config, device)
-        speeds = [speed_of(c, samples, advice.lists.classes, device, (threads,)) for c in (config, first)]
-        own = [replace(c, train=replace(c.train, threads=threads)) for c in (config, first)]
-        arms = plan(own[0], own[1], len(samples), seconds, speeds)
+        config = replace(config, train=replace(config.train, threads=threads))
+        first = pretraining_of(config, gpu=bool(advice.machine.gpu))
+        speeds = _speeds((config, first), samples, advice.lists.classes, device)
+        arms = plan(config, first, len(samples), seconds, speeds)
         _save(arms, home)
     fresh, own_runs = (folds.begin(c, store, str(PARTS), 1) for c in (arms.fresh, arms.own))
     return Trial(
@@ -222,6 +226,30 @@ def begin(advice: Advice, runs: RunsDir, seconds: float, device: torch.device) -
         seconds=seconds,
         kept=_kept(runs, key),
     )
+
+
+def _speeds(
+    configs: tuple[ExperimentConfig, ExperimentConfig],
+    samples: Sequence[Sample],
+    classes: int,
+    device: torch.device,
+) -> list[Speed]:
+    """Of a step of both, which take turns: what else the machine does must not be in what one has more."""
+    load = time_loading(samples, configs[0].data)
+    threads = configs[0].train.threads
+    found: list[list[ClipTime]] = [[], []]
+    for _ in range(ROUNDS):
+        for steps, config in zip(found, configs, strict=True):
+            steps.append(time_steps(config, classes, device=device, threads=(threads,), limit_s=0.5))
+    return [
+        Speed(
+            step_s=min(t.step_s for t in steps),
+            decode_s=load.decode_s,
+            cut_s=load.cut_s,
+            threads=steps[0].threads,
+        )
+        for steps in found
+    ]
 
 
 def _begun(home: Path) -> Arms | None:

@@ -182,8 +182,7 @@ def decoding_s(config: ExperimentConfig, videos: int, speed: Speed) -> float:
 
 def test_s(config: ExperimentConfig, held_out: int, speed: Speed) -> float:
     """Seconds of the measurement at the end: a third of a step a clip, as there is no backward."""
-    views = config.data.segments * config.data.crops if stages.STAGES[config.job].labels else 1
-    return held_out * views * (speed.cut_s + speed.step_s / 3)
+    return held_out * stages.STAGES[config.job].views(config) * (speed.cut_s + speed.step_s / 3)
 
 
 def epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) -> float:
@@ -193,7 +192,7 @@ def epoch_s(config: ExperimentConfig, videos: int, held_out: int, speed: Speed) 
     load = speed.cut_s + (0.0 if data.cache else speed.decode_s)
     step = speed.step_s * data.repeats
     training = load + step if data.workers == 0 else max(step, load / data.workers)
-    every = config.finetune.eval_every if stages.STAGES[config.job].labels else 0
+    every = stages.STAGES[config.job].watches(config)
     watched = held_out * (load + speed.step_s / 3) / every if every else 0.0
     return videos // config.train.batch_size * config.train.batch_size * training + watched
 

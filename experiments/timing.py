@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from vmae.core.errors import InputError, VideoError
 from vmae.core.model.classifier import VideoClassifier, VideoClassifierConfig
+from vmae.core.model.detector import VideoDetector, detection_loss
+from vmae.core.model.end_to_end import EndToEndDetector, end_to_end_loss
 from vmae.core.model.joint import JointEncoder, draw_directions, pretraining_model
 from vmae.core.model.masking import sample_masks
 from vmae.core.model.videomae import VideoMAE
@@ -143,7 +145,9 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
     with _own_generator():
         shape = config.model
         model: torch.nn.Module
-        if not stages.STAGES[config.job].masked:
+        if config.job == stages.detection.STAGE.name:
+            model = stages.detection.build_detector(config)
+        elif not stages.STAGES[config.job].masked:
             model = VideoClassifier(VideoClassifierConfig.from_encoder(shape), max(1, num_classes))
             model.encoder.requires_grad_(not config.finetune.freeze_encoder)
         else:
@@ -170,6 +174,8 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
             elif isinstance(model, VideoMAE):
                 mask, decode = sample_masks(config.mask, shape.grid, clips, generator=generator)
                 loss = model(video, mask.to(device), *(() if decode is None else (decode.to(device),)))
+            elif isinstance(model, VideoDetector | EndToEndDetector):
+                loss = _detection_loss(model, video)
             else:
                 labels = torch.zeros(clips, dtype=torch.int64, device=device)
                 loss = functional.cross_entropy(model(video).float(), labels)
@@ -179,6 +185,17 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
             torch.cuda.synchronize(device)
 
     return step
+
+
+def _detection_loss(model: VideoDetector | EndToEndDetector, video: torch.Tensor) -> torch.Tensor:
+    """Of two people in every clip."""
+    (clips, *_, height, width), device = video.shape, video.device
+    of_clip = torch.arange(clips, device=device).repeat_interleave(2)
+    shares = torch.tensor([0.2, 0.2, 0.8, 0.8], device=device).repeat(2 * clips, 1)
+    targets = torch.zeros(2 * clips, model.num_classes, device=device)
+    if isinstance(model, EndToEndDetector):
+        return end_to_end_loss(model(video), shares, of_clip, targets)
+    return detection_loss(model(video, shares * shares.new_tensor([width, height] * 2), of_clip), targets)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,8 @@ class ListFacts:
     """Share of the probed videos whose nearest other one, by 8x8 thumbnails of their middle frames, is of
     their class: near 1 where what is in the picture tells the classes, about chance where only motion does.
     0 without labels."""
+    key_frames: bool = False
+    """Whether its lines are key frames of films (AVA): `videos` counts these."""
 
     @property
     def seconds(self) -> float:
@@ -99,6 +101,7 @@ def list_facts(samples: Sequence[Sample], names: Sequence[str] = ()) -> ListFact
         width=int(statistics.median(i.width for i, _ in infos)),
         still=_still_share([infos[i] for i in np.linspace(0, len(infos) - 1, LOOKED_AT).astype(int)]),
         scene=_told_by_scene(infos) if len(counts) > 1 else 0.0,
+        key_frames=any(s.time_s is not None for s in samples),
     )
 
 

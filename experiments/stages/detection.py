@@ -413,6 +413,7 @@ STAGE = Stage(
     varies="detection (the number of people differs from step to step)",
     task="detection",
     recipe="demo_detection",
+    watches=lambda config: int(config.detect.eval_every),
     check_list=check_list,
     test=test,
     unused=(

@@ -80,6 +80,16 @@ def flops(config: Config) -> float:
     return found / 3 if config.finetune.freeze_encoder else found
 
 
+def views(config: Config) -> int:
+    """Clips of a video that the test looks at."""
+    return int(config.data.segments * config.data.crops)
+
+
+def watches(config: Config) -> int:
+    """Epochs between validations; 0: only the last."""
+    return int(config.finetune.eval_every)
+
+
 def build_classifier(config: Config, num_classes: int, init: VideoModel | None = None) -> VideoClassifier:
     """A classifier on `config.model`'s encoder, with `init`'s encoder weights where there are any.
 
@@ -291,6 +301,8 @@ STAGE = Stage(
     recipe="demo_finetune",
     advised=True,
     labels=True,
+    views=views,
+    watches=watches,
     check_list=check_list,
     unused=(
         "mask.",

@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmae.experiments.stages.finetune import build_classifier, class_names, flops, measured_on
+from vmae.experiments.stages.finetune import (
+    build_classifier,
+    class_names,
+    flops,
+    measured_on,
+    views,
+    watches,
+)
 from vmae.experiments.stages.stage import SHARE, Config, Context, Metric, Numbers, Stage, Tested
 from vmae.experiments.tracking import tags
 
@@ -124,8 +131,8 @@ def test(
     _write_predictions(home.predictions, samples, found, truth, names)
     write_json(home.metrics, {**numbers, "videos": len(samples), "list": on.listed, "chose": on.chose})
     text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if k != "loss")
-    listed, views = Path(on.listed).name, dataset.clips_per_video
-    lines = [f"{text} on {len(samples)} videos of {listed}, {views} views each"]
+    listed, count = Path(on.listed).name, dataset.clips_per_video
+    lines = [f"{text} on {len(samples)} videos of {listed}, {count} views each"]
     if kind == "regression":
         lines[0] += f" (the mean alone: r2 0, mae {abs(truth - truth.mean(0)).mean():.4g})"
     if on.chose:
@@ -200,6 +207,8 @@ def _stage(kind: Kind) -> Stage:
         flops=flops,
         task=kind,
         recipe=f"small_{kind}",
+        views=views,
+        watches=watches,
         check_list=partial(check_list, kind=kind),
         test=partial(test, kind=kind),
         unused=(

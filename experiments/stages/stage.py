@@ -161,6 +161,14 @@ def _any_list(config: Config, samples: Sequence[Sample], listed: str) -> None:
     """Any list will do."""
 
 
+def _one(config: Config) -> int:
+    return 1
+
+
+def _never(config: Config) -> int:
+    return 0
+
+
 def _no_more(result: TrainResult) -> Numbers:
     return {}
 
@@ -235,6 +243,10 @@ class Stage:
     """Of one that trains: `Task.varies` of what it trains by."""
     labels: bool = False
     """Of one that trains: whether it learns from the list's labels."""
+    views: Callable[[Config], int] = _one
+    """Clips of a held-out video that its test looks at."""
+    watches: Callable[[Config], int] = _never
+    """Of one that trains a head: epochs between its looks at a clip of each held-out video; 0: none."""
     check_list: Callable[[Config, Sequence[Sample], str], None] = _any_list
     """Raises InputError for samples (of the list with this name) that it cannot learn from or measure."""
     test: Testing | None = None

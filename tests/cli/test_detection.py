@@ -111,7 +111,10 @@ def test_a_detector_finds_its_own_people(
                 "detect.key_weight=4") == 0  # fmt: skip
     config = load_model(RunDir(tmp_path / "runs" / "e2e").model)[0].config.to_dict()
     assert config["keep_rate"] == 0.6 and config["key_weight"] == 4
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    rows = (films / "train.csv").read_text().splitlines()
+    frames = len({tuple(r.split(",")[:2]) for r in rows})
+    assert f"s around each of {frames} key frames; {frames // 8} batches an epoch, 1 epochs; about" in said
     assert vmae("evaluate", "--checkpoint", "e2e", *own) == 0
     assert "on people that it found itself" in capsys.readouterr().out
     people = f"detect.proposals={films / 'people_val.csv'}"

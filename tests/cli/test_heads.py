@@ -117,6 +117,12 @@ def test_a_head_is_trained_tested_and_refused_elsewhere(
     runs = tmp_path / "runs"
     ask = ["finetune", "--task", kind, "--data", tmp_path / "train.csv", "--epochs", 1, "--run-name", "head"]
     assert vmae(*ask, "--runs-dir", runs, "--set", *SHAPE) == 0
+    said = capsys.readouterr().err
+    assert (
+        "a clip covers 100% of the median video (" in said
+        and "s); 3 batches an epoch, 1 epochs; about" in said
+    )
+    assert "chance" not in said
     first = "r2" if kind == "regression" else "mean_ap"
     found = find(store_at(runs), "head")
     assert np.isfinite(found.metrics[f"test/{first}"]) and found.tags["vmae.kind"] == kind

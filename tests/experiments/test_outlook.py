@@ -31,6 +31,19 @@ def test_the_line():
     assert "about" not in pretraining.line
 
 
+def test_key_frames_and_heads_without_classes():
+    frames = replace(FACTS, class_counts=(), classes=0, key_frames=True, frames=27_000)
+    found = outlook(recipes.get("ava_base"), frames, seconds=75)
+    assert found.line == (
+        "a clip spans 2.0 s around each of 144 key frames; 1 batches an epoch, 30 epochs; about 1m 15s"
+    )
+    assert not found.warnings
+    numbers = override(recipes.get("small_regression"), {"data.sampling": "dense", "data.segments": 1})
+    found = outlook(numbers, replace(FACTS, class_counts=(), classes=0))
+    assert found.line.startswith("a clip covers ") and "chance" not in found.line
+    assert any("data.sampling=uniform" in w for w in found.warnings)
+
+
 def test_an_uneven_list_says_what_its_largest_class_gives():
     found = outlook(config(), replace(FACTS, class_counts=(90, 30, 24), classes=3))
     assert "chance 33.3%, the largest class alone 62.5%" in found.line

@@ -133,7 +133,7 @@ def test_a_trial_trains_inside_the_training_list_and_is_remembered(
     advice, store = advice_on(listed), local_store(tmp_path / "runs")
     config, runs, cpu = advice.found.config, store.layout, torch.device("cpu")
     assert own_pretraining.remembered(config, runs) is None
-    found = try_pretraining(advice, store, 21, cpu)
+    found = try_pretraining(advice, store, 24, cpu)
     said = capsys.readouterr().err
     assert "part 1 of 3, fresh weights (training 1 of 9); about " in said
     assert "part 3 of 3, fine-tuning from it (training 9 of 9)" in said
