@@ -162,7 +162,8 @@ def plan(
     time is too short for an epoch of each.
     """
     rest = videos * (PARTS - 1) // PARTS
-    tuned, pretrained = (with_batch_for(c, rest) for c in (config, first))
+    linked = replace(config.tracking, checkpoints="none")  # weights go when the answer is known
+    tuned, pretrained = (replace(with_batch_for(c, rest), tracking=linked) for c in (config, first))
     tune_s, pretrain_s = (epoch_s(c, rest, 0, s) for c, s in zip((tuned, pretrained), speeds, strict=True))
     fixed, end = START_S + decoding_s(config, videos, speeds[0]), test_s(tuned, videos // PARTS, speeds[0])
     each = (seconds - fixed) / (2 * PARTS) - end

@@ -133,7 +133,7 @@ def test_a_trial_trains_inside_the_training_list_and_is_remembered(
     advice, store = advice_on(listed), local_store(tmp_path / "runs")
     config, runs, cpu = advice.found.config, store.layout, torch.device("cpu")
     assert own_pretraining.remembered(config, runs) is None
-    found = try_pretraining(advice, store, 24, cpu)
+    found = try_pretraining(advice, store, 19, cpu)
     said = capsys.readouterr().err
     assert "part 1 of 3, fresh weights (training 1 of 9); about " in said
     assert "part 3 of 3, fine-tuning from it (training 9 of 9)" in said
@@ -152,7 +152,7 @@ def test_a_trial_trains_inside_the_training_list_and_is_remembered(
     assert all(a is not None and len(a.paths) == 36 for a in answers)
     # The weights are gone, and nothing is trained again, unless more time is given for it.
     assert not list(place.rglob("*.safetensors")) and not list(place.rglob("checkpoints"))
-    assert try_pretraining(advice, store, 20, cpu) == found == own_pretraining.remembered(config, runs)
+    assert try_pretraining(advice, store, 18, cpu) == found == own_pretraining.remembered(config, runs)
     assert capsys.readouterr().err == ""
     np.save(listed.with_name("0.npy"), np.zeros((8, 24, 24, 3), np.uint8))
     assert own_pretraining.remembered(config, runs) is None
