@@ -140,7 +140,7 @@ def interruptible(
             text = (
                 "interrupted before the training: no run was made; nothing is kept of a list that was being "
                 "decoded, lists that were decoded to their end are"
-            )
+            ) + (f". {go_on}" if go_on else "")
         elif home.model.exists():
             text = f"interrupted after the training: the model is kept in {store.shown(home.model)}. {on}"
         elif states := list_states(home.checkpoints):
