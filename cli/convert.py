@@ -6,21 +6,14 @@ from pathlib import Path
 
 import click
 
-from vmae.cli.options import runs_dir_option
+from vmae.cli.options import hf_layout_option, runs_dir_option
 
 
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--to", required=True, type=click.Choice(["official", "hf", "vmae"]), help="Format of OUT.")
-@click.option(
-    "--hf-layout",
-    default="v4",
-    type=click.Choice(["v4", "v5"]),
-    show_default=True,
-    help="Key names for --to hf: the Hub's (transformers 5.12 to 5.15 load them wrongly, without a word) or "
-    "transformers 5's (from 5.12 on); docs/huggingface.md.",
-)
+@hf_layout_option
 @click.option("--num-heads", type=int, help="Attention heads, where IN does not say or says it wrongly.")
 @click.option("--decoder-num-heads", type=int, help="Decoder heads, where an official IN has no known width.")
 @click.option("--frames", type=int, help="Frames an official IN was trained with (default: its args, or 16).")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmae.cli.options import runs_dir_option
+from vmae.cli.options import hf_layout_option, runs_dir_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +26,7 @@ if TYPE_CHECKING:
     type=click.Path(exists=True),
     help="Compare on the central clip of this video (repeatable).  [default: random clips]",
 )
-@click.option(
-    "--hf-layout",
-    default="v4",
-    type=click.Choice(["v4", "v5"]),
-    show_default=True,
-    help="Key names for --to hf; which transformers reads which is in docs/huggingface.md.",
-)
+@hf_layout_option
 @click.option("--force", is_flag=True, help="Replace OUT.")
 @runs_dir_option
 def export(

@@ -15,7 +15,8 @@ from vmae.cli.options import address_options, fitness_shown, format_option, runs
 @click.option(
     "--checkpoint",
     required=True,
-    help="Pre-trained model: a run's name, a path, a name of `vmae zoo list`, or hf://org/name.",
+    help="Model (with --window a classifier too): a run's name, a path, a name of `vmae zoo list`, or "
+    "hf://org/name.",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that the list's paths start from.")
 @format_option

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--task",
     type=click.Choice(list(stages.TASKS)),
-    help="What is learnt: the class of each video, or (detection) what each person of a key frame does, from "
-    f"AVA's lists.  [default: {STAGE.task}]",
+    help="What is learnt: the class of each video, what each person of a key frame does (detection, AVA's "
+    f"lists), a number or several (regression), or several labels (multilabel).  [default: {STAGE.task}]",
 )
 @click.option(
     "--folds",

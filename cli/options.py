@@ -46,6 +46,19 @@ def runs_dir_option(command: Command) -> Command:
     )(command)
 
 
+def hf_layout_option(command: Command) -> Command:
+    """`--hf-layout`: which names of the keys a Hugging Face folder has."""
+    return click.option(
+        "--hf-layout",
+        default="v4",
+        type=click.Choice(["v4", "v5"]),
+        show_default=True,
+        help="Key names for --to hf: v4, the Hub's (exact in transformers 5.0 and from 5.18 on; 5.12 to 5.15 "
+        "load them wrongly, without a word), or v5, transformers 5's (exact from 5.12 on, wrong or NaN in "
+        "5.0); docs/huggingface.md.",
+    )(command)
+
+
 def format_option(command: Command) -> Command:
     """`--format`: of a list's lines, as `annotation_format`."""
     return click.option(
@@ -53,7 +66,8 @@ def format_option(command: Command) -> Command:
         "annotation_format",
         default="auto",
         show_default=True,
-        help="Of the list's lines: auto, label, start_total, total_label (docs/data.md).",
+        help="Of the list's lines: auto, label, start_total, total_label, numbers, labels, ava, coco "
+        "(docs/data.md).",
     )(command)
 
 
