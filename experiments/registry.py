@@ -22,7 +22,7 @@ from vmae.experiments.served import MAX_MIB
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.sweeps.status import TrialState, groups, winner
 from vmae.experiments.tracking import Store, tags
-from vmae.experiments.tracking.client import first_line, mlflow_client
+from vmae.experiments.tracking.client import first_line, mlflow_client, quieten_mlflow
 from vmae.experiments.weights import config_of_model
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def register_best(store: Store, plan: Plan, states: list[TrialState], name: str)
 
 def save_pyfunc(run: Run, checkpoint: Path, folder: Path) -> None:
     """Write an MLflow model folder of one of a run's checkpoints."""
+    quieten_mlflow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.pyfunc

@@ -57,13 +57,8 @@ def reachable(store: Store) -> Iterator[MlflowClient]:
         ) from e
 
 
-@functools.lru_cache(maxsize=8)
-def mlflow_client(uri: str) -> MlflowClient:
-    """A client of the store, its database migrated.
-
-    Making a client of a fresh SQLite file migrates it, and two processes that do so at once corrupt it: so
-    a client is made under a file lock.
-    """
+def quieten_mlflow() -> None:
+    """MLflow without its own bars, addresses and telemetry, and soon told that a store is away."""
     # A store that is away must answer soon: the spool is what waits, not the caller.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -71,6 +66,16 @@ def mlflow_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server's client would print where to see each run that ends, into what may be JSON.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+@functools.lru_cache(maxsize=8)
+def mlflow_client(uri: str) -> MlflowClient:
+    """A client of the store, its database migrated.
+
+    Making a client of a fresh SQLite file migrates it, and two processes that do so at once corrupt it: so
+    a client is made under a file lock.
+    """
+    quieten_mlflow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow.tracking import MlflowClient
