@@ -48,7 +48,7 @@ def export(folder: Path, only: tuple[str, ...], runs_dir: Path | None) -> None:
     """Write the run directory's sweeps that answer a question to FOLDER, two small files each.
 
     They hold a line a trial, without frames, paths and names of videos; for the built-in set a strip of
-    reconstructions lies beside them. Sweeps that are not finished are named and left out.
+    reconstructions lies beside them. Seeds whose trials are not all finished are named and left out.
     """
     from vmae.experiments.results.export import export_results
     from vmae.experiments.sweeps import driver
@@ -59,6 +59,9 @@ def export(folder: Path, only: tuple[str, ...], runs_dir: Path | None) -> None:
             click.echo(f"{one.name}: left out: {one.lacks}", err=True)
         else:
             click.echo(f"{one.name}: {one.trials} trials{', a strip of pictures' if one.strip else ''}")
+        if one.unfinished:
+            seeds = ", ".join(map(str, one.unfinished))
+            click.echo(f"{one.name}: left out, for some trial is not finished: seed {seeds}", err=True)
     if not found:
         click.echo("no sweep is named QUESTION-SET (`vmae results list`)", err=True)
 

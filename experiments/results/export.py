@@ -36,14 +36,17 @@ class Exported:
     name: str
     trials: int = 0
     strip: bool = False
+    unfinished: tuple[int, ...] = ()
+    """Seeds that were left out, for some of their trials are not done."""
     lacks: str = ""
 
 
 def export_results(store: Store, out: Path, only: Sequence[str] = ()) -> list[Exported]:
     """Write the tables of every sweep that answers a question, and of the built-in set's a strip of pictures.
 
-    Sweeps with unfinished trials are left out and say so. Raises InputError where a sweep of `only` is none
-    that answers a question.
+    Seeds with unfinished trials are left out and said to be: what is kept are whole comparisons. The lists
+    are read where the sweep read them. Raises InputError for one that is gone, and where a sweep of `only`
+    answers no question.
     """
     plans = {p.name: (s, p) for s, p in driver.all_plans(store) if isinstance(p, Plan)}
     known = sorted(name for name in plans if questions.of_sweep(name) is not None)
@@ -57,20 +60,23 @@ def export_results(store: Store, out: Path, only: Sequence[str] = ()) -> list[Ex
 
 
 def _export(sweep: SweepDir, plan: Plan, out: Path) -> Exported:
-    states = trial_states(plan, sweep)
-    left = sum(s.status != DONE for s in states)
-    if left:
-        return Exported(name=plan.name, lacks=f"{left} of {len(states)} trials are not finished")
+    found = trial_states(plan, sweep)
+    unfinished = {s.trial.seed for s in found if s.status != DONE}
+    states = [s for s in found if s.trial.seed not in unfinished]
+    if not states:
+        return Exported(name=plan.name, lacks="no seed's trials are all finished")
     if not all(sweep.trial(s.trial.id).answers.is_file() for s in states):
         return Exported(name=plan.name, lacks="its trials have no answers video by video")
     table = table_of(sweep, plan, states)
     write_table(table, out)
     picture = strip(sweep, plan, out / f"{plan.name}.png")
-    return Exported(name=plan.name, trials=len(table.rows), strip=picture is not None)
+    return Exported(
+        name=plan.name, trials=len(states), strip=picture is not None, unfinished=tuple(sorted(unfinished))
+    )
 
 
 def table_of(sweep: SweepDir, plan: Plan, states: Sequence[TrialState]) -> SweepTable:
-    """A finished sweep as a table."""
+    """The trials of `states`, all of which are done, as a table."""
     order = {t.id: i for i, setting in enumerate(plan.settings()) for t in setting}
     settings = [Setting(overrides=_portable(found[0].overrides)) for found in plan.settings()]
     answers = {s.trial.id: read_answers(sweep.trial(s.trial.id).answers, seed=s.trial.seed) for s in states}

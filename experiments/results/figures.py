@@ -110,11 +110,14 @@ def monitors_figure(points: Mapping[str, Points], ranks: Mapping[str, Sequence[R
     from matplotlib.figure import Figure
 
     columns = max(len(r) for r in ranks.values())
+    first = next(iter(ranks.values()))  # whose order all rows have
     figure = Figure(figsize=(2.7 * columns, 2.9 * len(points)), layout="constrained")
     axes = figure.subplots(len(points), columns, squeeze=False)
     for row, (on, found) in zip(axes, points.items(), strict=True):
         names = list(dict.fromkeys(found.questions))
-        for ax, rank in zip(row, ranks[on], strict=False):
+        by_name = {r.name: r for r in ranks[on]}
+        shown = [by_name.pop(r.name) for r in first if r.name in by_name]
+        for ax, rank in zip(row, [*shown, *by_name.values()], strict=False):
             for number, name in enumerate(names):
                 chosen = [i for i, q in enumerate(found.questions) if q == name]
                 ax.scatter(

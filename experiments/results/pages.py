@@ -11,10 +11,13 @@ from vmae.experiments.answers import Answers, compare
 from vmae.experiments.results.questions import ALL, COLUMNS, SETS, Question, VideoSet
 from vmae.experiments.results.ranks import Points, Rank
 from vmae.experiments.results.table import SweepTable
+from vmae.experiments.sweeps import definitions
 
 _MADE = "<!-- Made by `vmae results build`; change experiments/results or the tables in data/ instead. -->"
 _SHOWN = {"ssv2": "SSv2", "k400": "Kinetics-400"}
 _NONE = "-"
+_ENOUGH, _SETTINGS = 0.9, 12
+"""The rank correlation that a monitor should reach, and over how many settings at least."""
 
 
 def question_page(question: Question, tables: Mapping[str, SweepTable], strips: Sequence[str]) -> str:
@@ -66,6 +69,8 @@ def _results(question: Question, table: SweepTable) -> list[str]:
     pairs = {i: compare(answers[i], answers[r])[0] for i, r in against.items() if r is not None}
     held = dict(zip(pairs, holm([p.p for p in pairs.values()]), strict=True))
     base = table.baseline
+    others = {i: compare(answers[i], answers[base])[0] for i in answers if base not in (None, i)}
+    ahead = dict(zip(others, holm([p.p for p in others.values()]), strict=True))
     published = list(dict.fromkeys(c for row in question.published.values() for c in row))
     shown = [c for c in question.columns if any(c in r.numbers for r in table.rows)]
     header = [_field(table), "accuracy [95 %]", "each seed", f"against {_rival_name(question, table)}"]
@@ -80,7 +85,7 @@ def _results(question: Question, table: SweepTable) -> list[str]:
             _difference(pairs[i], held[i]) if i in pairs else _NONE,
         ]
         if base is not None:
-            row.append(_NONE if i == base else _difference(compare(answers[i], answers[base])[0]))
+            row.append(_difference(others[i], ahead[i]) if i in others else _NONE)
         row += [_number(table.mean(i, c), COLUMNS[c].digits) for c in shown]
         row += [_number(question.published.get(table.label(i), {}).get(c, math.nan), 1) for c in published]
         rows.append(row)
@@ -178,8 +183,10 @@ def row_command(command: str, overrides: Mapping[str, object]) -> str:
             words = words[0 if "=" in word and not word.startswith("--param=") else 1 :]
             continue
         kept.append(word)
+    named = definitions.ALL[kept[2]]().path if kept[2:] and kept[2] in definitions.ALL else ""
     for path, value in overrides.items():
-        kept += ["--param", f"{path}={value}"]
+        # A value of the named sweep's own field may bring other settings with it.
+        kept += ["--values", str(value)] if path == named else ["--param", f"{path}={value}"]
     return shlex.join(kept)
 
 
@@ -191,7 +198,8 @@ def monitors_page(
     for on, ranks in found.items():
         best = ranks[0]
         asked = ", ".join(f"[{q}]({q}.md)" for q in dict.fromkeys(points[on].questions))
-        reaches = "reaches" if best.rho >= 0.9 else "none reaches"
+        reaches = "reaches" if best.rho >= _ENOUGH else "does not reach"
+        few = best.settings < _SETTINGS
         lines += [
             "",
             f"## {_set(on).title}",
@@ -204,7 +212,8 @@ def monitors_page(
                 [[r.title, r.text(), str(r.points)] for r in ranks],
             ),
             "",
-            f"{best.title} does best; {reaches} the 0.9 that was asked for.",
+            f"{best.title} does best and {reaches} {_ENOUGH}, from which on it could stand for the probe."
+            + f" Fewer than {_SETTINGS} settings: none is recommended yet." * few,
         ]
         if on in question.notes:
             lines += ["", question.notes[on]]
@@ -283,9 +292,9 @@ def _each(answers: Answers) -> str:
     return ", ".join(f"{100 * m:.1f}" for m in means) if len(means) > 1 else _NONE
 
 
-def _difference(pair: Paired, held: bool | None = None) -> str:
+def _difference(pair: Paired, held: bool) -> str:
     text = pair.text().replace(" points", "")
-    return f"**{text}**" if (pair.told_apart if held is None else held) else text
+    return f"**{text}**" if held else text
 
 
 def _number(value: float, digits: int) -> str:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from vmae.cli.main import main
+from vmae.cli.main import main, spread_set
+from vmae.cli.sweep import sweep
+from vmae.cli.sweep_options import SweepOptions
 from vmae.core.errors import InputError
 from vmae.experiments.results import questions
 from vmae.experiments.results.build import build_results
@@ -22,6 +25,8 @@ from vmae.experiments.results.export import command_of
 from vmae.experiments.results.pages import row_command
 from vmae.experiments.results.ranks import points_of, ranks
 from vmae.experiments.results.table import Facts, Row, Setting, SweepTable, read_table, write_table
+from vmae.experiments.sweeps.driver import open_store
+from vmae.experiments.sweeps.spec import Plan
 
 FACTS = Facts(
     command="vmae sweep masking_ratio --seeds 3 --run-name ratio-demo",
@@ -91,7 +96,7 @@ def test_a_reduced_question_is_run_exported_and_built(measured: Path, tmp_path: 
         "12 held-out videos, 2 seeds",
         "| 0.5 |",
         "| random weights |",
-        "--param mask.ratio=0.75",
+        "--values 0.75",
         "data/ratio-demo.csv",
         "What the paper reports",
     ):
@@ -107,6 +112,16 @@ def test_a_reduced_question_is_run_exported_and_built(measured: Path, tmp_path: 
         assert str(measured.parent).encode() not in data, f"{path} names a place of this machine"
     _invoke("results", "build", str(pages / "data"), "--out", str(pages))
     assert _contents(pages) == first
+
+
+def test_a_seed_that_is_not_whole_is_left_out(measured: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(measured, runs)
+    (runs / "sweeps" / "ratio-demo" / "trials" / "ratio0.75_s1" / "result.json").unlink()
+    said = _invoke("results", "export", str(tmp_path / "tables"), "--runs-dir", str(runs))
+    assert "ratio-demo: left out, for some trial is not finished: seed 1" in said
+    table = read_table(tmp_path / "tables", "ratio-demo")
+    assert table.seeds == [0] and len(table.rows) == 3
 
 
 def _table(name: str, rights: dict[tuple[int, int, int], str], ratios: list[float]) -> SweepTable:
@@ -182,7 +197,10 @@ def test_commands_name_no_place_of_this_machine() -> None:
     )
     assert row_command(command, {"mask.ratio": 0.9}) == (
         "vmae sweep masking_ratio --data mine/all.csv --folds=mine/folds.csv --seeds 3 "
-        "--set model.target=teacher:pixels --param mask.ratio=0.9"
+        "--set model.target=teacher:pixels --values 0.9"
+    )
+    assert row_command("vmae sweep label_share --param=a=b", {"pipeline.scratch": False}) == (
+        "vmae sweep label_share --param pipeline.scratch=False"
     )
 
 
@@ -199,6 +217,23 @@ def test_every_question_has_a_sweep_and_the_paper_a_setting_of_it() -> None:
     for name in questions.SETS:
         listed = _invoke("results", "list", "--on", name)
         assert f"--run-name ratio-{name}" in listed
+
+
+def _plan(command: str, runs: Path) -> Plan:
+    context = sweep.make_context("sweep", spread_set([*shlex.split(command)[2:], "--runs-dir", str(runs)]))
+    name = context.params.pop("name")
+    options = SweepOptions.taken(context.params)
+    return options.plan(open_store(options.runs_dir), name)
+
+
+@pytest.mark.parametrize("name", [q.name for q in questions.ALL.values() if q.sweep])
+def test_every_row_of_a_page_is_run_again_by_its_command(name: str, tmp_path: Path) -> None:
+    command = questions.ALL[name].command(questions.SETS["demo"])
+    whole = _plan(command, tmp_path / "runs")
+    for trials in (whole.settings()[0], whole.settings()[-1]):
+        row = _plan(row_command(command, trials[0].overrides), tmp_path / trials[0].id)
+        (found,) = row.settings()
+        assert [t.config(row.base) for t in found] == [t.config(whole.base) for t in trials]
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
