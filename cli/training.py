@@ -103,6 +103,10 @@ def _with_background(config: ExperimentConfig, cache: Path) -> ExperimentConfig:
     with cache_progress("decode") as progress:
         tried = try_backgrounds(config, cache, progress)
     if tried is None:
+        click.echo(
+            f"background {config.model.background}: not tried, the list has too few groups to part it",
+            err=True,
+        )
         return config
     click.echo(f"background {tried.value}: {tried.reason}", err=True)
     return replace(config, model=replace(config.model, background=tried.value))

@@ -100,7 +100,8 @@ def find_folds(spec: str, config: ExperimentConfig) -> Folds:
     """The folds of the training list: `spec` is a csv with the columns path and fold, or a number of folds.
 
     With a csv, videos of the held-out list that it names take part too: `vmae data index --folds` parts one
-    set of videos into both lists. A number asks for folds of whole groups where `folds.csv` or `groups.csv`
+    set of videos into both lists; groups are its own, else those of a table beside the list. A number asks
+    for folds of whole groups where `folds.csv` or `groups.csv`
     beside the list names groups.
     Raises InputError as the readers of both do, and for folds that leave one without videos.
     """
@@ -111,8 +112,8 @@ def find_folds(spec: str, config: ExperimentConfig) -> Folds:
         more, where = _held_out_in(rows, config, samples)
         samples += more
         folds = read_folds(spec, samples)
-        groups = read_column(spec, samples, "group") if "group" in names else [s.path for s in samples]
-        said = f"folds of {spec}{where}"
+        groups, of = _groups_of(spec, names, listed, samples)
+        said = f"folds of {spec}{where}{of}{_parted(groups, folds)}"
     else:
         groups, said = _groups_beside(listed, samples)
         folds = make_folds([s.label for s in samples], groups, int(spec))
@@ -138,6 +139,30 @@ def _held_out_in(
         if (path := os.path.realpath(s.path)) in rows and path not in known
     ]
     return found, f", with the {len(found)} videos of {val.name} that it names" if found else ""
+
+
+def _groups_of(
+    spec: str, names: Sequence[str], listed: Path, samples: Sequence[Sample]
+) -> tuple[list[str], str]:
+    """The group of each video by the csv of folds, a table beside the list, or itself; and words."""
+    if "group" in names:
+        return read_column(spec, samples, "group"), ""
+    found = groups_beside(listed, samples)
+    return ([s.path for s in samples], "") if found is None else (found[0], f", groups of {found[1]}")
+
+
+def _parted(groups: Sequence[str], folds: Sequence[int]) -> str:
+    """Words for groups that are not whole in one fold."""
+    held: dict[str, set[int]] = {}
+    for group, fold in zip(groups, folds, strict=True):
+        held.setdefault(group, set()).add(fold)
+    parted = sorted(group for group, inside in held.items() if len(inside - {-1}) > 1)
+    if not parted:
+        return ""
+    return (
+        f"; {len(parted)} of {len(held)} groups are in several folds ('{parted[0]}'), so clips of one "
+        "session stand on both sides"
+    )
 
 
 def _groups_beside(listed: Path, samples: Sequence[Sample]) -> tuple[list[str], str]:

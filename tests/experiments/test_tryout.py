@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmae.experiments import tryout
+from vmae.experiments import folds, tryout
 from vmae.experiments.config import ExperimentConfig
+from vmae.experiments.layout import FoldsDir
 from vmae.experiments.recipes.small_clips import small_clips_finetune
 
 
@@ -83,3 +84,26 @@ def test_the_scene_stays_unless_taking_it_away_is_shown_to_help(
     found = tryout.told(np.stack([np.arange(100) < share for share in right]).astype(float), 5)
     assert found.value == value and found.reason.endswith(end)
     assert f"keep {right[0]}.0% [" in found.reason and f"subtract {right[1]}.0% [" in found.reason
+
+
+def test_folds_without_groups_take_those_beside_the_list_so_that_each_fold_can_try(
+    listed: Path, tmp_path: Path
+) -> None:
+    given = config(listed)
+    names = [line.split()[0] for line in listed.read_text().splitlines()]
+    spec = tmp_path / "parts.csv"
+    rows = [f"{listed.parent / name},{i // 4 % 3}" for i, name in enumerate(names)]
+    spec.write_text("\n".join(["path,fold", *rows]) + "\n")
+    found = folds.find_folds(str(spec), given)
+    assert found.said == f"folds of {spec}, groups of {listed.with_name('groups.csv')}"
+    assert len(set(found.groups)) == 9
+    # Cut across the groups, it says so.
+    spec.write_text(
+        spec.read_text().replace(f"{listed.parent / names[0]},0", f"{listed.parent / names[0]},1")
+    )
+    assert "1 of 9 groups are in several folds ('g0')" in folds.find_folds(str(spec), given).said
+    home = FoldsDir(tmp_path / "home")
+    folds.keep_lists(found, home, listed)
+    inside = replace(given, data=replace(given.data, train_csv=str(home.train(0))))
+    tried = tryout.try_backgrounds(inside, tmp_path)
+    assert tried is not None and "tried on 24 videos" in tried.reason
