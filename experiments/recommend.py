@@ -26,6 +26,8 @@ START_S = 15.0
 """Seconds that are not decoding, training or measuring: imports, lists, MLflow's store."""
 STRETCH_S = 4.0
 """What a clip of a long video spans."""
+KEY_FRAME_S = 2.0
+"""What one around a key frame spans (AVA's recipes: 16 frames, every fourth of 30 a second)."""
 BACKGROUND = "background"
 """What that choice is called."""
 PRETRAINING = "pre-training first"
@@ -236,8 +238,15 @@ def _background(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentC
 
 
 def _sampling(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig, Choice]:
-    """Evenly over short videos, a stretch of long ones."""
+    """Evenly over short videos, a stretch of long ones, the seconds around a key frame."""
     data, frames = config.data, config.data.frames
+    if lists.key_frames:
+        rate = max(1, round(KEY_FRAME_S * lists.fps / frames))
+        data = replace(data, sampling="dense", sampling_rate=rate)
+        reason = f"a clip shows the {frames * rate / lists.fps:.1f} s around its key frame"
+        return replace(config, data=data), Choice(
+            what="sampling", value=f"every {rate}th frame", reason=reason
+        )
     if lists.seconds <= SHORT_S:
         reason = (
             f"the median video has {lists.seconds:.1f} s: one frame of each {frames}th of it covers it all"
@@ -260,6 +269,11 @@ def _crop(config: ExperimentConfig, lists: ListFacts) -> tuple[ExperimentConfig,
     if native and data.short_side > native:
         data = replace(data, short_side=native)
     reason = f"decoded once with a short side of {data.decoded_short_side} of {native} pixels and kept"
+    if lists.key_frames:
+        data = replace(data, cache=False)
+        reason = (
+            f"with a short side of {data.decoded_short_side} of {native} pixels, decoded as they are read"
+        )
     if data.rand_augment:
         reason += f"; then {data.rand_augment}"
     return replace(config, data=data), Choice(what="crop", value=data.augment, reason=reason)
@@ -352,6 +366,10 @@ def _pretraining(config: ExperimentConfig) -> list[Choice]:
 def _threads(config: ExperimentConfig, speed: Speed) -> Choice:
     reason = f"{speed.step_s * 1e3:.1f} ms a clip, the fastest of what was timed"
     if config.data.workers == 0:
-        reason += f"; cutting a clip takes {speed.cut_s * 1e3:.1f} ms, too little for a process of its own"
+        took, what = (
+            (speed.cut_s, "cutting") if config.data.cache else (speed.cut_s + speed.decode_s, "reading")
+        )
+        said = ", too little for a process of its own" if config.data.cache else " (data.workers shares it)"
+        reason += f"; {what} a clip takes {took * 1e3:.1f} ms{said}"
     value = f"{speed.threads}, {config.data.workers}"
     return Choice(what="threads, loader workers", value=value, reason=reason)

@@ -55,6 +55,17 @@ def test_the_background_is_tried_where_groups_are_known_and_looks_leave_it_open(
     assert not recommend("pretrain", GESTURES, CPU, 150, fast, grouped=True).undecided
 
 
+def test_clips_of_key_frames_are_cut_around_them_and_never_kept_decoded():
+    films = replace(GESTURES, key_frames=True, frames=27000, class_counts=(), classes=0, names=())
+    found = recommend("pretrain", films, CPU, 150, fast)
+    data = found.config.data
+    assert not data.cache and data.sampling == "dense"
+    assert data.frames * data.sampling_rate / films.fps == pytest.approx(2, abs=0.3)
+    assert reason(found, "crop").reason.endswith("decoded as they are read")
+    assert "data.workers" in reason(found, "threads, loader workers").reason
+    assert recommend("pretrain", replace(films, key_frames=False), CPU, 150, fast).config.data.cache
+
+
 def test_pretraining_on_the_same_list_is_not_offered_before_it_was_tried():
     said = reason(recommend("finetune", GESTURES, CPU, 150, fast), "pre-training first")
     assert said.value == "no"
