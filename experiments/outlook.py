@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vmae.core.errors import InputError
 from vmae.core.progress import format_duration
+from vmae.core.train.config import few_clips
 from vmae.core.video import identity
 from vmae.core.video.facts import ListFacts, coverage
 from vmae.core.video.samples import Sample
@@ -35,11 +36,13 @@ def outlook(
 ) -> Outlook:
     """What a training amounts to. `seconds` is its predicted time, `shared` how many videos val has of train.
 
-    Raises InputError for a fine-tuning on labels of one class.
+    Raises InputError for a fine-tuning on labels of one class and a list that is shorter than a batch.
     """
     require_classes(config.job, train.class_counts, train.classes)
     covered = coverage(train, config.data)
     batches = train.videos // config.train.batch_size
+    if not batches:
+        raise InputError(few_clips(config.train.batch_size, train.videos))
     parts = [f"a clip covers {covered:.0%} of the median video ({train.seconds:.1f} s)"]
     if train.key_frames:
         parts = [f"a clip spans {covered * train.seconds:.1f} s around each of {train.videos} key frames"]

@@ -73,6 +73,11 @@ class TrainConfig:
             raise InputError(f"expected train.ema_decay in (0, 1) or none; got {self.ema_decay}")
 
 
+def few_clips(batch: int, clips: int) -> str:
+    """What is said of a training list of `clips` that has not one batch."""
+    return f"expected at least one batch of train.batch_size = {batch} clips; the training list has {clips}"
+
+
 def metric_of_best(wanted: str | None, measured: tuple[str, ...]) -> str | None:
     """The metric that `train.best_by` means in a run that measures these; InputError names the nearest."""
     known = (*measured, "loss")

@@ -28,7 +28,7 @@ from vmae.core.errors import InputError
 from vmae.core.model.encoder import VideoModel
 from vmae.core.numerics import derive_seed, peak_memory, resolve_precision
 from vmae.core.train.calibration import prepare_kernels
-from vmae.core.train.config import TrainConfig, check_capturable, metric_of_best
+from vmae.core.train.config import TrainConfig, check_capturable, few_clips, metric_of_best
 from vmae.core.train.modes import ModeTrial, open_modes
 from vmae.core.train.optim import Ema, OptimConfig, build_optimizer, grad_norm, lr_schedule, set_lr
 from vmae.core.train.parallel import World, like, load_model_state, load_optimizer_state, no_sync, whole, wrap
@@ -103,10 +103,7 @@ class Trainer:
             )
         self.steps_per_epoch = len(dataset) // train.batch_size
         if self.steps_per_epoch == 0:
-            raise InputError(
-                f"expected at least one batch of train.batch_size = {train.batch_size} clips; "
-                f"the training list has {len(dataset)}"
-            )
+            raise InputError(few_clips(train.batch_size, len(dataset)))
         self.best_by = metric_of_best(train.best_by, task.measured)
         self.device = torch.device(device)
         self.draws = draws_in_forward(model)

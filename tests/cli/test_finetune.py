@@ -401,6 +401,10 @@ def test_labels_of_one_class_are_refused_and_a_shared_video_is_told(
         assert vmae("finetune", "--data", tmp_path / "one.csv", *held_out, *recipe) == 2
         message = capsys.readouterr().err
         assert "expected labels of two classes or more in the training list, got label 2 on all 24" in message
+    # Nor is a list that is shorter than a batch: its name stays free.
+    few = ["--data", tiny_videos / "train.csv", *held_out, "--recipe", "demo_finetune", *SHAPE]
+    assert vmae("finetune", *few, "--set", "train.batch_size=64", "--run-name", "few") == 2
+    assert "train.batch_size = 64 clips; the training list has 24" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     shared = ["--data", tiny_videos / "train.csv", *held_out, "--recipe", "demo_finetune", "--epochs", 1]
     assert vmae("finetune", *shared, *SHAPE) == 0
