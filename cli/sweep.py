@@ -99,12 +99,11 @@ def run(plan: Plan, store: Store, model_name: str | None = None, ahead: Ahead | 
     from vmae.experiments.sweeps.status import DONE, FAILED
     from vmae.experiments.sweeps.tune import ray_ahead
 
-    storage, claimed = store.storage(), store.layout.sweep(plan.name).path
     try:
-        with storage.given_up(claimed, above=2):
+        with driver.freed_unless_begun(store, plan.name):
             check_place(plan)
         with (
-            storage.given_up(claimed, above=2),
+            driver.freed_unless_begun(store, plan.name),
             ray_ahead(plan) if ahead is None else nullcontext(ahead) as ray_start,
         ):
             with cache_progress("decode") as progress:

@@ -73,7 +73,7 @@ class SweepOptions(ConfigOptions):
         self._made(definition, base, store, sweep_name)
         run_name = driver.new_name(store, sweep_name, self.run_name)
         sweep = store.layout.sweep(run_name)
-        with store.storage().given_up(sweep.path, above=2):
+        with driver.freed_unless_begun(store, run_name):
             base, folds = self._over_folds(base, sweep)
             return self._made(definition, base, store, run_name, folds)
 

@@ -180,6 +180,8 @@ _LABELS = Question(
     "as many steps each: fewer labels are gone through more often. The last epoch counts, none is chosen.",
     sweep="label_share",
     options=("--param pipeline.scratch=false,true",),
+    # A tenth of a fold's labels is less than a batch of 16.
+    more={on: ("--set pipeline.finetune_train.batch_size=8",) for on in SETS if on != BUILT_IN},
     versus="pipeline.scratch",
     words={
         "pipeline.finetune_share": {"0.1": "10 % of labels", "0.3": "30 % of labels", "1.0": "all labels"},

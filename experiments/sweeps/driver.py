@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -57,6 +58,19 @@ def new_name(store: Store, sweep: str, asked: str | None = None) -> str:
             f"--run-name: expected a new name, got '{asked}', which exists; go on with it by --resume {asked}"
         )
     return asked
+
+
+@contextlib.contextmanager
+def freed_unless_begun(store: Store, name: str) -> Iterator[None]:
+    """Where the body fails before the sweep has a plan, its name is free again; lists of folds go with it."""
+    sweep = store.layout.sweep(name)
+    with store.storage().given_up(sweep.path, above=2):
+        try:
+            yield
+        except BaseException:
+            if not sweep.plan.exists():
+                shutil.rmtree(sweep.folds.path, ignore_errors=True)
+            raise
 
 
 def find_sweep(store: Store, name: str) -> SweepDir:

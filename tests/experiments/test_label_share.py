@@ -20,7 +20,7 @@ from vmae.experiments.results import questions
 from vmae.experiments.results.table import read_table
 from vmae.experiments.runs import Filter, list_runs
 from vmae.experiments.stages import finetune
-from vmae.experiments.sweeps.driver import find_sweep, open_store
+from vmae.experiments.sweeps.driver import find_sweep, freed_unless_begun, new_name, open_store
 from vmae.experiments.sweeps.spec import Plan, Trial
 from vmae.experiments.tracking import store_at, tags
 
@@ -48,6 +48,22 @@ def test_a_fold_chooses_no_epoch() -> None:
     config = trial.config(recipes.get("demo_pretrain"))
     assert config.pipeline.finetune_train.best_by is None
     assert finetune.settings(config).train.best_by is None
+
+
+def test_a_sweep_that_is_refused_frees_its_name_and_its_folds_lists(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "runs")
+    sweep = store.layout.sweep(new_name(store, "x", "mine"))
+    with pytest.raises(RuntimeError), freed_unless_begun(store, "mine"):
+        sweep.folds.path.mkdir()
+        sweep.folds.listed.write_text("a.mp4 0\n")
+        raise RuntimeError
+    assert not sweep.path.exists()
+    new_name(store, "x", "mine")
+    with pytest.raises(RuntimeError), freed_unless_begun(store, "mine"):
+        sweep.folds.path.mkdir()
+        sweep.plan.write_text("{}")
+        raise RuntimeError
+    assert sweep.folds.path.is_dir()  # what has begun goes on with its folds
 
 
 @pytest.fixture(scope="module")
