@@ -21,9 +21,10 @@ DATA = "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What was written: the sets that each question is answered on."""
+    """What was written."""
 
-    answered: dict[str, list[str]]
+    answered: dict[str, dict[str, str]]
+    """By question and set: on how much."""
     left_out: tuple[str, ...]
     """Tables whose names say no question."""
 
@@ -42,7 +43,7 @@ def build_results(tables: Path, out: Path) -> Built:
     if not found:
         raise InputError(f"{tables}: expected tables of `vmae results export`, found none")
     (out / DATA).mkdir(parents=True, exist_ok=True)
-    answered: dict[str, list[str]] = {}
+    answered: dict[str, dict[str, str]] = {}
     for question in questions.ALL.values():
         if question.name not in found:
             continue
@@ -52,14 +53,14 @@ def build_results(tables: Path, out: Path) -> Built:
             _keep(tables, out, f"{question.name}-{on}", strip=on in strips)
         save(question_figure(question, own), out / f"{question.name}.png")
         write_text(out / f"{question.name}.md", question_page(question, own, strips))
-        answered[question.name] = list(own)
+        answered[question.name] = {on: _size(table) for on, table in own.items()}
     answered |= _monitors(found, out)
     write_text(out / "README.md", index_page(answered))
     left = tuple(n for n in names if questions.of_sweep(n) is None)
     return Built(answered=answered, left_out=left)
 
 
-def _monitors(found: Mapping[str, Mapping[str, SweepTable]], out: Path) -> dict[str, list[str]]:
+def _monitors(found: Mapping[str, Mapping[str, SweepTable]], out: Path) -> dict[str, dict[str, str]]:
     """The page of the question that all sweeps together answer, for the sets with enough settings."""
     question = next(q for q in questions.ALL.values() if not q.sweep)
     by_set: dict[str, list[SweepTable]] = {}
@@ -77,7 +78,13 @@ def _monitors(found: Mapping[str, Mapping[str, SweepTable]], out: Path) -> dict[
         return {}
     save(monitors_figure(points, ordered), out / f"{question.name}.png")
     write_text(out / f"{question.name}.md", monitors_page(question, points, ordered))
-    return {question.name: list(points)}
+    return {question.name: {on: f"{len(made.accuracy)} pre-trainings" for on, made in points.items()}}
+
+
+def _size(table: SweepTable) -> str:
+    """`3 seeds, 360 videos`."""
+    seeds = len(table.seeds)
+    return f"{seeds} seed{'s' * (seeds != 1)}, {table.videos} videos"
 
 
 def _in_order(own: Mapping[str, SweepTable]) -> dict[str, SweepTable]:

@@ -132,6 +132,8 @@ def _verdicts(question: Question, table: SweepTable) -> list[str]:
         "Bold differences hold for the whole column together (paired by video, 95 %, Holm's correction); the "
         "others may be luck."
     ]
+    if len(table.seeds) == 1:
+        lines.append("One seed: how far another would move them is not in these intervals.")
     if not question.versus:
         best = max(shown, key=lambda i: answers[i].interval().mean)
         reference = _reference(question, table)
@@ -222,8 +224,8 @@ def monitors_page(
     return "\n".join(lines) + "\n"
 
 
-def index_page(answered: Mapping[str, Sequence[str]]) -> str:
-    """All questions, with what was answered on which set, and the commands of what was not."""
+def index_page(answered: Mapping[str, Mapping[str, str]]) -> str:
+    """All questions, with how much answered them on which set, and the commands of what was not run."""
     lines = [
         _MADE,
         "# Results",
@@ -236,7 +238,7 @@ def index_page(answered: Mapping[str, Sequence[str]]) -> str:
             ["question", *SETS],
             [
                 [f"[{q.title}]({q.name}.md)" if answered.get(q.name) else q.title]
-                + ["answered" if on in answered.get(q.name, ()) else "not run yet" for on in SETS]
+                + [answered.get(q.name, {}).get(on, "not run yet") for on in SETS]
                 for q in ALL.values()
             ],
         ),

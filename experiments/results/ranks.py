@@ -14,8 +14,8 @@ from vmae.experiments.sweeps.agreement import spearman
 
 _DRAWS = 2000
 _LOSSES = (measure.ERROR, pretrain.LOSS)
-LEAST = 4
-"""Settings below which nothing is said."""
+LEAST, LEAST_POINTS = 4, 12
+"""Settings and pre-trainings below which nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def points_of(tables: Sequence[SweepTable]) -> Points:
 
 
 def ranks(points: Points) -> list[Rank]:
-    """Of every monitor, the closest first; a loss is turned round. Empty for fewer than `LEAST` settings."""
+    """Of every monitor, the closest first; a loss is turned round. Empty for fewer than `LEAST` settings
+    or `LEAST_POINTS` pre-trainings."""
     found = []
     for name, values in points.monitors.items():
         shown = metric(name)
@@ -86,7 +87,7 @@ def ranks(points: Points) -> list[Rank]:
         groups: dict[str, list[int]] = {}
         for i in np.flatnonzero(keep):
             groups.setdefault(points.settings[i], []).append(int(i))
-        if len(groups) < LEAST:
+        if len(groups) < LEAST or keep.sum() < LEAST_POINTS:
             continue
         rng, members = np.random.default_rng(0), list(groups.values())
         draws = []

@@ -163,7 +163,7 @@ def test_a_table_is_read_back_and_folds_stand_side_by_side(tmp_path: Path) -> No
     assert table.folds == [0, 1] and table.videos == 8
     assert table.answers(0).interval().mean == 7 / 8
     built = build_results(tmp_path, tmp_path / "out")
-    assert built.answered == {"ratio": ["tennis7"]}
+    assert built.answered == {"ratio": {"tennis7": "1 seed, 8 videos"}}
     page = (tmp_path / "out" / "ratio.md").read_text()
     assert "8 held-out videos in 2 folds, each held out once, 1 seed" in page
     assert "The best mean is 0.5's, +75.0 points" in page  # against the paper's 0.9
@@ -174,12 +174,12 @@ def test_a_table_is_read_back_and_folds_stand_side_by_side(tmp_path: Path) -> No
 
 
 def test_monitors_are_ranked_over_settings_and_losses_turned_round() -> None:
-    rights = {(i, s, -1): "1" * (2 * i + s + 1) + "0" * (11 - 2 * i - s) for i in range(5) for s in (0, 1)}
-    table = _table("ratio-demo", rights, [0.1, 0.2, 0.3, 0.4, 0.5])
+    rights = {(i, s, -1): "1" * (2 * i + s + 1) + "0" * (13 - 2 * i - s) for i in range(6) for s in (0, 1)}
+    table = _table("ratio-demo", rights, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     points = points_of([table, dataclasses.replace(table, name="loss-demo")])
-    assert len(points.accuracy) == 10  # the same pre-training in two sweeps counts once
+    assert len(points.accuracy) == 12  # the same pre-training in two sweeps counts once
     best, *_, worst = ranks(points)
-    assert (best.name, best.rho, best.settings) == ("pretrain/monitor_participation", 1.0, 5)
+    assert (best.name, best.rho, best.settings) == ("pretrain/monitor_participation", 1.0, 6)
     assert (worst.name, worst.rho) == ("pretrain/loss", -1.0)
     few = _table("ratio-demo", {k: v for k, v in rights.items() if k[0] < 3}, [0.1, 0.2, 0.3])
     assert ranks(points_of([few])) == []
