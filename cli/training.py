@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     from vmae.experiments.tracking import Store
 
 
+def _make_films_if_used(config: ExperimentConfig) -> None:
+    """Write the built-in films where the configuration reads them and they are not there."""
+    from vmae.experiments.recipes.demo import DEMO_BOXES, make_demo_films
+
+    if config.data.train_csv == f"{DEMO_BOXES}/train.csv" and (films := make_demo_films()):
+        click.echo(f"built-in films: {films} written to {DEMO_BOXES}", err=True)
+
+
 def make_demo_data_if_used(config: ExperimentConfig) -> None:
     """Write the built-in data set where the configuration reads it and it is not there."""
-    from vmae.experiments.recipes.demo import DEMO_BOXES, DEMO_DATA, make_demo_films
+    from vmae.experiments.recipes.demo import DEMO_DATA
 
-    if config.data.train_csv == f"{DEMO_BOXES}/train.csv":
-        if films := make_demo_films():
-            click.echo(f"built-in films: {films} written to {DEMO_BOXES}", err=True)
-        return
+    _make_films_if_used(config)
     if config.data.train_csv != f"{DEMO_DATA}/train.csv":
         return
     from vmae.core.video.demo_data import make_demo_data
@@ -178,7 +183,8 @@ def train(
 
     with interruptible(verb, part_of or config, store, go_on):
         with given_up(store.layout.run(config.name).path):
-            # What is refused is refused before videos are written.
+            # What is refused is refused before videos are written; the films' label map is looked at.
+            _make_films_if_used(config)
             processes = workers.count if workers else 1
             jobs.check_config(with_teacher_at(config, store), default_device(), processes=processes)
             make_demo_data_if_used(config)

@@ -13,6 +13,7 @@ from vmae.core.video.demo_boxes import ACTIONS, DemoBoxesConfig, make_demo_boxes
 from vmae.core.weights.checkpoint import load_model
 from vmae.experiments.answers import answers_of
 from vmae.experiments.layout import RunDir
+from vmae.experiments.recipes import demo
 from vmae.experiments.runs import find, list_runs
 from vmae.experiments.tracking import store_at
 
@@ -69,6 +70,17 @@ def test_a_detector_is_trained_from_a_pre_training_and_tracked(runs: Path, films
     facts = json.loads((folder / "metrics.json").read_text())
     assert facts["frame_map"] == found.metrics["test/frame_map"] and not facts["chose"]
     assert {c["name"] for c in facts["classes"]} <= set(ACTIONS) and facts["people"] == len(boxes)
+
+
+def test_the_built_in_films_are_made_where_they_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the first command of a new folder; smaller films than a user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "FILMS", DemoBoxesConfig(train_films=2, val_films=1, scenes=4, size=32, fps=8))
+    shape = [*SHAPE, "train.batch_size=4", "detect.eval_every=0"]
+    assert vmae("finetune", "--task", "detection", "--epochs", 1, "--run-name", "d", "--set", *shape) == 0
+    assert "built-in films: 3 written to data/demo_boxes" in capsys.readouterr().err
 
 
 def test_evaluate_takes_the_task_from_the_run_and_proposals(
