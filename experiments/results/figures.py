@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,10 +71,14 @@ def _measured(ax: Axes, question: Question, table: SweepTable) -> None:
             ax.scatter(place + 0.24 + spread * 0.5, each, s=13, color=colour, alpha=0.45, linewidth=0,
                        zorder=2, label="each seed" if first else None)  # fmt: skip
     _lines(ax, table)
-    labels = [_wrapped(question.called(table.settings[i].overrides)) for i in shown]
+    labels = [
+        textwrap.fill(question.called(table.settings[i].overrides), 12, break_on_hyphens=False) for i in shown
+    ]
     ax.set_xticks(range(len(shown)), labels, fontsize=8)
     ax.set_xlim(-0.5, len(shown) - 0.25)
     ax.set_ylim(bottom=0)
+    if not question.words:  # which say it in every label
+        ax.set_xlabel(", ".join(table.settings[shown[0]].overrides), fontsize=9)
     ax.set_ylabel(f"{table.metric.title}, %", fontsize=9)
     _plain(ax)
 
@@ -133,10 +138,6 @@ def monitors_figure(points: Mapping[str, Points], ranks: Mapping[str, Sequence[R
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower left", ncols=8, frameon=False, fontsize=8)
     return figure
-
-
-def _wrapped(text: str) -> str:
-    return text.replace(", ", ",\n")
 
 
 def _plain(ax: Axes) -> None:

@@ -60,7 +60,8 @@ def _section(question: Question, on: VideoSet, table: SweepTable) -> list[str]:
     ]
     if on.name in question.notes:
         lines += ["", f"**What did not show, and why that may be.** {question.notes[on.name]}"]
-    return [*lines, "", "All of it, or one row (with the random weights beside it):", "", *_commands(table)]
+    beside = " (with the random weights beside it)" if table.baseline is not None else ""
+    return [*lines, "", f"All of it, or one row{beside}:", "", *_commands(table)]
 
 
 def _results(question: Question, table: SweepTable) -> list[str]:
