@@ -45,6 +45,7 @@ def localise(
     run (`vmae sweep --then localise --address`).
     """
     from vmae.core.config import override, parse_assignments
+    from vmae.core.measure.statistics import share_text
     from vmae.core.progress import progress
     from vmae.experiments.config import ExperimentConfig
     from vmae.experiments.localisation import kept, localise_run, named
@@ -76,9 +77,9 @@ def localise(
         return
     by_tiou = "  ".join(f"{t:g}: {v:.1%}" for t, v in found.result.mean_ap.items())
     click.echo(
-        f"average mAP {found.result.average_map:.1%} (random classes and scores {found.chance:.1%}) of "
-        f"{found.actions} actions of {len(found.classes)} classes in {found.test} videos, trained on "
-        f"{found.train}"
+        f"average mAP {share_text(found.result.average_map, found.interval)} (random classes and scores "
+        f"{found.chance:.1%}) of {found.actions} actions of {len(found.classes)} classes in {found.test} "
+        f"videos, trained on {found.train}"
     )
     click.echo(f"at temporal IoU {by_tiou}")
     if found.missing:

@@ -44,6 +44,11 @@ class Detections:
     """Key frames whose clip could not be read (`index`, `path`, `reason`, `detail`)."""
 
 
+def films_of(samples: Sequence[Sample]) -> np.ndarray:
+    """The number of each key frame's film (its file or folder), int64 [S]."""
+    return np.unique([s.path for s in samples], return_inverse=True)[1]
+
+
 def true_people(sample: Sample) -> np.ndarray:
     """The annotated boxes, each with a score of 1."""
     return np.array([[*b.box, 1.0] for b in sample.boxes], np.float64).reshape(-1, 5)

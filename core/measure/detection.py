@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.measure.precision import Instances, average_precision, same_group_pairs
+from vmae.core.measure.precision import Instances, Judged, average_precision, same_group_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class DetectionResult:
     """Classes to be evaluated that no true box has: they do not count."""
     left_out: int
     """Predictions of no area."""
+    judged: tuple[Judged, ...]
+    """In the order of `ap`, for `map_interval`."""
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -85,13 +87,23 @@ def frame_map(
         predictions = predictions.rows(_rank_in_frame(predictions.source) < max_per_frame)
     hits = _hits(truth, predictions, iou)
     counts = {c: int((truth.label == c).sum()) for c in wanted}
-    ap = {c: average_precision(hits[predictions.label == c], n) for c, n in counts.items() if n}
+    judged = {
+        c: Judged(
+            hits=hits[predictions.label == c],
+            source=predictions.source[predictions.label == c],
+            truth=truth.source[truth.label == c],
+        )
+        for c, n in counts.items()
+        if n
+    }
+    ap = {c: average_precision(j.hits, len(j.truth)) for c, j in judged.items()}
     return DetectionResult(
         mean_ap=float(np.mean(list(ap.values()))),
         ap=ap,
         true_boxes={c: counts[c] for c in ap},
         without_truth=tuple(c for c in wanted if c not in ap),
         left_out=int((~has_area).sum()),
+        judged=tuple(judged.values()),
     )
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from vmae.core.errors import InputError
-from vmae.core.measure.precision import Instances, average_precision
+from vmae.core.measure.precision import Instances, Judged, average_precision
 
 THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -38,6 +38,8 @@ class LocalisationResult:
     """At each threshold."""
     ap: dict[int, tuple[float, ...]]
     """Of each class that has true segments, at the thresholds."""
+    judged: tuple[Judged, ...]
+    """In the order of `ap`, for `map_interval`."""
 
 
 def temporal_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -61,13 +63,15 @@ def temporal_map(
     truth.check_truth(2)
     predictions = predictions.ranked()
     ap: dict[int, tuple[float, ...]] = {}
+    judged: list[Judged] = []
     for c in np.unique(truth.label).tolist():
-        own = truth.rows(truth.label == c)
-        hits = _hits(own, predictions.rows(predictions.label == c), thresholds)
+        own, said = truth.rows(truth.label == c), predictions.rows(predictions.label == c)
+        hits = _hits(own, said, thresholds)
         ap[c] = tuple(average_precision(row, len(own)) for row in hits)
+        judged.append(Judged(hits=hits, source=said.source, truth=own.source))
     table = np.array(list(ap.values()))  # [C, thresholds]
     mean_ap = dict(zip(thresholds.tolist(), table.mean(0).tolist(), strict=True))
-    return LocalisationResult(average_map=float(table.mean()), mean_ap=mean_ap, ap=ap)
+    return LocalisationResult(average_map=float(table.mean()), mean_ap=mean_ap, ap=ap, judged=tuple(judged))
 
 
 def _hits(truth: Instances, predictions: Instances, tious: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.files import write_json
 from vmae.core.measure.localisation import LocalisationResult, temporal_map
-from vmae.core.measure.precision import Instances
+from vmae.core.measure.precision import Instances, map_interval
+from vmae.core.measure.statistics import Interval, ends_of
 from vmae.core.progress import Progress
 from vmae.core.train.localise import FeatureVideo, LocaliseConfig, localise, train_localiser
 from vmae.core.video.untrimmed import UntrimmedSet, UntrimmedVideo
@@ -31,6 +32,8 @@ class Localised:
     """What a head reaches on the test subset, and what stands against it."""
 
     result: LocalisationResult
+    interval: Interval | None
+    """Of the average mAP, over the test videos; None for one video."""
     chance: float
     """Average mAP of the same segments with random classes and scores."""
     classes: tuple[str, ...]
@@ -133,8 +136,10 @@ def _measured(
         extent=predictions.extent,
         score=rng.random(len(predictions)),
     )
+    result = temporal_map(truth, predictions)
     outcome = Localised(
-        result=temporal_map(truth, predictions),
+        result=result,
+        interval=map_interval(result.average_map, result.judged, np.arange(len(videos))),
         chance=temporal_map(truth, guesses).average_map,
         classes=known.classes,
         train=len(subsets.train),
@@ -151,9 +156,10 @@ def _measured(
         for video, rows in zip(test, found, strict=True)
     }
     write_json(home / "detections.json", {"version": "1.3", "results": results, "external_data": {}})
-    facts = {k: v for k, v in to_dict(outcome).items() if k != "result"}
+    facts = {k: v for k, v in to_dict(outcome).items() if k not in ("result", "interval")}
     by_class = {known.classes[c]: list(ap) for c, ap in outcome.result.ap.items()}
-    write_json(home / "metrics.json", {**outcome.numbers(), **facts, "ap": by_class})
+    ends = ends_of(outcome.interval)
+    write_json(home / "metrics.json", {**outcome.numbers(), "interval": ends, **facts, "ap": by_class})
     return outcome
 
 

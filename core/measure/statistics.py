@@ -80,6 +80,16 @@ class Paired:
         return f"{self.mean * 100:+.1f} points [{self.low * 100:+.1f}, {self.high * 100:+.1f}]"
 
 
+def share_text(value: float, found: Interval | None) -> str:
+    """A share with its interval where there is one."""
+    return f"{value:.1%}" if found is None else found.text()
+
+
+def ends_of(found: Interval | None) -> list[float] | None:
+    """The ends of an interval, for a file."""
+    return None if found is None else [found.low, found.high]
+
+
 def interval(correct: Any, *, seed: int = 0) -> Interval:
     """The mean of `correct` (bool or float in [0, 1]; `[V]`, or `[S, V]` for S seeds) and its interval.
 

@@ -155,6 +155,9 @@ def _precision(facts: dict[str, Any]) -> None:
         delta_arrow="off",
         help=f"{facts['people']} people in {facts['key_frames']} key frames of {Path(facts['list']).name}",
     )
+    if ends := facts.get("interval"):
+        low, high = ends
+        st.caption(f"95% interval over films: {low:.1%} to {high:.1%}.")
     rows = [
         {"name": c["name"], "count": round(c["ap"], 4)}
         for c in sorted(facts["classes"], key=lambda c: -c["ap"])

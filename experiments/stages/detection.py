@@ -24,6 +24,7 @@ from vmae.experiments.tracking import tags
 if TYPE_CHECKING:
     from vmae.core.measure.detect import Detections, People
     from vmae.core.measure.detection import DetectionResult
+    from vmae.core.measure.statistics import Interval
     from vmae.core.model.detector import VideoDetector
     from vmae.core.model.encoder import VideoModel
     from vmae.core.model.end_to_end import EndToEndDetector
@@ -208,7 +209,8 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
     from contextlib import nullcontext
 
     from vmae.core.files import write_json
-    from vmae.core.measure.detect import detect, score_detections, write_detections
+    from vmae.core.measure.detect import detect, films_of, score_detections, write_detections
+    from vmae.core.measure.precision import map_interval
     from vmae.core.model.detector import VideoDetector
     from vmae.core.model.end_to_end import EndToEndDetector
     from vmae.core.train.detect import VALIDATED
@@ -236,8 +238,10 @@ def test(context: Context, place: Path, progress: Callable[[int], Progress] | No
             precision=config.train.precision,
             progress=shown,
         )
+    scored = score_detections(found, actions.evaluated)
     reached = _Reached(
-        scored=score_detections(found, actions.evaluated),
+        scored=scored,
+        interval=map_interval(scored.mean_ap, scored.judged, films_of(found.samples)),
         chance=chance(found, actions.evaluated),
         found=found,
         proposals=proposals,
@@ -289,6 +293,8 @@ class _Reached:
     """A test's result, as it is logged, written and shown."""
 
     scored: DetectionResult
+    interval: Interval | None
+    """Of the mean, over films."""
     chance: float
     found: Detections
     proposals: Proposals | None
@@ -313,14 +319,16 @@ class _Reached:
 
     def lines(self) -> list[str]:
         """To be shown."""
+        from vmae.core.measure.statistics import share_text
+
         ap, proposals, listed = self.scored.ap, self.proposals, Path(self.on.listed).name
         given = "proposals" if proposals is not None else "annotated boxes (detect.proposals: found ones)"
         if self.end_to_end:
             given = "people that it found itself"
         lines = [
-            f"frame-mAP at IoU 0.5 {self.scored.mean_ap:.1%} (random scores {self.chance:.1%}) over "
-            f"{len(ap)} actions, {self.people} people in {len(self.found.samples)} key frames of {listed}, "
-            f"on {given}"
+            f"frame-mAP at IoU 0.5 {share_text(self.scored.mean_ap, self.interval)} (random scores "
+            f"{self.chance:.1%}) over {len(ap)} actions, {self.people} people in "
+            f"{len(self.found.samples)} key frames of {listed}, on {given}"
         ]
         named = [f"{self.name(c)} {ap[c]:.1%}" for c in sorted(ap, key=lambda c: -ap[c])]
         if len(named) > 2 * SHOWN:
@@ -346,9 +354,12 @@ class _Reached:
 
     def facts(self) -> dict[str, Any]:
         """For metrics.json."""
+        from vmae.core.measure.statistics import ends_of
+
         proposals = self.proposals
         return {
             "frame_map": self.scored.mean_ap,
+            "interval": ends_of(self.interval),
             "chance": self.chance,
             "key_frames": len(self.found.samples),
             "people": self.people,

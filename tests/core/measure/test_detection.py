@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vmae.core.errors import InputError
 from vmae.core.measure.detection import box_iou, frame_map
-from vmae.core.measure.precision import Instances
+from vmae.core.measure.precision import Instances, map_interval
 
 Row = tuple[int, int, tuple[float, float, float, float]]
 Scored = tuple[int, int, tuple[float, float, float, float], float]
@@ -191,3 +193,39 @@ def test_truth_that_cannot_be_used_is_refused() -> None:
         frame_map(table([(0, 1, (4.0, 0.0, 0.0, 4.0))]), found, [1])
     with pytest.raises(InputError, match="IoU threshold"):
         frame_map(table([(0, 1, A)]), found, [1], iou=0)
+
+
+def test_the_interval_of_a_mean_is_what_drawing_videos_again_gives() -> None:
+    """Against the same draws made plainly: each drawn video's rows written out as often as it is drawn."""
+    rng = np.random.default_rng(5)
+    truth, said = [], []
+    for frame in range(24):  # four to a film
+        for _ in range(rng.integers(0, 3)):
+            box = np.append(rng.random(2), 0) @ np.eye(3, 4) + np.array([0, 0, 1.2, 1.2])
+            truth.append((frame, int(rng.integers(3)), box))
+            said.append((frame, int(rng.integers(3)), box, rng.random()))
+    label, place, extent = [t[1] for t in truth], [t[0] for t in truth], [t[2] for t in truth]
+    real = Instances(source=np.array(place), label=np.array(label), extent=np.array(extent))
+    guess = Instances(
+        source=np.array(place), label=np.array([s[1] for s in said]), extent=np.array(extent),
+        score=np.array([s[3] for s in said]),
+    )  # fmt: skip
+    film = np.arange(24) // 4
+    found = frame_map(real, guess, range(3))
+    made = map_interval(found.mean_ap, found.judged, film, seed=3)
+    assert made is not None and made.videos == 6 and made.low < found.mean_ap < made.high
+    weights = np.random.default_rng(3).multinomial(6, np.full(6, 1 / 6), size=1000)
+    plain = []
+    for w in weights:
+        frames = [f + 24 * copy for f in range(24) for copy in range(w[film[f]])]
+        again = []
+        for x in (real, guess):
+            rows = [np.flatnonzero(x.source == f % 24) for f in frames]
+            one = x.rows(np.concatenate(rows))
+            source = np.repeat(frames, [len(r) for r in rows])
+            again.append(replace(one, source=source))
+        # Equal scores of copies: hits first or last is the copies' order, so they are told apart a little.
+        again[1] = replace(again[1], score=again[1].score - 1e-9 * (again[1].source // 24))
+        plain.append(frame_map(*again, range(3)).mean_ap)
+    assert [made.low, made.high] == pytest.approx(np.quantile(plain, (0.025, 0.975)), abs=1e-9)
+    assert map_interval(found.mean_ap, found.judged, np.zeros(24, int)) is None
