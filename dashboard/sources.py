@@ -252,6 +252,17 @@ def class_name(label: int, names: dict[int, str]) -> str:
     return names.get(label, f"class {label}" if label >= 0 else "no label")
 
 
+def sample_name(sample: Sample, names: dict[int, str]) -> str:
+    """What a line of a list says of its clip: class, classes, numbers, or the key frame's time."""
+    if sample.time_s is not None:
+        return f"at {sample.time_s:g} s"
+    if sample.values:
+        return ", ".join(f"{v:g}" for v in sample.values)
+    if sample.labels is not None:
+        return ", ".join(class_name(label, names) for label in sample.labels) or "no label"
+    return class_name(sample.label, names)
+
+
 def _number(text: str | None) -> float | None:
     try:
         return float(text) if text is not None else None

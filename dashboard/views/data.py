@@ -20,7 +20,14 @@ from vmae.dashboard.clips import ClipInfo, clip_info, data_grid, frame_indices, 
 from vmae.dashboard.components import picked, player_data, show_player
 from vmae.dashboard.frame import catalog, empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import DatasetEntry, check_report, class_name, class_names, read_samples
+from vmae.dashboard.sources import (
+    DatasetEntry,
+    check_report,
+    class_name,
+    class_names,
+    read_samples,
+    sample_name,
+)
 from vmae.dashboard.state import RATIO_MAX, RATIO_MIN
 from vmae.dashboard.thumbnails import THUMB_FRAMES, THUMB_SIZE, thumbnail
 
@@ -67,7 +74,19 @@ def page() -> None:
 
 
 def _balance(samples: Sequence[Sample], names: dict[int, str]) -> None:
-    counts = Counter(s.label for s in samples)
+    if samples[0].time_s is not None:
+        films = len({s.path for s in samples})
+        st.subheader(f"{len(samples)} key frames of {films} film{'s' if films > 1 else ''}", anchor=False)
+        st.markdown("Who is in them and what they do is on the Detection page.")
+        return
+    if samples[0].values:
+        st.subheader(f"{len(samples)} clips with numbers", anchor=False)
+        return
+    several = samples[0].labels is not None
+    counts = Counter(label for s in samples for label in ((s.labels or ()) if several else (s.label,)))
+    if not several and max(counts) < 0:
+        st.subheader(f"{len(samples)} clips without labels", anchor=False)
+        return
     st.subheader(f"{len(samples)} clips, {len(counts)} classes", anchor=False)
     rows = [{"name": class_name(label, names), "count": n} for label, n in sorted(counts.items())]
     st.vega_lite_chart(charts.bars(rows, x="", y="clips"), width="stretch", key="balance")
@@ -108,7 +127,7 @@ def _clips(dataset: DatasetEntry, samples: list[Sample], names: dict[int, str]) 
             sample = samples[i]
             try:
                 clip = clip_info(sample.path, str(i), sample.start, sample.num_frames)
-                panels.append((class_name(sample.label, names), f"clip {i}", thumbnail(clip), True))
+                panels.append((sample_name(sample, names), f"clip {i}", thumbnail(clip), True))
                 clips.append(clip)
             except VmaeError as e:
                 broken.append(f"clip {i}: {e.reason if isinstance(e, VideoError) else e}")
@@ -151,7 +170,7 @@ def _one(clip: ClipInfo, sample: Sample, names: dict[int, str]) -> None:
     left.video(_video_bytes(clip), format="video/mp4", loop=True, width=360)
     facts = {
         "clip": clip.label,
-        "class": class_name(sample.label, names),
+        "class": sample_name(sample, names),
         "frames": str(clip.num_frames),
         "frames a second": f"{clip.fps:.3g}",
         "size": f"{clip.width} x {clip.height} pixels",

@@ -14,7 +14,14 @@ from vmae.dashboard.clips import ClipInfo, clip_info, frame_indices
 from vmae.dashboard.components import picked, player_data, show_player
 from vmae.dashboard.frame import catalog, empty_state, guarded
 from vmae.dashboard.settings import Settings
-from vmae.dashboard.sources import CheckpointEntry, DatasetEntry, class_name, class_names, read_samples
+from vmae.dashboard.sources import (
+    CheckpointEntry,
+    DatasetEntry,
+    class_name,
+    class_names,
+    read_samples,
+    sample_name,
+)
 from vmae.dashboard.thumbnails import THUMB_FRAMES, THUMB_SIZE, thumbnail
 
 NEIGHBOURS = 8
@@ -28,7 +35,7 @@ def page() -> None:
     if not found.checkpoints or not found.datasets:
         empty_state(
             "Nothing to look into yet",
-            "This page needs a trained model and a validation list on this machine.",
+            "This page needs a pre-trained model and a validation list on this machine.",
             {
                 "vmae sweep masking_ratio": "Both at once, in minutes on a CPU:",
                 "vmae dashboard --checkpoint model.safetensors --data val.csv": "Your own:",
@@ -54,7 +61,7 @@ def page() -> None:
     index = c.selectbox(
         "Clip",
         range(len(samples)),
-        format_func=lambda i: f"{i} · {class_name(samples[i].label, names)}",
+        format_func=lambda i: f"{i} · {sample_name(samples[i], names)}",
         key="features_clip",
     )
     sample = samples[index]
@@ -224,6 +231,6 @@ def _nearest(found: features.FeatureSet, samples: list[Sample], names: dict[int,
         fps = THUMB_FRAMES / max(clip.num_frames / clip.fps, 0.1)
         same = "same class" if sample.label == samples[int(found.index[row])].label else "another class"
         note = f"clip {index} · {similarity:.2f} · {same}" if place else f"clip {index} · the chosen one"
-        panels.append((class_name(sample.label, names), note, thumbnail(clip), False))
+        panels.append((sample_name(sample, names), note, thumbnail(clip), False))
     data = player_data(panels, shape=(THUMB_FRAMES, THUMB_SIZE, THUMB_SIZE), fps=fps, per_row=3)
     show_player(data, key="nearest")

@@ -25,9 +25,9 @@ from vmae.dashboard.sources import (
     Catalog,
     CheckpointEntry,
     DatasetEntry,
-    class_name,
     class_names,
     read_samples,
+    sample_name,
 )
 from vmae.dashboard.state import (
     RATIO_MAX,
@@ -62,7 +62,8 @@ def page() -> None:
     if not found.checkpoints:
         empty_state(
             "No checkpoint yet",
-            f"There is no trained model under `{settings.store.runs_dir}`. Two ways to get one:",
+            f"There is no pre-trained model under `{settings.store.runs_dir}` (classifiers and detectors "
+            "have no decoder). Ways to get one:",
             {
                 "vmae sweep masking_ratio": "The built-in demo: makes videos, trains small models"
                 " on the CPU, in minutes.",
@@ -243,7 +244,7 @@ def _choose_clip(settings: Settings, found: Catalog) -> ClipInfo | None:
 def _clip_label(index: int, samples: Sequence[Sample], names: dict[int, str]) -> str:
     if index >= len(samples):
         return str(index)
-    return f"{index} · {class_name(samples[index].label, names)}"
+    return f"{index} · {sample_name(samples[index], names)}"
 
 
 def _upload(settings: Settings) -> Upload | None:

@@ -15,6 +15,7 @@ from vmae.core.measure.films import film
 from vmae.core.video.demo_boxes import DemoBoxesConfig, make_demo_boxes
 from vmae.core.video.samples import PersonBox, Sample
 from vmae.dashboard.settings import VARIABLE
+from vmae.dashboard.sources import sample_name
 
 SHAPE = (
     "model.frames=4", "model.height=32", "model.width=32", "model.depth=1", "model.embed_dim=32",
@@ -52,6 +53,19 @@ def test_truth_and_prediction_play_beside_the_precision(runs: Path, monkeypatch:
     app.selectbox(key="detection_frame").select_index(2).run()
     app.slider(key="detection_score").set_value(0.0).run()
     assert not app.exception and not app.error
+
+
+def test_key_frames_are_named_by_their_time_where_clips_have_classes(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, json.dumps({"runs_dir": str(runs)}))
+    script = "from vmae.dashboard.frame import guarded\nfrom vmae.dashboard.views.data import page\n"
+    app: Any = AppTest.from_string(script + "guarded(page)()\n", default_timeout=60).run()
+    assert not app.exception and not app.error, [*app.exception, *app.error]
+    assert "4 key frames of 1 film" in [s.value for s in app.subheader]
+    sample = Sample(path="a.mp4", label=-1, values=(0.5, 2.0))
+    assert sample_name(sample, {}) == "0.5, 2"
+    assert sample_name(Sample(path="a.mp4", label=-1, labels=(1, 0)), {1: "run"}) == "run, class 0"
 
 
 def test_boxes_stand_where_the_list_has_them(tmp_path: Path) -> None:
