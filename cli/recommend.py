@@ -111,6 +111,7 @@ def recommend(
     with cache_progress("decode") as progress:
         found = tried(advice.found, store.layout.cache, progress)
     advice = replace(advice, found=found)
+    verdict: own_pretraining.Verdict | None
     if trial_s is not None:
         verdict = try_pretraining(advice, store, trial_s, device)
     else:

@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from vmae.core.files import read_record
 from vmae.core.video.demo_data import MANIFEST
 from vmae.experiments.layout import SweepDir
@@ -45,7 +47,8 @@ def strip(sweep: SweepDir, plan: Plan, path: Path) -> Path | None:
     if not _built_in(val.samples[0].path, Path(plan.base.data.val_csv)):
         return None
     clip = torch.as_tensor(val[0]["clip"])[None]
-    rows, field = [], plan.params[0].rpartition(".")[2].replace("_", " ")
+    rows: list[tuple[str, np.ndarray]] = []
+    field = plan.params[0].rpartition(".")[2].replace("_", " ")
     for trial in _first_seed(plan):
         place = sweep.trial(trial.id).stage(pretrain.STAGE.name).model
         model = load_model(place)[0] if place.exists() else None

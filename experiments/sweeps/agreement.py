@@ -31,7 +31,7 @@ class Agreement:
         return f"{self.monitor.title} {self.rho:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     """Rank correlation, ties at their mean rank; NaN where either is constant."""
     x, y = _ranks(np.asarray(a, np.float64)), _ranks(np.asarray(b, np.float64))
     x, y = x - x.mean(), y - y.mean()
