@@ -74,9 +74,13 @@ def time_steps(
         step = _step_of(config, num_classes, device)
         for count in threads:
             torch.set_num_threads(count or before)
-            one = _fastest(step, 1, 1)  # with what is built on first use
+            one = _fastest(
+                step, 1, 1
+            )  # with what is built on first use, which may take longer than all the rest
+            if one < 4 * limit_s:
+                one = _fastest(step, 1, 1)
             if one < limit_s:
-                one = _fastest(step, 1, 2)
+                one = min(one, _fastest(step, 1, 1))
             clips = max(1, min(micro, int(limit_s / 4 / one)))
             best = one if clips == 1 else _fastest(step, clips, 3) / clips
             found.append(ClipTime(step_s=best, threads=torch.get_num_threads()))
