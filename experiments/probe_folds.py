@@ -59,7 +59,7 @@ def probe_folds(
         train = _part(features, (fold >= 0) & (fold != number))
         test = replace(_part(features, fold == number), unread=labels)
         for seed in range(config.probe.seed, config.probe.seed + seeds):
-            result = probe(train, test, replace(config.probe, seed=seed), classes)
+            result = probe(train, test, replace(config.probe, seed=seed), classes, context.device)
             rows += answered(result, test, unread, seed=seed, fold=number)
     create_store(store)
     name = claim_numbered(store.layout.path, f"{config.name}-{config.probe.kind}-probe-folds")

@@ -2,12 +2,15 @@
 
 As V-JEPA's and V-JEPA 2's (arXiv 2404.08471, 2506.09985): depth 1 is the query alone, depth 4 has three
 blocks before it. All settings of learning rate and weight decay are trained at once, on the same batches: the
-tokens are read and standardised once for all.
+tokens are read and standardised once for all. What the choice among them costs is bounded
+(`select_attentive`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,9 @@ from torch import Tensor, nn
 from vmae.core.numerics import make_generator
 
 BETAS, EPS = (0.9, 0.999), 1e-8
+
+Fitted = tuple["AttentiveHeads", Tensor, Tensor]
+"""Probes, and the mean and deviation [D] by which tokens are standardised before they see them."""
 
 
 class AttentiveHeads(nn.Module):
@@ -93,10 +99,36 @@ class AttentiveHeads(nn.Module):
         return x + torch.bmm(F.gelu(torch.bmm(y, block["up"])), block["down"]).reshape(x.shape)
 
 
-def fit_attentive(
+class Rung(NamedTuple):
+    """A round of the choice: how many settings train for which share of the final probe's epochs."""
+
+    settings: int
+    share: float
+
+
+def rungs_of(settings: int, depth: int) -> tuple[Rung, ...]:
+    """The rounds by which one of several settings is chosen: what they train costs about one final probe.
+
+    At depth 1 a setting is a vector a head: all train to the end at once. Blocks of their own make every
+    setting cost as much as one probe does; then settings are halved successively (Jamieson and Talwalkar,
+    arXiv 1502.07943): each round keeps a quarter of them and costs the same. A departure from V-JEPA, which
+    trains all of them in full. A round starts anew with a cosine of its own, so that what is compared has
+    finished.
+    """
+    if depth == 1 or settings <= 1:
+        return (Rung(settings, 1.0),)
+    counts = [settings]
+    while counts[-1] > 4:
+        counts.append(-(-counts[-1] // 4))
+    return tuple(Rung(n, 1 / (len(counts) * n)) for n in counts)
+
+
+def select_attentive(
     x: Tensor,
     targets: Tensor,
+    inside: Tensor,
     settings: list[tuple[float, float]],
+    score: Callable[[Tensor, Tensor], float],
     *,
     num_classes: int,
     depth: int,
@@ -104,44 +136,90 @@ def fit_attentive(
     batch_size: int,
     seed: int,
     loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> tuple[AttentiveHeads, Tensor, Tensor]:
+    device: torch.device | str = "cpu",
+) -> tuple[int, float]:
+    """Which (learning rate, weight decay) does best on the rows that are not `inside`, and its score there.
+
+    `inside` bool [M]: rows to learn from. `score(outputs [R, C], targets)` is the higher the better; of equal
+    ones the first wins. Otherwise as `fit_attentive`. One setting is not measured: its score is NaN.
+    """
+    if len(settings) == 1:
+        return 0, float("nan")
+    learnt, asked = x[inside], x[~inside]
+    left, scores = list(range(len(settings))), [float("nan")]
+    for rung in rungs_of(len(settings), depth):
+        left = sorted(left[: rung.settings])
+        fitted = fit_attentive(
+            learnt,
+            targets[inside],
+            [settings[k] for k in left],
+            num_classes=num_classes,
+            depth=depth,
+            epochs=epochs * rung.share,
+            batch_size=batch_size,
+            seed=seed,
+            loss_of=loss_of,
+            device=device,
+        )
+        said = attentive_logits(fitted, asked, batch_size)
+        scores = [score(one, targets[~inside]) for one in said]
+        order = sorted(range(len(left)), key=lambda k: -scores[k])
+        left, scores = [left[k] for k in order], [scores[k] for k in order]
+    return left[0], scores[0]
+
+
+def fit_attentive(
+    x: Tensor,
+    targets: Tensor,
+    settings: Sequence[tuple[float, float]],
+    *,
+    num_classes: int,
+    depth: int,
+    epochs: float,
+    batch_size: int,
+    seed: int,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    device: torch.device | str = "cpu",
+) -> Fitted:
     """Train a probe for every (learning rate, weight decay) at once, by AdamW with a cosine.
 
     `x` [M, N, D] in any floating dtype, `targets` labels int64 [M] or what else `loss_of` (a mean over rows)
-    compares outputs [M, C] with. Returns the probes, and the mean and deviation
-    [D] by which tokens are standardised.
+    compares outputs [M, C] with; both may stay on the CPU, `device` gets them by batches. A fraction of an
+    epoch is one of its batches, at least one step. The same draws on every device.
     """
     mean, std = x.mean((0, 1), dtype=torch.float32), x.float().std((0, 1)).clamp_min(1e-6)
-    model = AttentiveHeads(len(settings), x.shape[2], num_classes, depth=depth, seed=seed)
+    mean, std = mean.to(device), std.to(device)
+    model = AttentiveHeads(len(settings), x.shape[2], num_classes, depth=depth, seed=seed).to(device)
     parameters = list(model.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    rates, decays = (torch.tensor([s[k] for s in settings]) for k in (0, 1))
+    rates, decays = (torch.tensor([s[k] for s in settings], device=device) for k in (0, 1))
     batch = min(batch_size, len(x))
-    steps = epochs * -(-len(x) // batch)
+    steps = max(1, round(epochs * -(-len(x) // batch)))
     generator = make_generator(seed, "attentive order")
-    step = 0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(batch):
-            logits = model((x[rows].float() - mean) / std)
-            target = torch.cat([targets[rows]] * len(settings))
-            # The models share nothing: the sum's gradient is each one's own.
-            loss = loss_of(logits.flatten(0, 1), target) * len(settings)
-            gradients = torch.autograd.grad(loss, parameters)
-            rate = rates * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)))
-            step += 1
-            with torch.no_grad():
-                for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                    shape = (-1,) + (1,) * (p.dim() - 1)
-                    m.lerp_(g, 1 - BETAS[0])
-                    v.lerp_(g * g, 1 - BETAS[1])
-                    p.mul_(1 - (rate * decays).reshape(shape))
-                    size = rate.reshape(shape) / (1 - BETAS[0] ** step)
-                    p.sub_(size * m / ((v / (1 - BETAS[1] ** step)).sqrt() + EPS))
+    order: list[Tensor] = []
+    for step in range(steps):
+        order = order or list(torch.randperm(len(x), generator=generator).split(batch))
+        rows = order.pop(0)
+        logits = model((x[rows].to(device).float() - mean) / std)
+        target = torch.cat([targets[rows].to(device)] * len(settings))
+        # The models share nothing: the sum's gradient is each one's own.
+        loss = loss_of(logits.flatten(0, 1), target) * len(settings)
+        gradients = torch.autograd.grad(loss, parameters)
+        rate = rates * (0.5 * (1 + math.cos(math.pi * step / steps)))
+        first_left, second_left = (1 - beta ** (step + 1) for beta in BETAS)
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                shape = (-1,) + (1,) * (p.dim() - 1)
+                m.lerp_(g, 1 - BETAS[0])
+                v.lerp_(g * g, 1 - BETAS[1])
+                p.mul_(1 - (rate * decays).reshape(shape))
+                p.sub_((rate / first_left).reshape(shape) * m / ((v / second_left).sqrt() + EPS))
     return model, mean, std
 
 
 @torch.no_grad()
-def attentive_logits(fitted: tuple[AttentiveHeads, Tensor, Tensor], x: Tensor, batch_size: int) -> Tensor:
-    """Class scores of every model, [G, M, C]."""
+def attentive_logits(fitted: Fitted, x: Tensor, batch_size: int) -> Tensor:
+    """Class scores of every model, [G, M, C], on the CPU."""
     model, mean, std = fitted
-    return torch.cat([model((part.float() - mean) / std) for part in x.split(batch_size)], 1)
+    parts = x.split(batch_size)
+    return torch.cat([model((part.to(mean.device).float() - mean) / std).cpu() for part in parts], 1)

@@ -44,6 +44,7 @@ def low_shot(
     *,
     shares: Sequence[float],
     seeds: int = 3,
+    device: torch.device | str = "cpu",
 ) -> list[LowShot]:
     """Probe with each share of the training videos (of every class alike, at least one of each).
 
@@ -64,7 +65,7 @@ def low_shot(
             own = train.rows(keep)
             fewest = int(torch.bincount(own.labels)[own.labels.unique()].min())
             settings = replace(config, seed=seed, folds=max(2, min(config.folds, fewest)))
-            results.append(probe(own, test, settings, num_classes))
+            results.append(probe(own, test, settings, num_classes, device))
             count = len(keep)
         found.append(LowShot(share=share, videos=count, results=tuple(results)))
     return found

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae.core.errors import InputError
-from vmae.core.measure.attentive import attentive_logits, fit_attentive
+from vmae.core.measure.attentive import attentive_logits, fit_attentive, select_attentive
 from vmae.core.model.masking import MaskConfig, TokenMask, sample_masks
 from vmae.core.model.videomae import VideoMAE
 from vmae.core.numerics import autocast, clip_to_video, make_generator, resolve_precision
@@ -172,15 +172,22 @@ def _pool(tokens: Tensor, pooling: Pooling, model: Any) -> Tensor:
 
 
 def probe(
-    train: Features, test: Features, config: ProbeConfig, num_classes: int | None = None
+    train: Features,
+    test: Features,
+    config: ProbeConfig,
+    num_classes: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> ProbeResult:
     """Read out `train`, measure on `test`, with the probe of `config.kind`.
 
-    Raises InputError when the training list has fewer clips than folds, or a test label was never seen.
+    `device` trains the attentive probe; the others take a second on the CPU. Raises InputError when the
+    training list has fewer clips than folds, or a test label was never seen.
     """
     classes = _check(train, test, config, num_classes)
-    kinds = {"linear": linear_probe, "attentive": attentive_probe, "knn": knn_probe}
-    return kinds[config.kind](train, test, config, classes)
+    if config.kind == "attentive":
+        return attentive_probe(train, test, config, classes, device)
+    read = linear_probe if config.kind == "linear" else knn_probe
+    return read(train, test, config, classes)
 
 
 def _check(train: Features, test: Features, config: ProbeConfig, num_classes: int | None) -> int:
@@ -222,6 +229,10 @@ def accuracies(logits: Tensor, labels: Tensor, unread: Tensor | None = None) -> 
     present = labels.unique()
     per_class = torch.stack([first[labels == c].mean() for c in present])
     return float(first.mean()), float(hit.any(1).float().mean()), float(per_class.mean())
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).float().mean())
 
 
 def _result(
@@ -350,27 +361,28 @@ def knn_probe(train: Features, test: Features, config: ProbeConfig, num_classes:
     return _result("knn", votes(b, False)[best], test, selection=accuracy[best], chosen=chosen)
 
 
-def attentive_probe(train: Features, test: Features, config: ProbeConfig, num_classes: int) -> ProbeResult:
+def attentive_probe(
+    train: Features,
+    test: Features,
+    config: ProbeConfig,
+    num_classes: int,
+    device: torch.device | str = "cpu",
+) -> ProbeResult:
     """A learnt pooling of all tokens and a linear layer on it, by AdamW; `train.x` is `[M, N, D]`.
 
-    Every learning rate x weight decay is trained at once (`vmae.core.measure.attentive`), on tokens
-    standardised by the training list. The rates tried are a hundredth of `config.lrs` (AdamW's scale); one
-    held-out fold chooses, unless there is but one setting (`selection_top1` is NaN), and the chosen one is
-    trained again on the whole list. Raises InputError for features that are not tokens.
+    Every learning rate x weight decay is trained at once (`vmae.core.measure.attentive`; deeper than 1 in
+    rounds that leave ever fewer), on tokens standardised by the training list. The rates tried are a
+    hundredth of `config.lrs` (AdamW's scale); one held-out fold chooses, unless there is but one setting
+    (`selection_top1` is NaN), and the chosen one is trained again on the whole list. Raises InputError for
+    features that are not tokens.
     """
     if train.x.ndim != 3:
         raise InputError(f"expected token features [M, N, D] (pooling 'tokens'); got {tuple(train.x.shape)}")
     how: dict[str, Any] = {"num_classes": num_classes, "depth": config.depth, "epochs": config.epochs}
-    how |= {"batch_size": config.batch_size, "seed": config.seed}
+    how |= {"batch_size": config.batch_size, "seed": config.seed, "device": device}
     settings = [(lr / 100, wd) for lr in config.lrs for wd in config.weight_decays]
-    best, selection = 0, float("nan")
-    if len(settings) > 1:
-        fold = folds_of(train.labels, config.folds, config.seed)
-        inside, outside = fold != 0, fold == 0
-        fitted = fit_attentive(train.x[inside], train.labels[inside], settings, **how)
-        said = attentive_logits(fitted, train.x[outside], config.batch_size).argmax(2)
-        right = (said == train.labels[outside]).float().mean(1)
-        best, selection = int(right.argmax()), float(right.max())
+    inside = folds_of(train.labels, config.folds, config.seed) != 0
+    best, selection = select_attentive(train.x, train.labels, inside, settings, _accuracy, **how)
     fitted = fit_attentive(train.x, train.labels, [settings[best]], **how)
     logits = attentive_logits(fitted, test.x, config.batch_size)[0]
     lr, wd = settings[best]

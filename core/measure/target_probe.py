@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmae.core.errors import InputError
-from vmae.core.measure.attentive import attentive_logits, fit_attentive
+from vmae.core.measure.attentive import attentive_logits, fit_attentive, select_attentive
 from vmae.core.measure.heads import Kind, measure_head
 from vmae.core.measure.probe import Features, ProbeConfig, folds_of, standardise, train_linear
 
@@ -35,14 +35,21 @@ class TargetResult:
 
 
 def probe_targets(
-    train: Features, test: Features, target: np.ndarray, truth: np.ndarray, config: ProbeConfig, kind: Kind
+    train: Features,
+    test: Features,
+    target: np.ndarray,
+    truth: np.ndarray,
+    config: ProbeConfig,
+    kind: Kind,
+    device: torch.device | str = "cpu",
 ) -> TargetResult:
     """Learn `target` [M, K] (numbers, or 1 for each label) from `train`, measure against `truth` on `test`.
 
     linear: ridge regression in closed form for numbers, else a logistic regression a label, as the
     classifying probe is trained; attentive: the same pooling, with the squared error or a sigmoid a label.
     Settings are chosen by R2 or mAP inside the training list (linear: cross-validation, attentive: one
-    held-out fold). Of several views of a test video outputs are averaged. Raises InputError for nearest
+    held-out fold). Of several views of a test video outputs are averaged. `device` trains the attentive one.
+    Raises InputError for nearest
     neighbours, and for fewer clips than folds.
     """
     if config.kind == "knn":
@@ -54,8 +61,11 @@ def probe_targets(
         mean, deviation = target.mean(0), target.std(0)
         deviation = np.where(deviation > 0, deviation, 1.0)
     wanted = torch.from_numpy((target - mean) / deviation).float()
-    read = _attentive if config.kind == "attentive" else _ridge if kind == "regression" else _logistic
-    outputs, selection, chosen = read(train, test, wanted, config, kind)
+    if config.kind == "attentive":
+        outputs, selection, chosen = _attentive(train, test, wanted, config, kind, device)
+    else:
+        read = _ridge if kind == "regression" else _logistic
+        outputs, selection, chosen = read(train, test, wanted, config, kind)
     outputs = outputs.double().unflatten(0, (-1, test.views))
     found = (outputs.sigmoid() if kind == "multilabel" else outputs).mean(1).numpy() * deviation + mean
     return TargetResult(
@@ -124,20 +134,24 @@ def _logistic(train: Features, test: Features, wanted: Tensor, config: ProbeConf
     return outputs, scores[best], {"lr": lr, "weight_decay": wd}
 
 
-def _attentive(train: Features, test: Features, wanted: Tensor, config: ProbeConfig, kind: Kind) -> Read:
+def _attentive(
+    train: Features,
+    test: Features,
+    wanted: Tensor,
+    config: ProbeConfig,
+    kind: Kind,
+    device: torch.device | str = "cpu",
+) -> Read:
     how: dict[str, Any] = {"num_classes": wanted.shape[1], "depth": config.depth, "epochs": config.epochs}
-    how |= {"batch_size": config.batch_size, "seed": config.seed}
+    how |= {"batch_size": config.batch_size, "seed": config.seed, "device": device}
     how["loss_of"] = F.mse_loss if kind == "regression" else F.binary_cross_entropy_with_logits
     settings = [(lr / 100, wd) for lr in config.lrs for wd in config.weight_decays]
-    best, selection = 0, float("nan")
-    if len(settings) > 1:
-        inside = folds_of(torch.zeros(len(train.x), dtype=torch.int64), config.folds, config.seed) != 0
-        fitted = fit_attentive(train.x[inside], wanted[inside], settings, **how)
-        said = attentive_logits(fitted, train.x[~inside], config.batch_size)
-        said = said.sigmoid() if kind == "multilabel" else said
-        scores = [_score(s, wanted[~inside], kind) for s in said]
-        best = int(np.argmax(scores))
-        selection = scores[best]
+    inside = folds_of(torch.zeros(len(train.x), dtype=torch.int64), config.folds, config.seed) != 0
+
+    def score(outputs: Tensor, told: Tensor) -> float:
+        return _score(outputs.sigmoid() if kind == "multilabel" else outputs, told, kind)
+
+    best, selection = select_attentive(train.x, wanted, inside, settings, score, **how)
     fitted = fit_attentive(train.x, wanted, [settings[best]], **how)
     lr, wd = settings[best]
     outputs = attentive_logits(fitted, test.x, config.batch_size)[0]

@@ -55,7 +55,7 @@ def read_out(context: Context) -> tuple[ProbeResult, list[Answer]]:
     context.watch.part(0.5)
     val, failed = features_of(context, held_out_views(context, data.val))
     context.watch.part(0.7)
-    result = probe(train, val, config.probe, data.num_classes)
+    result = probe(train, val, config.probe, data.num_classes, context.device)
     return result, answered(result, val, failed, seed=config.train.seed)
 
 
@@ -67,7 +67,9 @@ def read_out_low_shot(context: Context, shares: Sequence[float], seeds: int) -> 
     assert data.val is not None
     train, _ = features_of(context, data.train_plain)
     val, _ = features_of(context, held_out_views(context, data.val))
-    return low_shot(train, val, config.probe, data.num_classes, shares=shares, seeds=seeds)
+    return low_shot(
+        train, val, config.probe, data.num_classes, shares=shares, seeds=seeds, device=context.device
+    )
 
 
 def read_out_targets(context: Context, kind: Kind) -> TargetResult:
@@ -95,7 +97,7 @@ def read_out_targets(context: Context, kind: Kind) -> TargetResult:
     target = targets_of(data.train_plain.samples, kind, outputs)
     target = target[[k for k in range(len(target)) if k not in bad]]
     truth = targets_of(data.val.samples, kind, outputs)
-    return probe_targets(train, val, target, truth, config.probe, kind)
+    return probe_targets(train, val, target, truth, config.probe, kind, context.device)
 
 
 def answered(

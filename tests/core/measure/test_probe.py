@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from vmae.core.errors import InputError, VideoError
-from vmae.core.measure.attentive import AttentiveHeads, attentive_logits, fit_attentive
+from vmae.core.measure.attentive import (
+    AttentiveHeads,
+    attentive_logits,
+    fit_attentive,
+    rungs_of,
+    select_attentive,
+)
 from vmae.core.measure.low_shot import low_shot
 from vmae.core.measure.probe import (
     Features,
     ProbeConfig,
+    attentive_probe,
     evaluation_loss,
     extract_features,
     folds_of,
@@ -277,6 +285,55 @@ def test_fewer_labels_tell_less_and_each_seed_draws_its_own() -> None:
     assert len({r.top1 for r in rows[0].results}) > 1 and rows[0].deviation > 0
     with pytest.raises(InputError, match=r"expected shares in \(0, 1\], got 2"):
         low_shot(train, test, CONFIG, 4, shares=(2.0,))
+
+
+@pytest.mark.parametrize("settings", [2, 4, 5, 12, 40])
+def test_a_choice_among_deep_probes_costs_one_probe(settings: int) -> None:
+    rungs = rungs_of(settings, 2)
+    assert rungs[0].settings == settings
+    assert sum(r.settings * r.share for r in rungs) == pytest.approx(1)
+    assert len({round(r.settings * r.share, 9) for r in rungs}) == 1
+    assert [r.settings for r in rungs] == sorted({r.settings for r in rungs}, reverse=True)
+    assert rungs_of(settings, 1) == ((settings, 1.0),)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_setting_that_learns_is_chosen(depth: int) -> None:
+    """Of a rate that moves nothing, one that learns and one that blows up; equal ones: the first."""
+    data = features(1.0, n=200, tokens=3)
+    inside = torch.arange(200) % 5 != 0
+    rates = [1e-9, 0.003, 3.0, 1e-9, 1e-8, 30.0, 0.003]
+    how = {"num_classes": 4, "depth": depth, "epochs": 60, "batch_size": 50, "seed": 0}
+
+    def score(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        return float((logits.argmax(1) == labels).float().mean())
+
+    best, top1 = select_attentive(data.x, data.labels, inside, [(r, 0.0) for r in rates], score, **how)
+    assert best == 1 and top1 > 0.5
+    only, unknown = select_attentive(data.x, data.labels, inside, [(0.1, 0.0)], score, **how)
+    assert only == 0 and math.isnan(unknown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_probe_of_twelve_settings_takes_at_most_twice_one_of_a_setting(depth: int) -> None:
+    """With the choice among them, small tokens; the best of three, in processor time."""
+    data = features(2.0, n=200, tokens=25)
+    train = replace(data, x=torch.cat([data.x] * 8, 2).half())  # [200, 25, 128]
+    many = replace(
+        CONFIG, kind="attentive", depth=depth, lrs=(0.01, 0.03, 0.1, 0.3), epochs=24, batch_size=32
+    )
+    many = replace(many, weight_decays=(0.0, 1e-3, 1e-2))
+    few = replace(many, lrs=(0.1,), weight_decays=(0.0,))
+    times: dict[int, list[float]] = {1: [], 12: []}
+    for _ in range(3):
+        for count, config in ((1, few), (12, many)):
+            start = time.process_time()
+            attentive_probe(train, train.rows(torch.arange(20)), config, 4)
+            times[count].append(time.process_time() - start)
+    one, twelve = min(times[1]), min(times[12])
+    print(f"depth {depth}: one setting {one:.2f} s, twelve {twelve:.2f} s, {twelve / one:.2f}x")
+    assert twelve <= 2 * one
 
 
 @pytest.mark.slow
