@@ -147,13 +147,17 @@ def results_table(plan: Plan, found: list[Group]) -> str:
     seeds = max((g.seeds for g in found), default=1)
     title = plan.params[0].rpartition(".")[2] if len(plan.params) == 1 else "values"
     shown = plan.columns()
-    header = [title, *(m.heading(plan.base) for m in shown), "minutes"]
+    header = [title, *(_heading(m, plan) for m in shown), "minutes"]
+    epochs = {label_of(t): str(t.config(plan.base).train.epochs) for t in plan.trials if not t.baseline}
+    if plan.equal != "epochs":
+        header.insert(1, "epochs")
     if seeds > 1:
         header.insert(1, "seeds")
     rows = []
     for g in found:
         row = [
             g.label,
+            *([epochs.get(g.label, "-")] if plan.equal != "epochs" else []),
             *(m.text(g.mean.get(m.name), g.spread.get(m.name)) for m in shown),
             number(g.minutes, 1),
         ]
@@ -161,6 +165,12 @@ def results_table(plan: Plan, found: list[Group]) -> str:
             row.insert(1, str(g.seeds))
         rows.append(row)
     return format_table(header, rows)
+
+
+def _heading(metric: Metric, plan: Plan) -> str:
+    """What ranks trials of equal cost says so: beside it stands what they have after equal epochs."""
+    text = metric.heading(plan.base)
+    return f"{text}, equal {plan.equal}" if metric == plan.ranked_by and plan.equal != "epochs" else text
 
 
 def comparison_table(plan: Plan, states: list[TrialState], found: list[Group]) -> str:

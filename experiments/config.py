@@ -35,6 +35,9 @@ class PipelineConfig:
     of untrimmed videos (localise section); `module:object`: a stage of your own."""
     measure_every: int = 0
     """Epochs between measurements of `pretrain/knn_top1` during pre-training; 0: none."""
+    probe_at: int = 0
+    """Epoch of pre-training after which the probe section's read-out is made too (`pretrain/probe_top1`); 0:
+    none. `vmae sweep --equal` takes the length of the shortest trial: all are compared there as well."""
     finetune_optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup_epochs=5.0, layer_decay=0.75
@@ -66,8 +69,10 @@ class PipelineConfig:
                 f"pipeline.finetune_share: expected {' or '.join(sharing)} among the stages (--then), got "
                 f"{', '.join(self.then)}"
             )
-        if self.measure_every < 0:
-            raise InputError(f"pipeline.measure_every: expected 0 or more, got {self.measure_every}")
+        for field_name in ("measure_every", "probe_at"):
+            if getattr(self, field_name) < 0:
+                got = getattr(self, field_name)
+                raise InputError(f"pipeline.{field_name}: expected 0 or more, got {got}")
 
     @property
     def metric(self) -> str:

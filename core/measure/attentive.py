@@ -141,13 +141,17 @@ def select_attentive(
     """Which (learning rate, weight decay) does best on the rows that are not `inside`, and its score there.
 
     `inside` bool [M]: rows to learn from. `score(outputs [R, C], targets)` is the higher the better; of equal
-    ones the first wins. Otherwise as `fit_attentive`. One setting is not measured: its score is NaN.
+    ones the first wins. Where settings are halved, rounds are too short for a score to tell them apart
+    (measured: all at chance), and the loss decides; the score returned is then that of the last round, which
+    is shorter than the final probe. Otherwise as `fit_attentive`. One setting is not measured: NaN.
     """
     if len(settings) == 1:
         return 0, float("nan")
-    learnt, asked = x[inside], x[~inside]
-    left, scores = list(range(len(settings))), [float("nan")]
-    for rung in rungs_of(len(settings), depth):
+    learnt, asked, truth = x[inside], x[~inside], targets[~inside]
+    left, said = list(range(len(settings))), torch.empty(0)
+    rungs = rungs_of(len(settings), depth)
+    whole = len(rungs) == 1 and rungs[0].share == 1
+    for rung in rungs:
         left = sorted(left[: rung.settings])
         fitted = fit_attentive(
             learnt,
@@ -162,10 +166,10 @@ def select_attentive(
             device=device,
         )
         said = attentive_logits(fitted, asked, batch_size)
-        scores = [score(one, targets[~inside]) for one in said]
-        order = sorted(range(len(left)), key=lambda k: -scores[k])
-        left, scores = [left[k] for k in order], [scores[k] for k in order]
-    return left[0], scores[0]
+        worth = [score(one, truth) if whole else -float(loss_of(one, truth)) for one in said]
+        order = sorted(range(len(left)), key=lambda k: -worth[k] if math.isfinite(worth[k]) else math.inf)
+        left, said = [left[k] for k in order], said[order]
+    return left[0], score(said[0], truth)
 
 
 def fit_attentive(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmae.experiments.stages.stage import SHARE, SPEED, Config, Context, Metric, Numbers, Stage
+from vmae.experiments.stages.probe import read_out
+from vmae.experiments.stages.stage import SHARE, SPEED, Config, Context, Metric, Numbers, Stage, Watch
 from vmae.experiments.tracking import tags
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ KNN = Metric(
     curve=True,
 )
 """Leave-one-out, so that it may decide which trials go on: the held-out list is not looked at."""
+ON_THE_WAY = Metric(
+    name="pretrain/probe_top1", title="probe on the way", unit=SHARE, where="on held-out videos"
+)
+"""After `pipeline.probe_at` epochs, in the middle of the schedule; nothing is chosen by it."""
 RATE = Metric(name="pretrain/clips_per_s", title="clips/s", column="clips/s", unit=SPEED, digits=0)
 SKIPPED = Metric(name="pretrain/skipped_steps", title="skipped steps", higher_is_better=False, digits=0)
 MONITORS = (
@@ -140,8 +146,8 @@ def train(context: Context) -> TrainResult:
     """Pre-train a fresh model, or continue the one there.
 
     Every `train.picture_every` epochs the watch gets a reconstruction; every `evaluation_every` the epoch's
-    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`; `monitor` says at
-    which epochs the monitors look.
+    metrics get the error on held-out videos, every `pipeline.measure_every` `knn_top1`, after
+    `pipeline.probe_at` `probe_top1`; `monitor` says at which epochs the monitors look.
     """
     from vmae.core.errors import VideoError
     from vmae.core.model.videomae import VideoMAE
@@ -170,6 +176,8 @@ def train(context: Context) -> TrainResult:
             found[HELD_OUT] = held_out_error(decoding, val, config, context.device)
         if measure and (epoch % measure == 0 or epoch == config.train.epochs):
             found["knn_top1"] = knn_inside(model, context)
+        if epoch == config.pipeline.probe_at and val is not None:
+            found["probe_top1"] = read_out(replace(context, watch=Watch(), model=lambda: model))[0].top1
         return found
 
     return pretrain(
@@ -283,17 +291,18 @@ def knn_inside(model: PretrainedModel, context: Context) -> float:
 
 
 def numbers(result: TrainResult) -> Numbers:
-    """Speed, steps left out, and nearest neighbours and monitors as measured last."""
+    """Speed, steps left out, and nearest neighbours, the probe and monitors as measured last."""
     found = {RATE.name: result.clips_per_s, SKIPPED.name: float(result.skipped_steps)}
     for epoch in result.history:
-        looked = {k: v for k, v in epoch.items() if k == "knn_top1" or k.startswith("monitor_")}
+        own = ("knn_top1", "probe_top1")
+        looked = {k: v for k, v in epoch.items() if k in own or k.startswith("monitor_")}
         found |= {f"pretrain/{name}": value for name, value in looked.items()}
     return found
 
 
 STAGE = Stage(
     name="pretrain",
-    metrics=(LOSS, ERROR, KNN, *MONITORS, RATE, SKIPPED),
+    metrics=(LOSS, ERROR, KNN, ON_THE_WAY, *MONITORS, RATE, SKIPPED),
     share=lambda config: float(config.train.epochs),
     train=train,
     numbers=numbers,

@@ -15,7 +15,7 @@ from vmae.experiments.config import ExperimentConfig
 
 Kind = Literal["values", "uniform", "loguniform", "randint", "choice"]
 DISTRIBUTIONS = ("uniform", "loguniform", "randint", "choice")
-_FORBIDDEN = ("name", "recipe", "train.seed", "pipeline.then", "pipeline.measure_every")
+_FORBIDDEN = ("name", "recipe", "train.seed", "pipeline.then", "pipeline.measure_every", "pipeline.probe_at")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from vmae.core.files import read_json, write_json
 from vmae.experiments import stages
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, SweepDir
+from vmae.experiments.stages import pretrain, probe
 from vmae.experiments.stages.stage import Metric, Stage
 from vmae.experiments.sweeps.equal import Equal, at_equal_cost
 from vmae.experiments.sweeps.resources import Resources
@@ -92,7 +93,11 @@ class Plan:
 
     def columns(self) -> list[Metric]:
         """What a table of the trials has columns for."""
-        return stages.columns(self.base.pipeline.then, self.ranked_by)
+        found = stages.columns(self.base.pipeline.then, self.ranked_by)
+        if self.base.pipeline.probe_at:
+            before = found.index(self.ranked_by)
+            found.insert(before, replace(pretrain.ON_THE_WAY, column="after {pipeline.probe_at} epochs"))
+        return found
 
     @property
     def expected_trials(self) -> int:
@@ -197,7 +202,7 @@ def make_plan(
     is drawn, else `grid`.
 
     `brings`: by the text of the first parameter's value, what else is set with it. `equal`: every trial gets
-    the epochs that cost what the base's do.
+    the epochs that cost what the base's do, and is probed too where the shortest of them ends.
 
     Every trial's configuration is built here once, so that a bad value is refused before anything runs.
 
@@ -226,6 +231,7 @@ def make_plan(
         trials = [_bringing(t, params[0].path, brings) for t in trials]
     if equal != "epochs":
         trials = list(_equalised(trials, base, equal))
+        base = _probed_at_equal_epochs(trials, base)
     plan = Plan(
         name=name,
         sweep=sweep,
@@ -265,6 +271,14 @@ def _equalised(trials: Sequence[Trial], base: ExperimentConfig, equal: Equal) ->
             known[setting] = at_equal_cost(replace(trial, fold=None).config(base), base, equal)
         made.append(trial if trial.baseline else replace(trial, more={**trial.more, **known[setting]}))
     return tuple(made)
+
+
+def _probed_at_equal_epochs(trials: Sequence[Trial], base: ExperimentConfig) -> ExperimentConfig:
+    """The base with a probe after as many epochs as all trials have."""
+    epochs = [t.config(base).train.epochs for t in trials if not t.baseline]
+    if not epochs or probe.PROBE.name not in base.pipeline.then:
+        return base
+    return override(base, {"pipeline.probe_at": min(epochs)})
 
 
 def _bringing(trial: Trial, path: str, brings: Mapping[str, Mapping[str, Any]]) -> Trial:

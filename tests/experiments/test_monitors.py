@@ -44,6 +44,34 @@ def test_monitors_are_logged_and_change_nothing_of_the_training(mini_data: Path,
     assert last["monitor_linear_random"] >= 0
 
 
+def test_a_probe_on_the_way_is_the_probe_and_changes_nothing_of_the_training(
+    mini_data: Path, tmp_path: Path
+) -> None:
+    config = override(
+        recipes.get("demo_pretrain"),
+        {
+            "data.train_csv": str(mini_data / "train.csv"),
+            "data.val_csv": str(mini_data / "val.csv"),
+            "model.depth": 1,
+            "train.epochs": 2,
+            "train.batch_size": 16,
+            "train.picture_every": 0,
+            "probe.epochs": 5,
+            "probe.folds": 2,
+        },
+    )
+    store = store_at(str(tmp_path / "runs"))
+    alone = jobs.pretrain_run(override(config, {"name": "alone"}), store).result
+    found = {}
+    for epoch in (1, 2):
+        named = override(config, {"name": f"at-{epoch}", "pipeline.probe_at": epoch})
+        history = jobs.pretrain_run(named, store).result.history
+        assert [h["loss"] for h in history] == [h["loss"] for h in alone.history]
+        assert [k + 1 for k, h in enumerate(history) if "probe_top1" in h] == [epoch]
+        found[epoch] = history[epoch - 1]["probe_top1"]
+    assert found[2] == jobs.probe_run(config, store, store.layout.run("alone").model)[0].top1
+
+
 def _state(number: int, baseline: bool = False, **metrics: float) -> TrialState:
     named = {k.replace("__", "/"): v for k, v in metrics.items()}
     trial = Trial(id=str(number), overrides={"mask.ratio": number / 10}, seed=0, baseline=baseline)

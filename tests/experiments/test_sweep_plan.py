@@ -465,6 +465,21 @@ def test_equal_cost_gives_cheap_trials_more_epochs() -> None:
         _plan("train.epochs=1,2", equal="flops")
 
 
+def test_at_equal_cost_trials_are_probed_where_the_shortest_ends_too() -> None:
+    """So that the table has what they reach after equal epochs beside what they reach at equal cost."""
+    plan = _plan("mask.ratio=0.5,0.9", base=override(BASE, {"train.epochs": 20}), equal="flops")
+    shortest = min(t.config(plan.base).train.epochs for t in plan.trials if not t.baseline)
+    assert {t.config(plan.base).pipeline.probe_at for t in plan.trials} == {shortest}
+    headings = [m.heading(plan.base) for m in plan.columns()]
+    assert headings.index(f"after {shortest} epochs") + 1 == headings.index(plan.ranked_by.heading(plan.base))
+    for other in (
+        _plan("mask.ratio=0.5,0.9"),
+        _plan("mask.ratio=0.5,0.9", base=override(BASE, {"pipeline.then": ("knn",)}), equal="flops"),
+    ):
+        assert other.base.pipeline.probe_at == 0
+        assert not any("epochs" in m.heading(other.base) for m in other.columns())
+
+
 def test_equal_time_is_measured_here() -> None:
     base = override(BASE, {"train.epochs": 50, "model.depth": 1})
     (trial,) = [t for t in _plan("model.depth=6", base=base, equal="time").trials if not t.baseline]
