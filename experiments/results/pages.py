@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from vmae.core.measure.statistics import Paired, holm
 from vmae.experiments.answers import Answers, compare
-from vmae.experiments.results.questions import ALL, COLUMNS, SETS, Question, VideoSet
+from vmae.experiments.results.questions import ALL, COLUMNS, SETS, Column, Question, VideoSet
 from vmae.experiments.results.ranks import Points, Rank
 from vmae.experiments.results.table import SweepTable
 from vmae.experiments.sweeps import definitions
@@ -87,7 +87,7 @@ def _results(question: Question, table: SweepTable) -> list[str]:
         ]
         if base is not None:
             row.append(_difference(others[i], ahead[i]) if i in others else _NONE)
-        row += [_number(table.mean(i, c), COLUMNS[c].digits) for c in shown]
+        row += [_cost(table.mean(i, c), COLUMNS[c]) for c in shown]
         row += [_number(question.published.get(table.label(i), {}).get(c, math.nan), 1) for c in published]
         rows.append(row)
     return markdown_table(header, rows)
@@ -302,6 +302,10 @@ def _difference(pair: Paired, held: bool) -> str:
 
 def _number(value: float, digits: int) -> str:
     return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _cost(value: float, column: Column) -> str:
+    return _percent(value) if column.percent else _number(value, column.digits)
 
 
 def _percent(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,10 @@ from vmae.experiments.stages import pretrain
 
 Equal = Literal["epochs", "flops", "time"]
 """What trials have in common: their epochs as they are set, or what they cost."""
+
+
+Measured = dict[str, float]
+"""Seconds a clip of a step takes, by all that the step depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +54,38 @@ def teacher_cost(config: ExperimentConfig) -> Teacher:
     return Teacher(trained=trained, forward=forward_flops(shape))
 
 
-def step_cost(config: ExperimentConfig, by: Equal) -> float:
-    """Of one video in one epoch, its repeats and its teacher's look counted: FLOPs, or seconds here."""
+def step_cost(config: ExperimentConfig, by: Equal, measured: Measured | None = None) -> float:
+    """Of one video in one epoch, its repeats and its teacher's look counted: FLOPs, or seconds here.
+
+    Steps that differ in nothing are timed once where `measured` keeps what was found.
+    """
     repeats = config.data.repeats
     if by == "flops":
         return (pretrain.flops(config) + teacher_cost(config).forward) * repeats
     from vmae.experiments.run import default_device
     from vmae.experiments.timing import time_steps
 
-    return time_steps(config, 0, device=default_device()).step_s * repeats
+    measured = {} if measured is None else measured
+    train = replace(config.train, epochs=1, seed=0)
+    key = repr(
+        (config.model, config.mask, config.data.size, repeats, replace(config.optim, warmup_epochs=0), train)
+    )
+    if key not in measured:
+        device = default_device()
+        # The fastest of a few: what else the machine does would make one setting look dear.
+        measured[key] = min(time_steps(config, 0, device=device).step_s for _ in range(3))
+    return measured[key] * repeats
 
 
-def equal_epochs(config: ExperimentConfig, base: ExperimentConfig, by: Equal) -> int:
+def equal_epochs(
+    config: ExperimentConfig, base: ExperimentConfig, by: Equal, measured: Measured | None = None
+) -> int:
     """For how many epochs `config` trains at what `base`, as it stands, costs.
 
     A teacher's own training is paid from it first (in time: as its FLOPs at the base's speed). Raises
     InputError where not one epoch is left.
     """
-    own, reference = step_cost(config, by), step_cost(base, by)
+    own, reference = step_cost(config, by, measured), step_cost(base, by, measured)
     share = config.data.train_share / base.data.train_share
     budget = reference * base.train.epochs
     paid = teacher_cost(config).trained * (reference / step_cost(base, "flops"))
@@ -80,8 +98,10 @@ def equal_epochs(config: ExperimentConfig, base: ExperimentConfig, by: Equal) ->
     return epochs
 
 
-def at_equal_cost(config: ExperimentConfig, base: ExperimentConfig, by: Equal) -> dict[str, Any]:
+def at_equal_cost(
+    config: ExperimentConfig, base: ExperimentConfig, by: Equal, measured: Measured | None = None
+) -> dict[str, Any]:
     """The settings with which `config` costs what `base` does: its epochs, and the warm-up in proportion."""
-    epochs = equal_epochs(config, base, by)
+    epochs = equal_epochs(config, base, by, measured)
     warmup = base.optim.warmup_epochs * epochs / base.train.epochs
     return {"train.epochs": epochs, "optim.warmup_epochs": round(warmup, 3)}

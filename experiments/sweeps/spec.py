@@ -19,7 +19,7 @@ from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.layout import FoldsDir, SweepDir
 from vmae.experiments.stages import pretrain, probe
 from vmae.experiments.stages.stage import Metric, Stage
-from vmae.experiments.sweeps.equal import Equal, at_equal_cost
+from vmae.experiments.sweeps.equal import Equal, Measured, at_equal_cost
 from vmae.experiments.sweeps.resources import Resources
 from vmae.experiments.sweeps.space import Param, draw_samples
 from vmae.experiments.sweeps.stopping import StoppingConfig, check_stopping
@@ -260,7 +260,7 @@ def make_plan(
 def _equalised(trials: Sequence[Trial], base: ExperimentConfig, equal: Equal) -> tuple[Trial, ...]:
     """The trials with the epochs of equal cost; InputError where epochs vary already, or none are left."""
     known: dict[str, dict[str, Any]] = {}
-    made = []
+    made, measured = [], Measured()
     for trial in trials:
         if "train.epochs" in trial.overrides:
             raise InputError(
@@ -268,7 +268,7 @@ def _equalised(trials: Sequence[Trial], base: ExperimentConfig, equal: Equal) ->
             )
         setting = json.dumps(trial.overrides, sort_keys=True)
         if not trial.baseline and setting not in known:
-            known[setting] = at_equal_cost(replace(trial, fold=None).config(base), base, equal)
+            known[setting] = at_equal_cost(replace(trial, fold=None).config(base), base, equal, measured)
         made.append(trial if trial.baseline else replace(trial, more={**trial.more, **known[setting]}))
     return tuple(made)
 
