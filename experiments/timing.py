@@ -168,15 +168,16 @@ def _step_of(config: ExperimentConfig, num_classes: int, device: torch.device) -
         if isinstance(model, JointEncoder):  # whole videos, all their views
             clips = -(-clips // config.data.repeats) * config.data.repeats
         size = (clips, shape.channels, shape.frames, shape.height, shape.width)
-        video = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).to(device)
+        seen = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        video = seen.to(device)
         optimizer.zero_grad(set_to_none=True)
         with autocast(precision, device):
             if isinstance(model, JointEncoder):
-                mask, _ = sample_masks(config.mask, shape.grid, clips, generator=generator)
+                mask, _ = sample_masks(config.mask, shape.grid, clips, generator, video=seen)
                 directions = draw_directions(shape.predicted_dim, generator).to(device)
                 loss = model(video, mask.to(device), directions, config.data.repeats)
             elif isinstance(model, VideoMAE):
-                mask, decode = sample_masks(config.mask, shape.grid, clips, generator=generator)
+                mask, decode = sample_masks(config.mask, shape.grid, clips, generator, video=seen)
                 loss = model(video, mask.to(device), *(() if decode is None else (decode.to(device),)))
             elif isinstance(model, VideoDetector | EndToEndDetector):
                 loss = _detection_loss(model, video)

@@ -1,8 +1,10 @@
 """The line before a training and its warnings."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from vmae.core.config import override
 from vmae.core.errors import InputError
@@ -10,6 +12,7 @@ from vmae.core.video.facts import ListFacts
 from vmae.core.video.samples import Sample
 from vmae.experiments import recipes
 from vmae.experiments.outlook import outlook, shared_videos
+from vmae.experiments.timing import time_steps
 
 FACTS = ListFacts(
     videos=144, class_counts=(14,) * 9 + (18,), classes=10, frames=75, fps=30, height=128, width=170
@@ -88,3 +91,18 @@ def test_val_inside_train(tmp_path):
 def test_one_class_is_refused(counts, got):
     with pytest.raises(InputError, match=f"expected labels of two classes or more .* got {got}"):
         outlook(config(), replace(FACTS, class_counts=counts, classes=4 if counts else 0))
+
+
+def test_a_step_with_a_mask_that_looks_at_the_video_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before every run that chooses its own threads."""
+    (tmp_path / "moving.py").write_text(
+        "def still(config, grid, draws, video):\n"
+        "    change = video.float().flatten(1).std(1)  # every clip has one\n"
+        "    assert len(change) == draws.batch\n"
+        "    return draws.choice(grid.num_tokens, int(config.ratio * grid.num_tokens))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = override(recipes.get("demo_pretrain"), {"mask.type": "moving:still", "model.depth": 1})
+    assert time_steps(config, 0, device=torch.device("cpu")).step_s > 0
