@@ -138,6 +138,11 @@ class SweepOptions(ConfigOptions):
             address=self.address,
         )
 
+    @property
+    def _needs_val(self) -> bool:
+        """Whether the trials are measured on a held-out list."""
+        return self.folds is None and (not self.stage_names or stages.need_held_out(self.stage_names))
+
     def _asked(self, definition: Definition | None) -> Callable[..., ExperimentConfig]:
         """What makes the configuration that the trials have in common, from a recipe or from `start`."""
         chosen = {} if definition is None else dict(definition.fixed)
@@ -148,7 +153,7 @@ class SweepOptions(ConfigOptions):
             resolve_config,
             **{n: getattr(self, n) for n in names},
             assignments=(*(f"{k}={v}" for k, v in chosen.items()), *self.assignments),
-            needs_val=self.folds is None,
+            needs_val=self._needs_val,
         )
 
     def _stopped_early(self, base: ExperimentConfig) -> tuple[ExperimentConfig, StoppingConfig | None]:
@@ -177,7 +182,9 @@ class SweepOptions(ConfigOptions):
         from vmae.experiments.stages import finetune
 
         device = default_device()
-        held_out = None if self.folds is not None else held_out_beside(train_csv, self.val_csv)
+        held_out = None
+        if self.folds is None:
+            held_out = held_out_beside(train_csv, self.val_csv, self._needs_val)
         advice = advise(
             pretrain.STAGE.name,
             train_csv,

@@ -95,6 +95,11 @@ def of_trial(then: Iterable[str]) -> tuple[Stage, ...]:
     return (*FIRST, *map(get, then))
 
 
+def need_held_out(then: Iterable[str]) -> bool:
+    """Whether one of the stages after pre-training measures on a held-out list; InputError as `get`."""
+    return any(get(name).held_out for name in then)
+
+
 def metric(name: str) -> Metric:
     """What is known of a metric; of one that no stage here has, its name."""
     return METRICS.get(name, plain(name))

@@ -49,4 +49,5 @@ STAGE = Stage(
     ),
     share=lambda config: 0.05 * config.train.epochs,
     run=run,
+    held_out=False,
 )

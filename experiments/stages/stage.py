@@ -231,6 +231,8 @@ class Stage:
     """Raises InputError for what shows when it begins: functions of a user's own, files that it reads."""
     flops: Callable[[Config], float] | None = None
     """Of one that trains: matrix-product FLOPs of one clip's step, forward and backward."""
+    held_out: bool = True
+    """Whether it needs a held-out list to measure on."""
     task: str = ""
     """Of one that trains a head: what `vmae finetune --task` calls it."""
     recipe: str = ""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmae.core.errors import InputError
+from vmae.experiments import stages
 from vmae.experiments.cluster import files_to_see, probe_address, require_fit
 from vmae.experiments.sweeps.spec import Plan
 from vmae.experiments.tracking import Store, create_store
@@ -52,16 +53,17 @@ def prepare(plan: Plan, store: Store, progress: Callable[[int, int], None] | Non
     if plan.folds:
         data = replace(data, val_csv=data.train_csv, test_csv="")  # each of its videos is held out once
         require_labels(read_list(data, data.train_csv), data.train_csv)
-    elif not data.val_csv:
+    elif not data.val_csv and stages.need_held_out(plan.base.pipeline.then):
         raise InputError("data.val_csv: expected a held-out list (--val FILE) to rank trials by, got none")
     opened = open_data(data, plan.base.train.seed, store.layout.cache, progress)
-    assert opened.val is not None
-    both = ((opened.train_plain.samples, data.train_csv), (opened.val.samples, data.val_csv))
+    read = [(opened.train_plain.samples, data.train_csv)]
+    read += [] if opened.val is None else [(opened.val.samples, data.val_csv)]
     for stage in plan.stages():
         stage.ready(stage.settings(plan.base))
-        for samples, name in both:
+        for samples, name in read:
             stage.check_list(plan.base, samples, name)
-    require_held_out(data, plan.base.train.seed, progress)
+    if opened.val is not None:
+        require_held_out(data, plan.base.train.seed, progress)
     lists: dict[str, list[Sample]] = {}
     for stage in plan.stages():
         for config in [t.config(plan.base) for t in plan.trials if stage.trains and not t.baseline]:

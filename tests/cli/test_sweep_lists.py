@@ -12,6 +12,8 @@ import pytest
 from vmae.cli.sweep_options import SweepOptions
 from vmae.core.errors import InputError
 from vmae.core.video.annotations import read_annotations
+from vmae.experiments.sweeps.ready import prepare
+from vmae.experiments.sweeps.trial import run_trial
 from vmae.experiments.tracking import store_at
 
 
@@ -31,7 +33,14 @@ def listed(tmp_path: Path) -> Path:
 def options(listed: Path, **given: Any) -> SweepOptions:
     empty: dict[str, Any] = {f.name: None for f in fields(SweepOptions)}
     empty |= {"stage_names": (), "param_texts": (), "assignments": (), "stage_texts": (), "lists": {}}
-    empty |= {"list_them": False, "scheduler": "none", "seeds": 1, "train_csv": listed, "values": "0.5,0.75"}
+    empty |= {
+        "list_them": False,
+        "scheduler": "none",
+        "seeds": 1,
+        "train_csv": listed,
+        "values": "0.5,0.75",
+        "equal": "epochs",
+    }
     return SweepOptions(**{**empty, **given})
 
 
@@ -54,3 +63,29 @@ def test_a_list_alone_is_pretrained_as_recommended_and_divided(
 def test_without_folds_a_held_out_list_is_needed(listed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a held-out list"):
         options(listed).plan(store_at(tmp_path / "runs"), "masking_ratio")
+
+
+def test_monitors_rank_a_list_without_labels_and_held_out_videos(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/monitors.md says: the whole of it, on a list of paths."""
+    monkeypatch.chdir(tmp_path)
+    listed.write_text("".join(f"{i}.npy\n" for i in range(24)))
+    small = (
+        "model.depth=1",
+        "model.embed_dim=32",
+        "model.num_heads=2",
+        "train.batch_size=8",
+        "data.workers=0",
+    )
+    store = store_at(tmp_path / "runs")
+    given = options(listed, stage_names=("monitor",), epochs=1, recipe="demo_pretrain", assignments=small)
+    plan = given.plan(store, "masking_ratio")
+    prepare(plan, store)
+    plan = plan.begun(store.layout.sweep(plan.name))
+    plan.save(store.layout.sweep(plan.name))
+    done = run_trial(store.layout.sweep(plan.name), plan.trials[-1].id, store)
+    assert done["metrics"]["monitor/participation"] > 0
+    assert not {"eval/loss", "monitor/knn", "pretrain/val_loss"} & set(done["metrics"])
+    with pytest.raises(InputError, match="expected a held-out list"):
+        options(listed, stage_names=("monitor", "probe")).plan(store, "masking_ratio")
