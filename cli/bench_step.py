@@ -14,7 +14,9 @@ import click
 @click.option("--repeats", default=7, show_default=True, help="Timed steps of each contender.")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's]")
 @click.option(
-    "--compiled", is_flag=True, help="Also transformers under torch.compile (minutes, a C++ compiler)."
+    "--compiled",
+    is_flag=True,
+    help="Also ours and transformers' under torch.compile (minutes, a C++ compiler).",
 )
 @click.option("--official", type=click.Path(), metavar="CLONE",
               help="Also the official code (MCG-NJU/VideoMAE) from this clone; needs timm.")  # fmt: skip
@@ -38,7 +40,8 @@ def step(
 ) -> None:
     """Forward, backward and fused AdamW of pre-training, against transformers with eager and sdpa attention.
 
-    All take turns step by step in one process; medians are compared. They train on the same clips and
+    All take turns step by step in one process; medians are compared, with --compiled the faster of our two
+    with the fastest of theirs. They train on the same clips and
     masks; the others get their pixels normalised beforehand, ours normalises uint8 inside the step. In
     brackets: the share of a figure that the step's matrix products alone take here, each at its best. Where
     other processes used the cores meanwhile, it says so. Peak memory is the growth of a fresh process's

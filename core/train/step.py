@@ -50,6 +50,16 @@ class Window:
         self.start, self.wait_s, self.clips = time.perf_counter(), 0.0, 0
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile each transformer block, at its next call."""
+    # The compiler looks at every input's gradient; a block's input is no leaf, and need not be one.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    for blocks in transformer_blocks(model):
+        for block in blocks:
+            # Each shape is compiled for itself: there are three (encoder, decoder, decoder's last).
+            block.compile(dynamic=False)
+
+
 class Gradients:
     """`gradients(*inputs)` leaves the gradients of a micro-batch in `model` and returns its loss, float32.
 
@@ -84,12 +94,7 @@ class Gradients:
         self.mode = mode
         self._captured = None
         if "compile" in mode and not self._compiled:
-            # The compiler looks at every input's gradient; a block's input is no leaf, and need not be one.
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            for blocks in transformer_blocks(self._model):
-                for block in blocks:
-                    # Each shape is compiled for itself: there are three (encoder, decoder, decoder's last).
-                    block.compile(dynamic=False)
+            compile_blocks(self._model)
             self._compiled = True
         if "graph" in mode:
             self._captured = CapturedBackward(self._run, self._model, rows=self._rows, quiet=self._quiet)
