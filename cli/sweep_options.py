@@ -56,11 +56,13 @@ class SweepOptions(ConfigOptions):
 
     def plan(self, store: Store, name: str | None) -> Plan:
         """The plan of a new sweep, of the definition `name` or of --param alone; InputError for a bad one."""
+        from vmae.experiments.folds import check_folds
         from vmae.experiments.recommend import recipe_for
         from vmae.experiments.run import default_device
         from vmae.experiments.sweeps import definitions, driver
 
         definition = None if name is None else definitions.get(name)
+        check_folds(self.folds)
         asked = self._asked(definition)
         sweep_name = "custom" if definition is None else definition.name
         if self.train_csv is None or self.recipe is not None or self.config_file is not None:

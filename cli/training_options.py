@@ -88,6 +88,7 @@ class TrainingOptions(ConfigOptions):
         from vmae.core.config import parse_assignments
         from vmae.core.errors import InputError, VmaeError
         from vmae.experiments import stages
+        from vmae.experiments.folds import check_folds
 
         stage = stages.STAGES[verb]
         for key in parse_assignments(self.assignments):
@@ -109,6 +110,7 @@ class TrainingOptions(ConfigOptions):
         asked_for = (f"{key}={value}" for key, value in options.items() if value is not None)
         given |= {"assignments": (*self.assignments, *asked_for), "lists": self.lists}
         start, found = None, None
+        check_folds(self.folds)
         if self.train_csv is not None and not named and stages.STAGES[verb].advised:
             try:
                 found = self._recommended(verb, store, shape_of, taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,7 +74,8 @@ def advise(
     budget = default_budget_s(lists.videos) if budget_s is None else budget_s
 
     def speed(config: ExperimentConfig) -> Speed:
-        threads = (1, machine.cores) if device.type == "cpu" and machine.cores > 1 else (0,)
+        ours = device.type == "cpu" and machine.cores > 1 and not os.environ.get("OMP_NUM_THREADS")
+        threads = (1, machine.cores) if ours else (0,)
         return _speed(config, train, lists.classes, device, threads)
 
     found = recommend(

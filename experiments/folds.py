@@ -96,6 +96,12 @@ class FoldSummary:
         return lines
 
 
+def check_folds(spec: str | None) -> None:
+    """Raise InputError for a file of folds that cannot be read: before time is spent on the list."""
+    if spec is not None and not spec.isdigit():
+        table_of(spec)
+
+
 def find_folds(spec: str, config: ExperimentConfig) -> Folds:
     """The folds of the training list: `spec` is a csv with the columns path and fold, or a number of folds.
 

@@ -65,6 +65,15 @@ def test_without_folds_a_held_out_list_is_needed(listed: Path, tmp_path: Path) -
         options(listed).plan(store_at(tmp_path / "runs"), "masking_ratio")
 
 
+def test_folds_that_are_not_there_are_said_before_the_list_is_looked_at(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(listed, folds=str(tmp_path / "none.csv"))
+    with pytest.raises(InputError, match=r"none\.csv: expected a csv with a header"):
+        given.plan(store_at(tmp_path / "runs"), "masking_ratio")
+    assert not capsys.readouterr().err
+
+
 def test_monitors_rank_a_list_without_labels_and_held_out_videos(
     listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
