@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from vmae.core.measure.statistics import Paired, holm
 from vmae.experiments.answers import Answers, compare
-from vmae.experiments.results.questions import ALL, COLUMNS, SETS, Column, Question, VideoSet
+from vmae.experiments.results.questions import ALL, BUILT_IN, COLUMNS, SETS, Column, Question, VideoSet
 from vmae.experiments.results.ranks import Points, Rank
 from vmae.experiments.results.table import SweepTable
 from vmae.experiments.sweeps import definitions
@@ -253,7 +253,7 @@ def index_page(answered: Mapping[str, Mapping[str, str]]) -> str:
         "## To answer one",
         "",
         "```",
-        "vmae sweep masking_ratio --seeds 3 --run-name ratio-demo  # QUESTION-SET says what it answers",
+        f"{ALL['ratio'].command(SETS[BUILT_IN])}  # QUESTION-SET says what it answers",
         "vmae results export docs/results/data                     # every such sweep of ./runs",
         "vmae results build docs/results/data --out docs/results",
         "```",

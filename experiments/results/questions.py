@@ -81,7 +81,9 @@ class Question:
     def command(self, on: VideoSet) -> str:
         """What asks it of a set of videos."""
         more = self.more.get(on.name, ())
-        words = ["vmae sweep", self.sweep, *on.options, "--seeds 3", *self.options, *more]
+        given = {option.split()[0] for option in more if not option.startswith("--set")}
+        usual = [option for option in on.options if option.split()[0] not in given]
+        words = ["vmae sweep", self.sweep, *usual, "--seeds 3", *self.options, *more]
         return " ".join([*words, f"--run-name {self.name}-{on.name}"])
 
     def called(self, overrides: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def test_a_reduced_question_is_run_exported_and_built(measured: Path, tmp_path: 
         assert (pages / name).read_bytes().startswith(b"\x89PNG")
     index = (pages / "README.md").read_text()
     assert "[How much to hide](ratio.md)" in index
-    assert "vmae sweep decoder_depth --seeds 3 --values 1,2,4 --run-name depth-demo" in index
+    assert "vmae sweep decoder_depth --epochs 26 --seeds 3 --values 1,2,4 --run-name depth-demo" in index
     assert not (pages / "depth.md").exists()  # what was not run has no page
     first = _contents(pages)
     for path, data in first.items():
