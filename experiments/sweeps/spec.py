@@ -274,9 +274,9 @@ def _equalised(trials: Sequence[Trial], base: ExperimentConfig, equal: Equal) ->
 
 
 def _probed_at_equal_epochs(trials: Sequence[Trial], base: ExperimentConfig) -> ExperimentConfig:
-    """The base with a probe after as many epochs as all trials have."""
-    epochs = [t.config(base).train.epochs for t in trials if not t.baseline]
-    if not epochs or probe.PROBE.name not in base.pipeline.then:
+    """The base with a probe after as many epochs as all trials have, where some have more."""
+    epochs = {t.config(base).train.epochs for t in trials if not t.baseline}
+    if len(epochs) < 2 or probe.PROBE.name not in base.pipeline.then:
         return base
     return override(base, {"pipeline.probe_at": min(epochs)})
 
