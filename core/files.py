@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp"
 """Ending of an unfinished file, whose name begins with a dot: what a killed process leaves."""
+OLD_TEMPORARY_S = 3600.0
+"""An unfinished file that was not written to for so long has no writer any more."""
 
 
 @contextlib.contextmanager
@@ -41,6 +44,14 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
             fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder: unfinished files not written to for an hour."""
+    for file in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > OLD_TEMPORARY_S:
+                file.unlink()
 
 
 def fsync(path: Path) -> None:

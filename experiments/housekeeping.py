@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmae.core.files import OLD_TEMPORARY_S
 from vmae.experiments.layout import NOT_RUNS, SPOOL, SweepDir, Tracked, is_of_spool
 from vmae.experiments.runs import Run, children, deleted_runs, list_runs
 from vmae.experiments.storage import PART, Seen
@@ -19,7 +20,6 @@ from vmae.experiments.tracking.spool import Spool
 
 _WEIGHTS = (tags.CHECKPOINT, tags.CLASSIFIER, tags.INIT)
 _QUIET_S = 600.0  # a run that wrote its spool within this time may still be at work
-_OLD_TEMPORARY_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def find_orphans(store: Store) -> tuple[list[Orphan], list[Orphan]]:
     for path, file in sorted(files.items()):
         left = path.name.endswith(PART) or (path.name.startswith(".") and path.suffix == ".tmp")
         inside = left and any(path.is_relative_to(o.path) for o in orphans)
-        if left and not inside and now - file.modified > _OLD_TEMPORARY_S:
+        if left and not inside and now - file.modified > OLD_TEMPORARY_S:
             orphans.append(Orphan(path=path, size=file.size, reason="left by a killed process"))
     return orphans, kept
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vmae.core.errors import InputError, VideoError, VmaeError
-from vmae.core.files import read_record, replacing, write_json
+from vmae.core.files import read_record, remove_leftovers, replacing, write_json
 from vmae.core.measure.windowed import window_features
 from vmae.core.model.encoder import VideoModel
 from vmae.core.progress import Progress
@@ -102,6 +102,7 @@ def windowed_run(
     )
     folder = out.with_suffix("") if out.suffix == ".parquet" else out
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     work = WindowedWork(
         checkpoint=checkpoint,
         windows=config,
