@@ -109,14 +109,14 @@ class Rung(NamedTuple):
 def rungs_of(settings: int, depth: int) -> tuple[Rung, ...]:
     """The rounds by which one of several settings is chosen: what they train costs about one final probe.
 
-    At depth 1 a setting is a vector a head: all train to the end at once. Blocks of their own make every
-    setting cost as much as one probe does; then settings are halved successively (Jamieson and Talwalkar,
-    arXiv 1502.07943): each round keeps a quarter of them and costs the same. A departure from V-JEPA, which
-    trains all of them in full. A round starts anew with a cosine of its own, so that what is compared has
-    finished.
+    At depth 1 a setting is a vector a head, and a dozen at once cost three to four: all train for a fifth of
+    the epochs. Blocks of their own make every setting cost as much as one probe does; then settings are
+    halved successively (Jamieson and Talwalkar, arXiv 1502.07943): each round keeps a quarter of them and
+    costs the same. A departure from V-JEPA, which trains all of them in full. A round starts anew with a
+    cosine of its own, so that what is compared has finished.
     """
     if depth == 1 or settings <= 1:
-        return (Rung(settings, 1.0),)
+        return (Rung(settings, 0.2),)
     counts = [settings]
     while counts[-1] > 4:
         counts.append(-(-counts[-1] // 4))
@@ -150,7 +150,7 @@ def select_attentive(
     learnt, asked, truth = x[inside], x[~inside], targets[~inside]
     left, said = list(range(len(settings))), torch.empty(0)
     rungs = rungs_of(len(settings), depth)
-    whole = len(rungs) == 1 and rungs[0].share == 1
+    long = depth == 1
     for rung in rungs:
         left = sorted(left[: rung.settings])
         fitted = fit_attentive(
@@ -166,7 +166,7 @@ def select_attentive(
             device=device,
         )
         said = attentive_logits(fitted, asked, batch_size)
-        worth = [score(one, truth) if whole else -float(loss_of(one, truth)) for one in said]
+        worth = [score(one, truth) if long else -float(loss_of(one, truth)) for one in said]
         order = sorted(range(len(left)), key=lambda k: -worth[k] if math.isfinite(worth[k]) else math.inf)
         left, said = [left[k] for k in order], said[order]
     return left[0], score(said[0], truth)
