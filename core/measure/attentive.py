@@ -141,17 +141,15 @@ def select_attentive(
     """Which (learning rate, weight decay) does best on the rows that are not `inside`, and its score there.
 
     `inside` bool [M]: rows to learn from. `score(outputs [R, C], targets)` is the higher the better; of equal
-    ones the first wins. Where settings are halved, rounds are too short for a score to tell them apart
-    (measured: all at chance), and the loss decides; the score returned is then that of the last round, which
-    is shorter than the final probe. Otherwise as `fit_attentive`. One setting is not measured: NaN.
+    ones the first wins. Deeper than 1 rounds are too short for a score to tell settings apart (measured: all
+    at chance), and the loss decides. The score returned is that of the last round, which is shorter than the
+    final probe. Otherwise as `fit_attentive`. One setting is not measured: NaN.
     """
     if len(settings) == 1:
         return 0, float("nan")
     learnt, asked, truth = x[inside], x[~inside], targets[~inside]
     left, said = list(range(len(settings))), torch.empty(0)
-    rungs = rungs_of(len(settings), depth)
-    long = depth == 1
-    for rung in rungs:
+    for rung in rungs_of(len(settings), depth):
         left = sorted(left[: rung.settings])
         fitted = fit_attentive(
             learnt,
@@ -166,7 +164,7 @@ def select_attentive(
             device=device,
         )
         said = attentive_logits(fitted, asked, batch_size)
-        worth = [score(one, truth) if long else -float(loss_of(one, truth)) for one in said]
+        worth = [score(one, truth) if depth == 1 else -float(loss_of(one, truth)) for one in said]
         order = sorted(range(len(left)), key=lambda k: -worth[k] if math.isfinite(worth[k]) else math.inf)
         left, said = [left[k] for k in order], said[order]
     return left[0], score(said[0], truth)

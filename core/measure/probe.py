@@ -102,7 +102,8 @@ class ProbeResult:
     chance: float
     """One over the number of classes."""
     selection_top1: float
-    """Cross-validated accuracy inside the training list, of the setting that was chosen."""
+    """Accuracy inside the training list, of the setting that was chosen: cross-validated, or of the attentive
+    probe on one held-out part, after fewer epochs than the final one has."""
     chosen: dict[str, float]
     """The chosen setting, for example `{"lr": 0.1, "weight_decay": 0.0}`."""
     predictions: Tensor
@@ -370,11 +371,10 @@ def attentive_probe(
 ) -> ProbeResult:
     """A learnt pooling of all tokens and a linear layer on it, by AdamW; `train.x` is `[M, N, D]`.
 
-    Every learning rate x weight decay is trained at once (`vmae.core.measure.attentive`; deeper than 1 in
-    rounds that leave ever fewer), on tokens standardised by the training list. The rates tried are a
-    hundredth of `config.lrs` (AdamW's scale); one held-out fold chooses, unless there is but one setting
-    (`selection_top1` is NaN), and the chosen one is trained again on the whole list. Raises InputError for
-    features that are not tokens.
+    Settings are trained together and chosen among by one held-out fold, in a part of the epochs
+    (`select_attentive`); the chosen one, or the only one (`selection_top1` is NaN), is then trained on the
+    whole list, on tokens standardised by it. The rates tried are a hundredth of `config.lrs` (AdamW's scale).
+    Raises InputError for features that are not tokens.
     """
     if train.x.ndim != 3:
         raise InputError(f"expected token features [M, N, D] (pooling 'tokens'); got {tuple(train.x.shape)}")

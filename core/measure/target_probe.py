@@ -49,8 +49,7 @@ def probe_targets(
     classifying probe is trained; attentive: the same pooling, with the squared error or a sigmoid a label.
     Settings are chosen by R2 or mAP inside the training list (linear: cross-validation, attentive: one
     held-out fold). Of several views of a test video outputs are averaged. `device` trains the attentive one.
-    Raises InputError for nearest
-    neighbours, and for fewer clips than folds.
+    Raises InputError for nearest neighbours, and for fewer clips than folds.
     """
     if config.kind == "knn":
         raise InputError(f"probe.kind: expected linear or attentive for {kind}, got knn")
