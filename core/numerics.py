@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +53,20 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """`peak_mem_gib`, so far: the device's, or the process's on a CPU."""
     if device.type == "cuda":
         return {"peak_mem_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    return {"peak_mem_gib": peak_resident() / 2**30}
+
+
+def peak_resident() -> int:
+    """The largest resident set of this process so far, in bytes.
+
+    Linux: VmHWM. Not getrusage, whose ru_maxrss in a child starts at what its parent had when it forked.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
-    return {"peak_mem_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -27,6 +27,7 @@ import torch
 from vmae.core.errors import InputError
 from vmae.core.model.masking import mask_counts, sample_mask
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
+from vmae.core.numerics import peak_resident
 from vmae.core.train.step import compile_blocks
 from vmae.experiments.bench.cpu_ceiling import Others, ceiling_ms, products, too_busy
 from vmae.experiments.bench.machine import cpu_name
@@ -200,20 +201,7 @@ def peak_memory(contender: str, cell: Cell) -> int:
     one = stepper(contender, cell)
     for _ in range(3):
         one()
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    """The largest resident set of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: a child's ru_maxrss starts at what its parent had when it forked.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident() - before
 
 
 def _memory_of(contender: str, cell: Cell) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sqlite3
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae.core.config import flatten
+from vmae.core.numerics import peak_resident
 from vmae.core.video.config import DataConfig
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.runs import Filter, best_run, children, find, history, list_runs, list_sweeps
@@ -152,7 +152,7 @@ def measure_store(store: Store, *, repeats: int = 5) -> list[Timing]:
             function()
             times.append(time.perf_counter() - start)
             processor.append(time.process_time() - before)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_resident() / 2**20
         found.append(
             Timing(
                 what=what,

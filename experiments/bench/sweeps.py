@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 from vmae.core.config import override
 from vmae.core.files import read_json, write_json
+from vmae.core.numerics import peak_resident
 from vmae.experiments import recipes
 from vmae.experiments.layout import SweepDir
 from vmae.experiments.provenance import data_digest
@@ -113,7 +113,7 @@ def measure(store: Store, trials: int, concurrent: int, address: str | None = No
 
 
 def _memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident() / 2**20
 
 
 def measure_list(folder: Path, videos: int) -> dict[str, float]:

@@ -94,10 +94,10 @@ def test_a_small_file_takes_little_memory(video_kind: Callable[[str], Path], tmp
     """89 million samples in 16 kB: 5 GiB in FFmpeg."""
     (tmp_path / "bomb.mp4").write_bytes(bombs(video_kind("h264_bframes").read_bytes())["samples of one size"])
     code = (
-        "import resource, sys; from vmae.core.video.check import check_file;"
-        "from vmae.core.video.samples import Sample;"
+        "import sys; from vmae.core.video.check import check_file;"
+        "from vmae.core.numerics import peak_resident; from vmae.core.video.samples import Sample;"
         "r = check_file(Sample(path=sys.argv[1], label=0)); print(r.reason, r.detail);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(peak_resident() // 2**20)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     limit = 8 * 2**30
