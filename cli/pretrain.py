@@ -21,6 +21,7 @@ def pretrain(options: TrainingOptions) -> None:
     """
     from vmae.core.train.watch import HELD_OUT
     from vmae.experiments import jobs
+    from vmae.experiments.data import read_list
     from vmae.experiments.tracking import store_at
 
     workers = options.workers()
@@ -36,4 +37,7 @@ def pretrain(options: TrainingOptions) -> None:
     if outcome.eval_loss is not None and HELD_OUT not in outcome.result.metrics:  # it is said already
         click.echo(f"error on held-out videos at ratio {config.evaluation_ratio:g}: {outcome.eval_loss:.4f}")
     click.echo(f"model: {outcome.result.model_path}")
-    click.echo(f"\nnext:\n  vmae probe --run {config.name}{where}\n  vmae dashboard{where}")
+    lists = "" if config.data.val_csv else " --folds 3"
+    if any(s.label < 0 for s in read_list(config.data, config.data.train_csv)):
+        lists = " --data LABELLED_LIST"
+    click.echo(f"\nnext:\n  vmae probe --run {config.name}{lists}{where}\n  vmae dashboard{where}")

@@ -17,7 +17,7 @@ from vmae.experiments.cluster import files_to_see, video_map
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.data import open_test
 from vmae.experiments.executors import Here
-from vmae.experiments.layout import EvaluationDir, found_config
+from vmae.experiments.layout import EvaluationDir, RunDir, found_config
 from vmae.experiments.locks import given_up
 from vmae.experiments.provenance import config_tags
 from vmae.experiments.stages.finetune import class_names, measured_on, tested, write_evaluation
@@ -85,18 +85,9 @@ def evaluate_run(
         ],
         model.num_classes,
     )
-    name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
-    home = store.layout.run(name)
+    home = _home(config, store)
     labels = meta.get("labels") or class_names(config, model.num_classes)
-    with Tracker(
-        store,
-        home.path,
-        name=name,
-        key=key_of(home, name),
-        kind=tags.EVALUATION,
-        params=flatten(config),
-        tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
-    ) as tracker:
+    with _tracker(config, store, source, home) as tracker:
         on = measured_on(config, best=Path(model_source(store, source)).name == home.best.name)
         found = tested(evaluation, write_evaluation(evaluation, home.evaluation, labels, views, on), on)
         jobs.log_tested(tracker, found)
@@ -122,12 +113,24 @@ def test_run(
         raise InputError(f"expected a folder with a model of task {stage.task}, got {source}")
     stage.ready(config)
     create_store(store)
-    name = jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name
-    home = store.layout.run(name)
+    home = _home(config, store)
     context = Here(store.storage()).process.context(Work(config=config, home=home))
     with given_up(home.path):
         found = stage.test(context, place, progress)
-    with Tracker(
+    with _tracker(config, store, source, home) as tracker:
+        jobs.log_tested(tracker, found)
+    return found, home.evaluation
+
+
+def _home(config: ExperimentConfig, store: Store) -> RunDir:
+    """The folder of a new evaluation."""
+    return store.layout.run(jobs.named(store, replace(config, name=f"{config.name}-evaluation"), None).name)
+
+
+def _tracker(config: ExperimentConfig, store: Store, source: str, home: RunDir) -> Tracker:
+    """What records it."""
+    name = home.path.name
+    return Tracker(
         store,
         home.path,
         name=name,
@@ -135,9 +138,7 @@ def test_run(
         kind=tags.EVALUATION,
         params=flatten(config),
         tags={tags.CHECKPOINT: place_of(store, source), **config_tags(config)},
-    ) as tracker:
-        jobs.log_tested(tracker, found)
-    return found, home.evaluation
+    )
 
 
 def evaluation_config(store: Store, source: str) -> ExperimentConfig:

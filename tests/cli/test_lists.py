@@ -37,6 +37,7 @@ def test_paths_alone_and_no_held_out_list_are_enough(
     assert pretrain(tmp_path / "runs", "bare", "--data", bare) == 0
     out = capsys.readouterr().out
     assert "bare: loss" in out and "on held-out videos" not in out
+    assert "vmae probe --run bare --data LABELLED_LIST" in out
     assert vmae("finetune", "--runs-dir", tmp_path / "runs", "--data", bare, "--val", bare) == 2
     assert "two classes or more" in capsys.readouterr().err
 
@@ -51,6 +52,7 @@ def test_several_lists_and_their_weights(
     assert f"{videos // 8} batches an epoch" in shown.err
     assert "error during training on val.csv: " in shown.out and "after epoch 1" in shown.out
     assert "(1.0 is predicting each patch's mean)" in shown.out
+    assert f"vmae probe --run both --runs-dir {tmp_path / 'runs'}\n" in shown.out
     config = ExperimentConfig.load(tmp_path / "runs" / "both" / "config.yaml")
     assert config.data.train_weight == 2 and config.data.more_lists == (str(val),)
     two = ["--data", train, "--data", val, "--val", val]
