@@ -109,7 +109,7 @@ class SweepOptions(ConfigOptions):
             stopping=stopping,
             budget_s=self.budget_s,
             resources=self.on(Resources(gpus=_gpus_here() if self.gpus is None else self.gpus)),
-            brings=None if definition is None else definition.brings,
+            brings=None if definition is None else definition.brings(base),
             equal=self.equal,
         )
 
@@ -234,7 +234,7 @@ class SweepOptions(ConfigOptions):
             return given
         chosen = definition.values
         if self.values is not None:
-            chosen = typed_values(definition.path, self.values, base, definition.brings)
+            chosen = typed_values(definition.path, self.values, base, definition.brings(base))
         return [Param(path=definition.path, choices=tuple(chosen)), *given]
 
 

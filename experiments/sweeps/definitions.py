@@ -8,10 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmae.core.errors import InputError, nearest
 from vmae.experiments.stages import finetune
+
+if TYPE_CHECKING:
+    from vmae.experiments.config import ExperimentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class Definition:
     doc: str = ""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
-    brings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By the text of a value, what else is set with it."""
+    brings: Callable[[ExperimentConfig], Mapping[str, Mapping[str, Any]]] = lambda _: {}
+    """Of what the sweep starts from: by the text of a value, what else is set with it."""
 
     @property
     def label(self) -> str:
@@ -99,15 +102,23 @@ def objective() -> Definition:
     """What is learnt from: pixels, a frozen teacher's latents, or views that agree.
 
     `normalized` and `raw` are masked autoencoders on pixels, `sigreg` is a joint embedding of four views that
-    see a quarter of their tokens (LeVJEPA, arXiv 2608.27395), and --values normalized,teacher:RUN,sigreg adds
-    a frozen model's latents (SALT, arXiv 2509.24317). Objectives differ in what an epoch costs: compare with
-    --equal flops or --equal time.
+    see a quarter of their tokens (LeVJEPA, arXiv 2608.27395; in steps of 64 clips or more, whose embeddings
+    its statistic is of), and --values normalized,teacher:RUN,sigreg adds a frozen model's latents (SALT,
+    arXiv 2509.24317). Objectives differ in what an epoch costs: compare with --equal flops or --equal time.
     """
+
+    def brings(base: ExperimentConfig) -> dict[str, dict[str, Any]]:
+        batch = max(64, base.train.batch_size)
+        views = {"data.repeats": 4, "mask.type": "random", "mask.ratio": 0.75}
+        # base_lr is for 256 clips: a step's rate stays what it is.
+        rate = base.optim.base_lr * base.train.batch_size / batch
+        return {"sigreg": {**views, "train.batch_size": batch, "optim.base_lr": rate}}
+
     return _define(
         objective,
         path="model.target",
         values=("normalized", "raw", "sigreg"),
-        brings={"sigreg": {"data.repeats": 4, "mask.type": "random", "mask.ratio": 0.75}},
+        brings=brings,
     )
 
 
@@ -229,7 +240,7 @@ def _define(
     values: tuple[object, ...],
     published: dict[str, dict[str, float]] | None = None,
     fixed: dict[str, str] | None = None,
-    brings: dict[str, dict[str, Any]] | None = None,
+    brings: Callable[[ExperimentConfig], Mapping[str, Mapping[str, Any]]] = lambda _: {},
 ) -> Definition:
     doc = inspect.getdoc(function) or ""
     return Definition(
@@ -240,5 +251,5 @@ def _define(
         doc=doc,
         published=published or {},
         fixed=fixed or {},
-        brings=brings or {},
+        brings=brings,
     )

@@ -263,7 +263,7 @@ def test_every_named_sweep_is_a_valid_plan_and_names_its_field() -> None:
             params=[param],
             metric="probe/top1",
             base=base,
-            brings=d.brings,
+            brings=d.brings(base),
         )
         assert len(plan.trials) == 1 + len(d.values)
         assert len(d.doc.splitlines()[0]) > 20
@@ -391,7 +391,7 @@ def test_every_value_of_a_named_sweep_changes_what_its_trials_do(name: str) -> N
     """A sweep over a field that another field switches off would compare equal runs."""
     definition = definitions.get(name)
     base = override(BASE, dict(definition.fixed))
-    brings = definition.brings
+    brings = definition.brings(base)
     trials = [override(base, {definition.path: v, **brings.get(str(v), {})}) for v in definition.values]
     assert len(set(map(repr, trials))) == len(definition.values)
     if definition.path.startswith("mask.decoder"):
@@ -498,11 +498,13 @@ def test_objectives_bring_what_they_need_and_a_teacher_is_paid_for(tmp_path: Pat
     params = [Param(path="model.target", choices=("normalized", "sigreg", target))]
     plan = make_plan(
         name="o-1", sweep="objective", title="t", params=params, metric=base.pipeline.metric, base=base,
-        brings=found.brings, equal="flops",
+        brings=found.brings(base), equal="flops",
     )  # fmt: skip
     _, pixels, joint, latents = (t.config(base) for t in plan.trials)
     assert (pixels.train.epochs, pixels.data.repeats, pixels.mask) == (40, base.data.repeats, base.mask)
     assert (joint.data.repeats, joint.mask.type, joint.mask.ratio) == (4, "random", 0.75)
+    assert joint.train.batch_size == 64  # at the same rate of a step
+    assert joint.optim.base_lr * 64 == pytest.approx(base.optim.base_lr * base.train.batch_size)
     assert joint.train.epochs == pytest.approx(
         40 * step_cost(base, "flops") / (training_flops(joint.model, joint.mask) * 4), abs=0.5
     )
@@ -516,7 +518,7 @@ def test_objectives_bring_what_they_need_and_a_teacher_is_paid_for(tmp_path: Pat
     with pytest.raises(InputError, match="its teacher cost 125% of it"):
         make_plan(
             name="o-2", sweep="objective", title="t", params=params, metric=base.pipeline.metric, base=base,
-            brings=found.brings, equal="flops",
+            brings=found.brings(base), equal="flops",
         )  # fmt: skip
 
 
