@@ -170,9 +170,9 @@ _REPEATS = Question(
 _OBJECTIVE = Question(
     name="objective",
     title="What is learnt from, at equal operations",
-    asks="Pixels (normalised, raw) and views that agree (SIGReg), every one with the matrix-product FLOPs of "
-    "the recipe's own pre-training. On the built-in set every model sees a clip less its mean frame: clips "
-    "are told apart by their colours otherwise, and nothing is learnt of what moves.",
+    asks="Pixels (normalised, raw) and views that agree (SIGReg, in steps of 64 clips), every one with the "
+    "matrix-product FLOPs of the recipe's own pre-training. On the built-in set every model sees a clip less "
+    "its mean frame: clips are told apart by their colours otherwise, and nothing is learnt of what moves.",
     sweep="objective",
     options=("--equal flops",),
     more={BUILT_IN: ("--set model.background=subtract",)},
