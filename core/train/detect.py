@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.measure.detect import People, detect, score_detections, true_people
 from vmae.core.model.detector import VideoDetector, detection_loss
 from vmae.core.model.end_to_end import EndToEndDetector, end_to_end_loss
 from vmae.core.numerics import clip_to_video, derive_seed
-from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
-from vmae.core.train.optim import OptimConfig
-from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
+from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
 from vmae.core.video.boxes import TEST_EXTENSION, TRAIN_JITTER, crop_boxes, has_area, jitter_boxes, to_pixels
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
@@ -116,16 +112,12 @@ def train_detector(
     config: DetectConfig,
     dataset: ClipDataset,
     val: WholeFrames | None,
-    optim: OptimConfig,
-    train: TrainConfig,
-    run_dir: Path,
     classes: Sequence[int],
     people: People = true_people,
-    device: torch.device | str = "cpu",
-    report: Report = silent,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
+    **loop: Unpack[Loop],
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights and drop path) on the key frames of `dataset`.
 
@@ -143,54 +135,22 @@ def train_detector(
     if dataset.config.rand_augment:
         raise InputError("expected no data.rand_augment in detection: it moves pixels out of their boxes")
     kind = Finding if isinstance(model, EndToEndDetector) else Detecting
-    task = kind(
-        model=model,
-        config=config,
-        dataset=dataset,
-        val=val,
-        optim=optim,
-        train=train,
-        classes=classes,
-        people=people,
-        device=torch.device(device),
-        labels=labels,
-    )
-    trainer = Trainer(
-        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
-    )
-    return trainer.run(resume=resume, should_stop=should_stop)
+    task = kind(dataset, classes, people, model=model, config=config, val=val, labels=labels, **loop)
+    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
 
 
-class Detecting(Task):
+class Detecting(LabelledTask):
     """The task: what each person of the key frame does."""
 
     name = "detection"
     varies = "detection (the number of people differs from step to step)"
+    validated = VALIDATED
+    section = "detect"
 
-    def __init__(
-        self,
-        *,
-        model: VideoDetector | EndToEndDetector,
-        config: DetectConfig,
-        dataset: ClipDataset,
-        val: WholeFrames | None,
-        optim: OptimConfig,
-        train: TrainConfig,
-        classes: Sequence[int],
-        people: People,
-        device: torch.device,
-        labels: list[str] | None,
-    ) -> None:
-        self.measured: tuple[str, ...] = VALIDATED if val is not None else ()
-        self.meta = {
-            "detect": to_dict(config),
-            "optim": to_dict(optim),
-            "train": to_dict(train),
-            **({"labels": labels} if labels else {}),
-        }
-        self._model, self._config, self._train, self._device = model, config, train, device
+    def __init__(self, dataset: ClipDataset, classes: Sequence[int], people: People, **given: Any) -> None:
+        super().__init__(**given)
         self._samples, self._size = dataset.samples, dataset.config.size
-        self._val, self._classes, self._people = val, classes, people
+        self._classes, self._people = classes, people
 
     def ahead(self, batch: dict[str, Any], context: StepContext) -> dict[str, Any]:
         """Of every box: its place [K, 4] in pixels, its clip [K], its actions [K, C]."""
@@ -227,10 +187,7 @@ class Detecting(Task):
         video, boxes, clips, targets = inputs
         return detection_loss(module(video, boxes, clips), targets)
 
-    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
-        every = self._config.eval_every
-        if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
-            return {}
+    def validate(self) -> dict[str, float]:
         found = detect(
             self._model,
             self._val,
@@ -239,7 +196,7 @@ class Detecting(Task):
             device=self._device,
             precision=self._train.precision,
         )
-        return {"val/frame_map": score_detections(found, self._classes).mean_ap}
+        return {"frame_map": score_detections(found, self._classes).mean_ap}
 
 
 class Finding(Detecting):

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import clip_to_video, derive_seed
-from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
 from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
-from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
-from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
+from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
 from vmae.core.video.clips import ClipDataset
 
 VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
@@ -109,15 +105,11 @@ def finetune(
     config: FinetuneConfig,
     dataset: ClipDataset,
     val: ClipDataset | None,
-    optim: OptimConfig,
-    train: TrainConfig,
-    run_dir: Path,
-    device: torch.device | str = "cpu",
-    report: Report = silent,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
     teacher: VideoClassifier | None = None,
+    **loop: Unpack[Loop],
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
 
@@ -138,50 +130,20 @@ def finetune(
         model.encoder.requires_grad_(False)
     if teacher is not None:
         check_teacher(teacher, model)
-    task = Finetuning(
-        model=model,
-        config=config,
-        val=val,
-        optim=optim,
-        train=train,
-        device=torch.device(device),
-        labels=labels,
-        teacher=teacher,
-    )
-    trainer = Trainer(
-        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
-    )
-    return trainer.run(resume=resume, should_stop=should_stop)
+    task = Finetuning(model=model, config=config, val=val, labels=labels, teacher=teacher, **loop)
+    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
 
 
-class Finetuning(Task):
+class Finetuning(LabelledTask):
     """The task: name the class of each (mixed) clip; measured on the held-out list."""
 
     name = "finetune"
     varies = "finetune (mixing changes what a step computes)"
+    validated = VALIDATED
 
-    def __init__(
-        self,
-        *,
-        model: VideoClassifier,
-        config: FinetuneConfig,
-        val: ClipDataset | None,
-        optim: OptimConfig,
-        train: TrainConfig,
-        device: torch.device,
-        labels: list[str] | None,
-        teacher: VideoClassifier | None = None,
-    ) -> None:
-        self.measured: tuple[str, ...] = VALIDATED if val is not None else ()
-        self.meta = {
-            "finetune": to_dict(config),
-            "optim": to_dict(optim),
-            "train": to_dict(train),
-            **({"labels": labels} if labels else {}),
-        }
-        self._model, self._config, self._val = model, config, val
-        self._train, self._device = train, device
-        self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(device)
+    def __init__(self, *, teacher: VideoClassifier | None = None, **given: Any) -> None:
+        super().__init__(**given)
+        self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self._device)
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         video = clip_to_video(batch["clip"], context.device)
@@ -203,17 +165,13 @@ class Finetuning(Task):
         c = self._config.distill
         return torch.lerp(loss, divergence(logits, taught[0], c.temperature), c.weight)
 
-    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
-        every, train = self._config.eval_every, self._train
-        due = every > 0 and epoch % every == 0
-        if self._val is None or not (due or epoch == train.epochs):
-            return {}
+    def validate(self) -> dict[str, float]:
         result = evaluate(
             self._model,
             self._val,
             num_classes=self._model.num_classes,
-            batch_size=max(1, train.batch_size // (World.current().size * train.accumulate)),
+            batch_size=max(1, self._train.batch_size // (World.current().size * self._train.accumulate)),
             device=self._device,
-            precision=train.precision,
+            precision=self._train.precision,
         )
-        return {f"val/{k}": v for k, v in result.metrics().items()}
+        return result.metrics()

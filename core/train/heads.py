@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmae.core.config import to_dict
 from vmae.core.errors import InputError
 from vmae.core.measure.heads import Kind, measure_head, predict_videos
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import clip_to_video
-from vmae.core.train.config import TrainConfig
 from vmae.core.train.finetune import FinetuneConfig
 from vmae.core.train.loop import Trainer
-from vmae.core.train.optim import OptimConfig
-from vmae.core.train.task import Report, StepContext, Task, TrainResult, silent
+from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
 
@@ -78,14 +74,10 @@ def train_head(
     config: FinetuneConfig,
     dataset: ClipDataset,
     val: ClipDataset | None,
-    optim: OptimConfig,
-    train: TrainConfig,
-    run_dir: Path,
-    device: torch.device | str = "cpu",
-    report: Report = silent,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
+    **loop: Unpack[Loop],
 ) -> TrainResult:
     """Train `model`, with one output a value or label, on the clips of `dataset`.
 
@@ -100,58 +92,23 @@ def train_head(
         check_targets(val.samples, kind, "the validation list", model.num_classes)
     if config.freeze_encoder:
         model.encoder.requires_grad_(False)
-    task = HeadTask(
-        kind=kind,
-        model=model,
-        config=config,
-        dataset=dataset,
-        val=val,
-        optim=optim,
-        train=train,
-        device=torch.device(device),
-        labels=labels,
-    )
-    trainer = Trainer(
-        task, model, dataset, optim=optim, train=train, run_dir=run_dir, device=device, report=report
-    )
-    return trainer.run(resume=resume, should_stop=should_stop)
+    task = HeadTask(kind, dataset, model=model, config=config, val=val, labels=labels, **loop)
+    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
 
 
-class HeadTask(Task):
+class HeadTask(LabelledTask):
     """The task: predict each clip's values, or which labels it has."""
 
-    def __init__(
-        self,
-        *,
-        kind: Kind,
-        model: VideoClassifier,
-        config: FinetuneConfig,
-        dataset: ClipDataset,
-        val: ClipDataset | None,
-        optim: OptimConfig,
-        train: TrainConfig,
-        device: torch.device,
-        labels: list[str] | None,
-    ) -> None:
-        self.name = kind  # type: ignore[misc]
-        self.measured: tuple[str, ...] = VALIDATED[kind] if val is not None else ()
-        self._kind, self._model, self._config, self._val = kind, model, config, val
-        self._train, self._device = train, device
-        self._targets = targets_of(dataset.samples, kind, model.num_classes)
-        scale: dict[str, Any] = {}
+    def __init__(self, kind: Kind, dataset: ClipDataset, **given: Any) -> None:
+        self.name, self.validated = kind, VALIDATED[kind]  # type: ignore[misc]
+        super().__init__(**given)
+        self._kind, self._scale = kind, None
+        self._targets = targets_of(dataset.samples, kind, self._model.num_classes)
+        self.meta["task"] = kind
         if kind == "regression":
             mean, deviation = scale_of(dataset.samples)
             self._targets = (self._targets - mean) / deviation
-            scale = {"scale": {"mean": mean, "deviation": deviation}}
-        self._scale = scale.get("scale")
-        self.meta = {
-            "task": kind,
-            "finetune": to_dict(config),
-            "optim": to_dict(optim),
-            "train": to_dict(train),
-            **scale,
-            **({"labels": labels} if labels else {}),
-        }
+            self._scale = self.meta["scale"] = {"mean": mean, "deviation": deviation}
 
     def inputs(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, ...]:
         targets = torch.from_numpy(self._targets[batch["index"].numpy()]).float()
@@ -161,10 +118,7 @@ class HeadTask(Task):
         video, targets = inputs
         return head_loss(module(video), targets, self._kind)
 
-    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
-        every = self._config.eval_every
-        if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
-            return {}
+    def validate(self) -> dict[str, float]:
         found = predict_videos(
             self._model,
             self._val,
@@ -175,7 +129,7 @@ class HeadTask(Task):
             precision=self._train.precision,
         )
         truth = targets_of(self._val.samples, self._kind, self._model.num_classes)
-        return {f"val/{k}": v for k, v in measure_head(found, truth, self._kind).items()}
+        return measure_head(found, truth, self._kind)
 
 
 def head_loss(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:

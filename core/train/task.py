@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from vmae.core.config import to_dict
 from vmae.core.numerics import make_generator
+from vmae.core.train.config import TrainConfig
+from vmae.core.train.optim import OptimConfig
 
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event's name (`start`, `step`, `epoch`, `checkpoint`, `warning`) and its data."""
@@ -18,6 +21,17 @@ Report = Callable[[str, dict[str, Any]], None]
 
 def silent(event: str, data: dict[str, Any]) -> None:
     """Report of the processes other than the first."""
+
+
+class Loop(TypedDict, total=False):
+    """What every training takes besides what it trains for: `Trainer`'s keywords."""
+
+    optim: Required[OptimConfig]
+    train: Required[TrainConfig]
+    run_dir: Path
+    device: torch.device | str
+    """Default: the CPU."""
+    report: Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +117,39 @@ class Task:
         The model is in eval mode, its averaged weights in place where there are any.
         """
         return {}
+
+
+class LabelledTask(Task):
+    """A task on labels: its settings are kept with the weights, the model is measured on a held-out list."""
+
+    validated: ClassVar[tuple[str, ...]]
+    """What `validate` measures that can say which epoch is best."""
+    section: ClassVar[str] = "finetune"
+    """The name of `config` beside the weights."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        config: Any,
+        val: Any,
+        labels: list[str] | None = None,
+        **loop: Unpack[Loop],
+    ) -> None:
+        self.measured = self.validated if val is not None else ()
+        settings = {self.section: config, "optim": loop["optim"], "train": loop["train"]}
+        self.meta = {name: to_dict(part) for name, part in settings.items()}
+        if labels:
+            self.meta["labels"] = labels
+        self._model, self._config, self._val = model, config, val
+        self._train, self._device = loop["train"], torch.device(loop.get("device", "cpu"))
+
+    def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
+        every = self._config.eval_every
+        if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
+            return {}
+        return {f"val/{name}": value for name, value in self.validate().items()}
+
+    def validate(self) -> dict[str, float]:
+        """What the model reaches on the held-out list."""
+        raise NotImplementedError

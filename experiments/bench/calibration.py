@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vmae.core.train.calibration import Work, find_work
 from vmae.core.train.finetune import Finetuning
 from vmae.core.train.pretrain import Pretraining
-from vmae.core.train.task import StepContext, Task, silent
+from vmae.core.train.task import StepContext, Task
 from vmae.experiments.config import ExperimentConfig
 from vmae.experiments.stages import pretrain
 from vmae.experiments.stages.finetune import build_classifier
@@ -31,15 +31,7 @@ def work_of(config: ExperimentConfig, *, rows: int, precision: str, compiled: bo
     if config.job == pretrain.STAGE.name:
         with torch.device("meta"):
             model = random_model(config)
-        task = Pretraining(
-            model=model,
-            mask=config.mask,
-            optim=config.optim,
-            train=config.train,
-            report=silent,
-            more=None,
-            measured=(),
-        )
+        task = Pretraining(model=model, mask=config.mask, optim=config.optim, train=config.train)
         place = {"seed": 0, "epoch": 0, "step": 0, "first_row": 0, "total_rows": 2}
         context = StepContext(**place, rows=torch.arange(2), device=torch.device("cpu"))
         batch = {"clip": clip, "path": []}

@@ -183,7 +183,7 @@ def train(context: Context) -> TrainResult:
     from vmae.core.train.detect import train_detector
     from vmae.core.video.whole import WholeFrames
 
-    config, data, watch, actions = context.config, context.data(), context.watch, actions_of(context.config)
+    config, data, actions = context.config, context.data(), actions_of(context.config)
     val = None
     if data.val is not None:
         val = WholeFrames(data.val.samples, config.data, multiple=config.model.patch_size)
@@ -192,15 +192,10 @@ def train(context: Context) -> TrainResult:
         config=config.detect,
         dataset=data.train,
         val=val,
-        optim=config.optim,
-        train=config.train,
-        run_dir=context.home.path,
         classes=actions.evaluated,
         people=people_of(proposals_of(config, config.data.val_csv)),
-        device=context.device,
-        report=watch.report,
-        should_stop=watch.should_stop,
         labels=actions.names,
+        **context.loop(),
     )
 
 

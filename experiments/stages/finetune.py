@@ -143,19 +143,14 @@ def train(context: Context) -> TrainResult:
     """Fine-tune a classifier, or continue the one there, validated on the held-out list."""
     from vmae.core.train.finetune import finetune
 
-    config, data, watch = context.config, context.data(), context.watch
+    config, data = context.config, context.data()
     labels = class_names(config, data.num_classes)
     return finetune(
         model=build_classifier(config, data.num_classes, context.initial()),
         config=config.finetune,
         dataset=data.train,
         val=data.val,
-        optim=config.optim,
-        train=config.train,
-        run_dir=context.home.path,
-        device=context.device,
-        report=watch.report,
-        should_stop=watch.should_stop,
+        **context.loop(),
         labels=labels,
         teacher=read_teacher(config, labels),
     )

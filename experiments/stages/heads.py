@@ -68,7 +68,7 @@ def train(context: Context, kind: Kind) -> TrainResult:
     """Train the head with the encoder, or continue, validated on the held-out list."""
     from vmae.core.train.heads import num_outputs, train_head
 
-    config, data, watch = context.config, context.data(), context.watch
+    config, data = context.config, context.data()
     outputs = num_outputs(data.train_plain.samples, kind)
     return train_head(
         kind=kind,
@@ -76,12 +76,7 @@ def train(context: Context, kind: Kind) -> TrainResult:
         config=config.finetune,
         dataset=data.train,
         val=data.val,
-        optim=config.optim,
-        train=config.train,
-        run_dir=context.home.path,
-        device=context.device,
-        report=watch.report,
-        should_stop=watch.should_stop,
+        **context.loop(),
         labels=class_names(config, outputs),
     )
 

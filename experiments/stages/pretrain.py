@@ -184,12 +184,7 @@ def train(context: Context) -> TrainResult:
         model=model,
         mask=config.mask,
         dataset=data.train,
-        optim=config.optim,
-        train=config.train,
-        run_dir=context.home.path,
-        device=context.device,
-        report=watch.report,
-        should_stop=watch.should_stop,
+        **context.loop(),
         after_epoch=after_epoch,
         measured=_measured(config),
     )

@@ -145,6 +145,17 @@ class Context:
 
         return None if has_whole_state(self.home.checkpoints) else self.model()
 
+    def loop(self) -> dict[str, Any]:
+        """What every training function takes besides what it trains for, of `config`."""
+        return {
+            "optim": self.config.optim,
+            "train": self.config.train,
+            "run_dir": self.home.path,
+            "device": self.device,
+            "report": self.watch.report,
+            "should_stop": self.watch.should_stop,
+        }
+
 
 Numbers = dict[str, float]
 
