@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vmae.core.errors import InputError
-from vmae.core.model.encoder import Encoder, EncoderConfig, VideoModel, all_indices
+from vmae.core.model.encoder import Encoder, all_indices
 from vmae.core.model.grid import TokenGrid
-from vmae.core.model.layers import init_weights, run_blocks
+from vmae.core.model.head import HeadConfig, HeadedModel
+from vmae.core.model.layers import run_blocks
 from vmae.core.model.roi import roi_align
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoDetectorConfig(EncoderConfig):
+class VideoDetectorConfig(HeadConfig):
     """The encoder, and how a box is read out of its tokens."""
 
     roi_size: int = 7
@@ -32,10 +31,6 @@ class VideoDetectorConfig(EncoderConfig):
     """Sampling points of a bin along each axis; 0: one a token, rounded up."""
     roi_aligned: bool = True
     """Whether a token's value is at its centre. The published models have False (RoIAlign's first form)."""
-    dropout: float = 0.0
-    """Before the head."""
-    init_scale: float = 0.001
-    """The head's initial weights are scaled by it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,17 +38,9 @@ class VideoDetectorConfig(EncoderConfig):
             raise InputError(f"expected roi_size of at least 1, got {self.roi_size!r}")
         if self.roi_points < 0:
             raise InputError(f"expected roi_points of 0 or more, got {self.roi_points!r}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"expected dropout in [0, 1), got {self.dropout!r}")
-
-    @classmethod
-    def from_encoder(cls, config: EncoderConfig, **overrides: object) -> Self:
-        """The detector's configuration on another model's encoder, fields replaced by `overrides`."""
-        shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(EncoderConfig)}
-        return cls.from_dict(shared | overrides)
 
 
-class Detector(VideoModel):
+class Detector(HeadedModel):
     """An encoder whose clips may have any height and width that are whole patches, and an action head.
 
     The fixed positions of the configuration's grid are interpolated bicubically to the clip's, time slot by
@@ -64,35 +51,9 @@ class Detector(VideoModel):
     config: VideoDetectorConfig
 
     def __init__(self, config: VideoDetectorConfig, num_classes: int) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise InputError(f"expected at least 1 class, got {num_classes}")
-        self.config = config
-        self.num_classes = num_classes
+        super().__init__(config, num_classes)
         self.encoder = Encoder(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.embed_dim, num_classes)
-        init_weights(self.head)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        with torch.no_grad():
-            self.head.weight.mul_(config.init_scale)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "num_classes": self.num_classes}
-
-    def load_encoder(self, source: VideoModel) -> None:
-        """Take over the encoder's weights of another model of the same clip shape and widths.
-
-        The final norm starts fresh where the other has none (a classifier that averages tokens), as
-        published. Raises InputError for another clip shape.
-        """
-        if self.grid != source.grid:
-            raise InputError(
-                f"expected the pre-trained clip shape {source.grid.clip_shape}"
-                f" ({source.grid.describe()}), got {self.grid.clip_shape} ({self.grid.describe()})"
-            )
-        own = {k: v for k, v in self.encoder.state_dict().items() if k.startswith("norm.")}
-        self.encoder.load_state_dict(own | source.encoder.state_dict())
+        self.draw_head()
 
     def grid_of(self, video: Tensor) -> TokenGrid:
         """The token grid of a clip [B, C, T, H, W]. Raises InputError where it is not this model's kind."""
@@ -108,10 +69,6 @@ class VideoDetector(Detector):
 
     title = "a detector"
     config_class = VideoDetectorConfig
-
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> Self:
-        return cls(VideoDetectorConfig.from_dict(values["config"]), values["num_classes"])
 
     def forward(self, video: Tensor, boxes: Tensor, clips: Tensor) -> Tensor:
         """Class scores [K, num_classes] before the sigmoid.

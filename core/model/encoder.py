@@ -264,7 +264,13 @@ class VideoModel(nn.Module):
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> Self:
         """The inverse of `describe`; other keys of `values` are left alone. InputError for bad values."""
-        raise NotImplementedError
+        return cls(cls.config_from(values))
+
+    @classmethod
+    def config_from(cls, values: dict[str, Any]) -> Any:
+        """The `config` that `describe` told of."""
+        assert cls.config_class is not None
+        return cls.config_class.from_dict(values["config"])
 
 
 class PretrainedModel(VideoModel):

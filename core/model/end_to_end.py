@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +106,6 @@ class EndToEndDetector(Detector):
             part.apply(init_weights)
         for linear in (self.first_person, self.person):
             nn.init.constant_(linear.bias, _logit(torch.tensor(PRIOR)).item())
-
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> Self:
-        return cls(EndToEndConfig.from_dict(values["config"]), values["num_classes"])
 
     def forward(self, video: Tensor) -> Guesses:
         """`video` [B, C, T, H, W] uint8 or floating point in [0, 1], the key frame number T // 2 of it.

@@ -8,8 +8,6 @@ masked pre-training (`mask.type` random, `mask.ratio` the share that is dropped)
 
 from __future__ import annotations
 
-from typing import Any, Self
-
 import torch
 from torch import Tensor, nn
 
@@ -46,10 +44,6 @@ class JointEncoder(PretrainedModel):
         self.projector = nn.Sequential(
             Linear(d, 4 * d), nn.LayerNorm(4 * d), nn.GELU(), Linear(4 * d, config.predicted_dim, bias=False)
         )
-
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> Self:
-        return cls(VideoMAEConfig.from_dict(values["config"]))
 
     def forward(self, video: Tensor, mask: TokenMask, directions: Tensor, views: int) -> Tensor:
         """The loss, a scalar: `(1 - w) * invariance + w * SIGReg` with w the configuration's `sigreg`.

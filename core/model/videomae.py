@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -142,10 +141,6 @@ class VideoMAE(PretrainedModel):
         self._teacher: Latents | None = None
         # As in the official code, encoder_to_decoder keeps torch's own initialisation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> Self:
-        return cls(VideoMAEConfig.from_dict(values["config"]))
 
     def learn_from(self, teacher: Latents) -> None:
         """Predict the latents of a teacher, for a `target` that names one; it is no part of the state.
