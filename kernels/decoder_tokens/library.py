@@ -30,26 +30,19 @@ def site_dims(visible: Tensor, masked_indices: Tensor) -> Dims:
 
 
 @torch.library.impl("vmae::decoder_tokens", ("cpu", "cuda"))
-def _tokens(
-    visible: Tensor,
-    mask_token: Tensor,
-    pos: Tensor,
-    visible_indices: Tensor,
-    masked_indices: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    given = (visible, mask_token, pos, visible_indices, masked_indices)
+def _tokens(*call: Any) -> Tensor:
+    *given, dtype = call
 
     def plain() -> Tensor:
         return assemble_decoder_tokens_reference(*given, dtype=dtype)
 
-    if not all(runs_kernel(x) for x in (visible, mask_token, pos)) or dtype == torch.float64:
+    if not all(runs_kernel(x) for x in given[:3]) or dtype == torch.float64:
         return plain()
 
     def name() -> str:
-        return call_name("assemble_decoder_tokens", visible.dtype, site_dims(visible, masked_indices))
+        return call_name("assemble_decoder_tokens", given[0].dtype, site_dims(given[0], given[4]))
 
-    return or_plain(name, lambda: _launch(*given, dtype), plain)
+    return or_plain(name, lambda: _launch(*call), plain)
 
 
 def _launch(
@@ -126,14 +119,8 @@ def _launch_bwd(dout: Tensor, num_visible: int, dtype: torch.dtype) -> tuple[Ten
 
 
 @torch.library.register_fake("vmae::decoder_tokens")
-def _tokens_fake(
-    visible: Tensor,
-    mask_token: Tensor,
-    pos: Tensor,
-    visible_indices: Tensor,
-    masked_indices: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+def _tokens_fake(visible: Tensor, *rest: Any) -> Tensor:
+    *_, masked_indices, dtype = rest
     b, v, d = visible.shape
     return visible.new_empty(b, v + masked_indices.shape[1], d, dtype=dtype)
 

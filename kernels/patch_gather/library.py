@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,72 +78,62 @@ def video_words(video: Tensor, layout: str) -> str:
     return f"{kind}+rows" if row_is_run(video, layout) else kind
 
 
-def _as_tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+class Form(NamedTuple):
+    """The arguments of a call that are no tensors and no types."""
+
+    patch_size: int
+    tubelet_size: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    layout: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of pixels in a patch."""
+        return self.tubelet_size * self.patch_size
+
+    def table(self, channels: int, unit: float, device: torch.device) -> Tensor:
+        """`scale_table` of these statistics."""
+        mean, std = (None if values is None else tuple(values) for values in (self.mean, self.std))
+        return scale_table(mean, std, channels, unit, str(device))
+
+    def args(self, video: Tensor, indices: Tensor) -> dict[str, Any]:
+        """`grid_args`, of indices side by side."""
+        return grid_args(video, indices.contiguous(), self.patch_size, self.tubelet_size, self.layout)
 
 
 @torch.library.impl("vmae::gather_patches", ("cpu", "cuda"))
-def _gather(
-    video: Tensor,
-    indices: Tensor,
-    patch_size: int,
-    tubelet_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str,
-    dtype: torch.dtype,
-    tiles: str,
-) -> Tensor:
-    def plain() -> Tensor:
-        return gather_patches_reference(
-            video,
-            indices,
-            patch_size=patch_size,
-            tubelet_size=tubelet_size,
-            mean=mean,
-            std=std,
-            layout=layout,
-            dtype=dtype,
-        )
+def _gather(video: Tensor, indices: Tensor, *call: Any) -> Tensor:
+    form, (dtype, tiles) = Form(*call[:-2]), call[-2:]
 
-    def kernel() -> Tensor:
-        return _launch(video, indices, patch_size, tubelet_size, mean, std, layout, dtype, tiles)
+    def plain() -> Tensor:
+        return gather_patches_reference(video, indices, **form._asdict(), dtype=dtype)
 
     def name() -> str:
-        dims = site_dims(video, indices, patch_size, tubelet_size, layout)
+        dims = site_dims(video, indices, form.patch_size, form.tubelet_size, form.layout)
         return call_name("gather_patches", dtype, dims)
 
     if not runs_kernel(video) or dtype == torch.float64:
         return plain()
-    return or_plain(name, kernel, plain)
+    return or_plain(name, lambda: _launch(video, indices, form, dtype, tiles), plain)
 
 
-def _launch(
-    video: Tensor,
-    indices: Tensor,
-    patch_size: int,
-    tubelet_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str,
-    dtype: torch.dtype,
-    tiles: str,
-) -> Tensor:
+def _launch(video: Tensor, indices: Tensor, form: Form, dtype: torch.dtype, tiles: str) -> Tensor:
     from vmae.kernels.patch_gather import triton_kernels as kernels
 
-    args = grid_args(video, indices, patch_size, tubelet_size, layout)
+    args = form.args(video, indices)
     unit = 1 / 255 if video.dtype == torch.uint8 else 1.0
     out = torch.empty(*indices.shape, args["P"], dtype=dtype, device=video.device)
-    block_r, block_w, warps = gather_block(tubelet_size * patch_size, patch_size * args["C"], tiles)
+    block_r, block_w, warps = gather_block(form.rows, form.patch_size * args["C"], tiles)
     with on_device(video):
         kernels._gather_fwd_kernel[(indices.numel(),)](
             video_ptr=video,
-            table_ptr=scale_table(_as_tuple(mean), _as_tuple(std), args["C"], unit, str(video.device)),
+            table_ptr=form.table(args["C"], unit, video.device),
             out_ptr=out,
-            **args | {"index_ptr": indices.contiguous()},
+            **args,
             BLOCK_R=block_r,
             BLOCK_W=block_w,
-            RUNS=row_is_run(video, layout),
+            RUNS=row_is_run(video, form.layout),
             num_warps=warps,
         )
     return out
@@ -151,84 +141,48 @@ def _launch(
 
 @torch.library.impl("vmae::gather_patches_bwd", ("cpu", "cuda"))
 def _gather_bwd(
-    dout: Tensor,
-    indices: Tensor,
-    video_shape: Sequence[int],
-    video_dtype: torch.dtype,
-    patch_size: int,
-    tubelet_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str,
+    dout: Tensor, indices: Tensor, video_shape: Sequence[int], video_dtype: torch.dtype, *call: Any
 ) -> Tensor:
+    form = Form(*call)
+
     def plain() -> Tensor:
         zero = torch.zeros(list(video_shape), dtype=video_dtype, device=dout.device, requires_grad=True)
         with torch.enable_grad():
-            out = gather_patches_reference(
-                zero,
-                indices,
-                patch_size=patch_size,
-                tubelet_size=tubelet_size,
-                mean=mean,
-                std=std,
-                layout=layout,
-                dtype=dout.dtype,
-            )
+            out = gather_patches_reference(zero, indices, **form._asdict(), dtype=dout.dtype)
             return torch.autograd.grad(out, zero, dout)[0]
 
     def kernel() -> Tensor:
-        return _launch_bwd(
-            dout, indices, video_shape, video_dtype, patch_size, tubelet_size, mean, std, layout
-        )
+        return _launch_bwd(dout, indices, video_shape, form).to(video_dtype)
 
     if not runs_kernel(dout) or video_dtype == torch.float64:
         return plain()
     return or_plain(lambda: f"gather_patches gradient {list(video_shape)}", kernel, plain)
 
 
-def _launch_bwd(
-    dout: Tensor,
-    indices: Tensor,
-    video_shape: Sequence[int],
-    video_dtype: torch.dtype,
-    patch_size: int,
-    tubelet_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str,
-) -> Tensor:
+def _launch_bwd(dout: Tensor, indices: Tensor, video_shape: Sequence[int], form: Form) -> Tensor:
     from vmae.kernels.patch_gather import triton_kernels as kernels
 
     dvideo = torch.zeros(list(video_shape), dtype=torch.float32, device=dout.device)
-    args = grid_args(dvideo, indices, patch_size, tubelet_size, layout)
-    block_r, block_w, warps = gather_block(tubelet_size * patch_size, patch_size * args["C"])
+    args = form.args(dvideo, indices)
+    block_r, block_w, warps = gather_block(form.rows, form.patch_size * args["C"])
     with on_device(dout):
         kernels._gather_bwd_kernel[(indices.numel(),)](
             dout_ptr=dout.contiguous(),
-            table_ptr=scale_table(_as_tuple(mean), _as_tuple(std), args["C"], 1.0, str(dout.device)),
+            table_ptr=form.table(args["C"], 1.0, dout.device),
             dvideo_ptr=dvideo,
-            **args | {"index_ptr": indices.contiguous()},
+            **args,
             BLOCK_R=block_r,
             BLOCK_W=block_w,
             num_warps=warps,
         )
-    return dvideo.to(video_dtype)
+    return dvideo
 
 
 @torch.library.register_fake("vmae::gather_patches")
-def _gather_fake(
-    video: Tensor,
-    indices: Tensor,
-    patch_size: int,
-    tubelet_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layout: str,
-    dtype: torch.dtype,
-    tiles: str,
-) -> Tensor:
-    channels = video.shape[1] if layout == "BCTHW" else video.shape[4]
-    return video.new_empty(*indices.shape, tubelet_size * patch_size**2 * channels, dtype=dtype)
+def _gather_fake(video: Tensor, indices: Tensor, *call: Any) -> Tensor:
+    form, dtype = Form(*call[:-2]), call[-2]
+    channels = video.shape[1] if form.layout == "BCTHW" else video.shape[4]
+    return video.new_empty(*indices.shape, form.rows * form.patch_size * channels, dtype=dtype)
 
 
 @torch.library.register_fake("vmae::gather_patches_bwd")
