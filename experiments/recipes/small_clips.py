@@ -52,6 +52,17 @@ def small_clips_finetune() -> ExperimentConfig:
     )
 
 
+def _other_head(kind: heads.Kind) -> ExperimentConfig:
+    base = small_clips_finetune()
+    return replace(
+        base,
+        job=kind,
+        finetune=replace(base.finetune, mix=MixConfig(mixup=0.0, cutmix=0.0)),
+        data=replace(base.data, annotation_format=heads.FORMAT[kind]),
+        train=replace(base.train, epochs=40),
+    )
+
+
 @recipe
 def small_regression() -> ExperimentConfig:
     """Numbers instead of classes: small_clips_finetune's clips and optimiser, 40 epochs.
@@ -59,14 +70,7 @@ def small_regression() -> ExperimentConfig:
     Command: `vmae finetune --task regression --data LIST`, a line `path value[;value...]`.
     Cost: 0.162 GFLOP a clip, 0.00647 TFLOP a video over the run.
     """
-    base = small_clips_finetune()
-    return replace(
-        base,
-        job=heads.REGRESSION.name,
-        finetune=replace(base.finetune, mix=MixConfig(mixup=0.0, cutmix=0.0)),
-        data=replace(base.data, annotation_format=heads.FORMAT["regression"]),
-        train=replace(base.train, epochs=40),
-    )
+    return _other_head("regression")
 
 
 @recipe
@@ -76,14 +80,7 @@ def small_multilabel() -> ExperimentConfig:
     Command: `vmae finetune --task multilabel --data LIST`, a line `path label[;label...]`.
     Cost: 0.162 GFLOP a clip, 0.00647 TFLOP a video over the run.
     """
-    base = small_clips_finetune()
-    return replace(
-        base,
-        job=heads.MULTILABEL.name,
-        finetune=replace(base.finetune, mix=MixConfig(mixup=0.0, cutmix=0.0)),
-        data=replace(base.data, annotation_format=heads.FORMAT["multilabel"]),
-        train=replace(base.train, epochs=40),
-    )
+    return _other_head("multilabel")
 
 
 @recipe

@@ -105,6 +105,16 @@ def finetuning(
     )
 
 
+K400_LARGE: dict[str, Any] = {"epochs": 35, "base_lr": 2e-3, "batch": 128}
+K400_HUGE: dict[str, Any] = {
+    "epochs": 50, "base_lr": 1e-3, "batch": 512, "drop_path": 0.2, "dropout": 0.5, "min_lr": 1e-5,
+    "checkpoint_activations": True,
+}  # fmt: skip
+AT_320: dict[str, Any] = {"views": (4, 3), "frames": 32, "pixels": 320, "checkpoint_activations": True}
+SSV2: dict[str, Any] = {"epochs": 30, "base_lr": 5e-4, "batch": 384, "sampling": "uniform", "flip": False}
+"""Fine-tuning's values that several definitions share."""
+
+
 @recipe
 def k400_small_pretrain() -> ExperimentConfig:
     """ViT-S on Kinetics-400, 1600 epochs.
@@ -224,7 +234,7 @@ def k400_large_finetune() -> ExperimentConfig:
 
     Cost: 3,576 GFLOP a clip, 250 TFLOP a video over the run.
     """
-    return finetuning("large", epochs=35, base_lr=2e-3, batch=128)
+    return finetuning("large", **K400_LARGE)
 
 
 @recipe
@@ -234,16 +244,7 @@ def k400_huge_finetune() -> ExperimentConfig:
     Recomputes activations in the backward pass.
     Cost: 7,140 GFLOP a clip, 714 TFLOP a video over the run.
     """
-    return finetuning(
-        "huge",
-        epochs=50,
-        base_lr=1e-3,
-        batch=512,
-        drop_path=0.2,
-        dropout=0.5,
-        min_lr=1e-5,
-        checkpoint_activations=True,
-    )
+    return finetuning("huge", **K400_HUGE)
 
 
 @recipe
@@ -254,16 +255,7 @@ def k400_large_320_finetune() -> ExperimentConfig:
     Positions are interpolated when weights of 16x224x224 are loaded.
     Cost: 23,716 GFLOP a clip, 1,660 TFLOP a video over the run.
     """
-    return finetuning(
-        "large",
-        epochs=35,
-        base_lr=2e-3,
-        batch=128,
-        views=(4, 3),
-        frames=32,
-        pixels=320,
-        checkpoint_activations=True,
-    )
+    return finetuning("large", **K400_LARGE | AT_320)
 
 
 @recipe
@@ -273,19 +265,7 @@ def k400_huge_320_finetune() -> ExperimentConfig:
     Only the result is published; the hyperparameters are those of the 224 px row (our assumption).
     Cost: 44,342 GFLOP a clip, 4,434 TFLOP a video over the run.
     """
-    return finetuning(
-        "huge",
-        epochs=50,
-        base_lr=1e-3,
-        batch=512,
-        views=(4, 3),
-        drop_path=0.2,
-        dropout=0.5,
-        min_lr=1e-5,
-        frames=32,
-        pixels=320,
-        checkpoint_activations=True,
-    )
+    return finetuning("huge", **K400_HUGE | AT_320)
 
 
 @recipe
@@ -294,16 +274,7 @@ def ssv2_small_finetune() -> ExperimentConfig:
 
     Cost: 339 GFLOP a clip, 27.2 TFLOP a video over the run.
     """
-    return finetuning(
-        "small",
-        epochs=40,
-        base_lr=1e-3,
-        batch=384,
-        sampling="uniform",
-        views=(2, 3),
-        layer_decay=0.7,
-        flip=False,
-    )
+    return finetuning("small", **SSV2 | {"epochs": 40, "base_lr": 1e-3}, views=(2, 3), layer_decay=0.7)
 
 
 @recipe
@@ -312,9 +283,7 @@ def ssv2_base_finetune() -> ExperimentConfig:
 
     Cost: 1,078 GFLOP a clip, 64.7 TFLOP a video over the run.
     """
-    return finetuning(
-        "base", epochs=30, base_lr=5e-4, batch=384, sampling="uniform", views=(2, 3), flip=False
-    )
+    return finetuning("base", **SSV2, views=(2, 3))
 
 
 @recipe
@@ -324,16 +293,7 @@ def ssv2_large_finetune() -> ExperimentConfig:
     Only the result is published; the hyperparameters are those of ViT-B (our assumption).
     Cost: 3,576 GFLOP a clip, 215 TFLOP a video over the run.
     """
-    return finetuning(
-        "large",
-        epochs=30,
-        base_lr=5e-4,
-        batch=384,
-        sampling="uniform",
-        views=(2, 3),
-        flip=False,
-        checkpoint_activations=True,
-    )
+    return finetuning("large", **SSV2, views=(2, 3), checkpoint_activations=True)
 
 
 @recipe
@@ -343,17 +303,7 @@ def ssv2_large_32_finetune() -> ExperimentConfig:
     Only the result is published; the hyperparameters are those of ViT-B (our assumption).
     Cost: 8,602 GFLOP a clip, 516 TFLOP a video over the run.
     """
-    return finetuning(
-        "large",
-        epochs=30,
-        base_lr=5e-4,
-        batch=384,
-        sampling="uniform",
-        views=(1, 3),
-        flip=False,
-        frames=32,
-        checkpoint_activations=True,
-    )
+    return finetuning("large", **SSV2, views=(1, 3), frames=32, checkpoint_activations=True)
 
 
 @recipe
