@@ -82,6 +82,24 @@ def test_key_kernels_recompile_as_the_table_says(tmp_path: Path) -> None:
     assert "HGMMA" in done.stdout
 
 
+def test_registers_of_another_triton_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    triton = pytest.importorskip("triton")
+    case = next(aot.compile_cases((90,)))
+    found = aot.Resources(
+        registers=200, spill_bytes=0, stack_bytes=0, shared_bytes=1024, num_warps=8, matrix_unit="",
+        load_bits=128, store_bits=128,
+    )  # fmt: skip
+    monkeypatch.setattr(aot, "compile_case", lambda case: found)
+    monkeypatch.setattr(aot, "compile_cases", lambda families: [case])
+    rows = {case.key: vars(replace(found, registers=100))}
+    for version, wanted in ((triton.__version__, 1), ("3.6.9", 0)):
+        monkeypatch.setattr(aot, "load_table", lambda version=version: {"triton": version, "rows": rows})
+        assert aot.main(["--check"]) == wanted
+        assert ("not compared" in capsys.readouterr().out) == (wanted == 0)
+
+
 def test_the_gate_reads_the_code_that_is_launched(tmp_path: Path) -> None:
     """A peeled tile spills 40 bytes on Ada and is reported; what is shipped there is not peeled."""
     pytest.importorskip("triton")
