@@ -101,8 +101,8 @@ def test_registers_of_another_triton_are_not_compared(
 
 
 def test_the_gate_reads_the_code_that_is_launched(tmp_path: Path) -> None:
-    """A peeled tile spills 40 bytes on Ada and is reported; what is shipped there is not peeled."""
-    pytest.importorskip("triton")
+    """A peeled tile spills on Ada and is reported; what is shipped there is not peeled."""
+    triton = pytest.importorskip("triton")
     code = (
         "from dataclasses import replace\n"
         "from vmae.kernels import aot\n"
@@ -118,7 +118,8 @@ def test_the_gate_reads_the_code_that_is_launched(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     shipped, peeled = done.stdout.splitlines()
     assert shipped == "[]"
-    assert "spills 40 bytes" in peeled
+    same = triton.__version__ == aot.load_table()["triton"]
+    assert ("spills 40 bytes" if same else "spills ") in peeled  # 3.6.0: 16
 
 
 @pytest.mark.slow
