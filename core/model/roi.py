@@ -34,11 +34,13 @@ def roi_align(
     """
     _check(features, boxes, clips)
     if torchvision_operator():
-        rois = torch.cat((clips[:, None].to(features), boxes.to(features)), 1)
+        # It has no bfloat16, in which a box's pixels and a clip's number would be rounded besides.
+        maps = features.to(torch.promote_types(features.dtype, torch.float32))
+        rois = torch.cat((clips[:, None].to(maps), boxes.to(maps)), 1)
         out: Tensor = torch.ops.torchvision.roi_align(
-            features, rois, spatial_scale, output_size, output_size, sampling_ratio, aligned
+            maps, rois, spatial_scale, output_size, output_size, sampling_ratio, aligned
         )
-        return out
+        return out.to(features.dtype)
     return roi_align_reference(
         features,
         boxes,
