@@ -269,7 +269,8 @@ class VideoModel(nn.Module):
     @classmethod
     def config_from(cls, values: dict[str, Any]) -> Any:
         """The `config` that `describe` told of."""
-        assert cls.config_class is not None
+        if cls.config_class is None:
+            raise NotImplementedError
         return cls.config_class.from_dict(values["config"])
 
 

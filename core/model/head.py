@@ -66,15 +66,17 @@ class HeadedModel(VideoModel):
     def load_encoder(self, source: VideoModel) -> None:
         """Take over the encoder's weights of another model of the same clip shape and widths.
 
-        The encoder's final norm is dropped where this model has none (a classifier that averages tokens and
-        has `fc_norm`) and starts fresh where the other has none, as published. Raises InputError for another
-        clip shape (`vmae.core.weights.checkpoint.adapt_model`).
+        As published, the encoder's final norm is dropped where this model has none (a classifier that
+        averages tokens and has `fc_norm`) and starts fresh where the other has none. Raises InputError for
+        another clip shape (`vmae.core.weights.checkpoint.adapt_model`).
         """
         if self.grid != source.grid:
             raise InputError(
                 f"expected the pre-trained clip shape {source.grid.clip_shape}"
                 f" ({source.grid.describe()}), got {self.grid.clip_shape} ({self.grid.describe()})"
             )
-        fresh = {k: v for k, v in self.encoder.state_dict().items() if k.startswith("norm.")}
-        read = {k: v for k, v in source.encoder.state_dict().items() if fresh or not k.startswith("norm.")}
-        self.encoder.load_state_dict(fresh | read)
+        own_norm = {k: v for k, v in self.encoder.state_dict().items() if k.startswith("norm.")}
+        read = source.encoder.state_dict()
+        if not own_norm:
+            read = {k: v for k, v in read.items() if not k.startswith("norm.")}
+        self.encoder.load_state_dict(own_norm | read)

@@ -16,8 +16,10 @@ from vmae.core.measure.detect import People, detect, score_detections, true_peop
 from vmae.core.model.detector import VideoDetector, detection_loss
 from vmae.core.model.end_to_end import EndToEndDetector, end_to_end_loss
 from vmae.core.numerics import clip_to_video, derive_seed
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
-from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
+from vmae.core.train.optim import OptimConfig
+from vmae.core.train.task import LabelledTask, StepContext, TrainResult, Where
 from vmae.core.video.boxes import TEST_EXTENSION, TRAIN_JITTER, crop_boxes, has_area, jitter_boxes, to_pixels
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
@@ -112,12 +114,14 @@ def train_detector(
     config: DetectConfig,
     dataset: ClipDataset,
     val: WholeFrames | None,
+    optim: OptimConfig,
+    train: TrainConfig,
     classes: Sequence[int],
     people: People = true_people,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
-    **loop: Unpack[Loop],
+    **where: Unpack[Where],
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights and drop path) on the key frames of `dataset`.
 
@@ -135,8 +139,10 @@ def train_detector(
     if dataset.config.rand_augment:
         raise InputError("expected no data.rand_augment in detection: it moves pixels out of their boxes")
     kind = Finding if isinstance(model, EndToEndDetector) else Detecting
-    task = kind(dataset, classes, people, model=model, config=config, val=val, labels=labels, **loop)
-    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
+    own: dict[str, Any] = {"optim": optim, "train": train, "device": where.get("device", "cpu")}
+    task = kind(dataset, classes, people, model=model, config=config, val=val, labels=labels, **own)
+    trainer = Trainer(task, model, dataset, optim=optim, train=train, **where)
+    return trainer.run(resume=resume, should_stop=should_stop)
 
 
 class Detecting(LabelledTask):
@@ -146,6 +152,8 @@ class Detecting(LabelledTask):
     varies = "detection (the number of people differs from step to step)"
     validated = VALIDATED
     section = "detect"
+    _model: VideoDetector | EndToEndDetector
+    _config: DetectConfig
 
     def __init__(self, dataset: ClipDataset, classes: Sequence[int], people: People, **given: Any) -> None:
         super().__init__(**given)
@@ -187,10 +195,10 @@ class Detecting(LabelledTask):
         video, boxes, clips, targets = inputs
         return detection_loss(module(video, boxes, clips), targets)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, val: WholeFrames) -> dict[str, float]:
         found = detect(
             self._model,
-            self._val,
+            val,
             self._people,
             extension=self._config.extension,
             device=self._device,

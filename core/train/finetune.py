@@ -15,10 +15,12 @@ from vmae.core.errors import InputError
 from vmae.core.measure.evaluate import evaluate
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import clip_to_video, derive_seed
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
 from vmae.core.train.mixing import MixConfig, mix_clips, soft_targets
+from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
-from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
+from vmae.core.train.task import LabelledTask, StepContext, TrainResult, Where
 from vmae.core.video.clips import ClipDataset
 
 VALIDATED = ("val/top1", "val/mean_class", "val/top5", "val/loss")
@@ -105,11 +107,13 @@ def finetune(
     config: FinetuneConfig,
     dataset: ClipDataset,
     val: ClipDataset | None,
+    optim: OptimConfig,
+    train: TrainConfig,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
     teacher: VideoClassifier | None = None,
-    **loop: Unpack[Loop],
+    **where: Unpack[Where],
 ) -> TrainResult:
     """Train `model` (already with pre-trained weights, drop path and dropout set) on labelled clips.
 
@@ -130,8 +134,10 @@ def finetune(
         model.encoder.requires_grad_(False)
     if teacher is not None:
         check_teacher(teacher, model)
-    task = Finetuning(model=model, config=config, val=val, labels=labels, teacher=teacher, **loop)
-    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
+    own: dict[str, Any] = {"optim": optim, "train": train, "device": where.get("device", "cpu")}
+    task = Finetuning(model=model, config=config, val=val, labels=labels, teacher=teacher, **own)
+    trainer = Trainer(task, model, dataset, optim=optim, train=train, **where)
+    return trainer.run(resume=resume, should_stop=should_stop)
 
 
 class Finetuning(LabelledTask):
@@ -140,6 +146,8 @@ class Finetuning(LabelledTask):
     name = "finetune"
     varies = "finetune (mixing changes what a step computes)"
     validated = VALIDATED
+    _model: VideoClassifier
+    _config: FinetuneConfig
 
     def __init__(self, *, teacher: VideoClassifier | None = None, **given: Any) -> None:
         super().__init__(**given)
@@ -165,10 +173,10 @@ class Finetuning(LabelledTask):
         c = self._config.distill
         return torch.lerp(loss, divergence(logits, taught[0], c.temperature), c.weight)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, val: ClipDataset) -> dict[str, float]:
         result = evaluate(
             self._model,
-            self._val,
+            val,
             num_classes=self._model.num_classes,
             batch_size=max(1, self._train.batch_size // (World.current().size * self._train.accumulate)),
             device=self._device,

@@ -14,9 +14,11 @@ from vmae.core.errors import InputError
 from vmae.core.measure.heads import Kind, measure_head, predict_videos
 from vmae.core.model.classifier import VideoClassifier
 from vmae.core.numerics import clip_to_video
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.finetune import FinetuneConfig
 from vmae.core.train.loop import Trainer
-from vmae.core.train.task import LabelledTask, Loop, StepContext, TrainResult
+from vmae.core.train.optim import OptimConfig
+from vmae.core.train.task import LabelledTask, StepContext, TrainResult, Where
 from vmae.core.video.clips import ClipDataset
 from vmae.core.video.samples import Sample
 
@@ -74,10 +76,12 @@ def train_head(
     config: FinetuneConfig,
     dataset: ClipDataset,
     val: ClipDataset | None,
+    optim: OptimConfig,
+    train: TrainConfig,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     labels: list[str] | None = None,
-    **loop: Unpack[Loop],
+    **where: Unpack[Where],
 ) -> TrainResult:
     """Train `model`, with one output a value or label, on the clips of `dataset`.
 
@@ -92,12 +96,16 @@ def train_head(
         check_targets(val.samples, kind, "the validation list", model.num_classes)
     if config.freeze_encoder:
         model.encoder.requires_grad_(False)
-    task = HeadTask(kind, dataset, model=model, config=config, val=val, labels=labels, **loop)
-    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
+    own: dict[str, Any] = {"optim": optim, "train": train, "device": where.get("device", "cpu")}
+    task = HeadTask(kind, dataset, model=model, config=config, val=val, labels=labels, **own)
+    trainer = Trainer(task, model, dataset, optim=optim, train=train, **where)
+    return trainer.run(resume=resume, should_stop=should_stop)
 
 
 class HeadTask(LabelledTask):
     """The task: predict each clip's values, or which labels it has."""
+
+    _model: VideoClassifier
 
     def __init__(self, kind: Kind, dataset: ClipDataset, **given: Any) -> None:
         self.name, self.validated = kind, VALIDATED[kind]  # type: ignore[misc]
@@ -118,17 +126,17 @@ class HeadTask(LabelledTask):
         video, targets = inputs
         return head_loss(module(video), targets, self._kind)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, val: ClipDataset) -> dict[str, float]:
         found = predict_videos(
             self._model,
-            self._val,
+            val,
             kind=self._kind,
             scale=self._scale,
             batch_size=self._train.batch_size,
             device=self._device,
             precision=self._train.precision,
         )
-        truth = targets_of(self._val.samples, self._kind, self._model.num_classes)
+        truth = targets_of(val.samples, self._kind, self._model.num_classes)
         return measure_head(found, truth, self._kind)
 
 

@@ -14,9 +14,11 @@ from vmae.core.model.masking import MaskConfig, TokenMask, check_mask, sample_ma
 from vmae.core.model.target import SIGREG, target_function, teacher_of
 from vmae.core.model.videomae import VideoMAE, VideoMAEConfig
 from vmae.core.numerics import clip_to_video
+from vmae.core.train.config import TrainConfig
 from vmae.core.train.loop import Trainer
+from vmae.core.train.optim import OptimConfig
 from vmae.core.train.parallel import World
-from vmae.core.train.task import Loop, StepContext, Task, TrainResult, silent
+from vmae.core.train.task import Report, StepContext, Task, TrainResult, Where, silent
 from vmae.core.train.watch import (
     HELD_OUT,
     collapse_warning,
@@ -34,11 +36,13 @@ def pretrain(
     model: VideoMAE | JointEncoder,
     mask: MaskConfig,
     dataset: ClipDataset,
+    optim: OptimConfig,
+    train: TrainConfig,
     resume: bool = True,
     should_stop: Callable[[], bool] | None = None,
     after_epoch: AfterEpoch | None = None,
     measured: tuple[str, ...] = (),
-    **loop: Unpack[Loop],
+    **where: Unpack[Where],
 ) -> TrainResult:
     """Masked pre-training of `model` on `dataset` (P1 section 3; V2's dual masking with `mask.decoder_type`),
     or that of a `JointEncoder`, whose views are the dataset's repeats.
@@ -56,9 +60,17 @@ def pretrain(
     """
     check_objective(mask, model.config)
     task = Pretraining(
-        model=model, mask=mask, more=after_epoch, measured=measured, views=dataset.clips_per_video, **loop
+        model=model,
+        mask=mask,
+        optim=optim,
+        train=train,
+        report=where.get("report", silent),
+        more=after_epoch,
+        measured=measured,
+        views=dataset.clips_per_video,
     )
-    return Trainer(task, model, dataset, **loop).run(resume=resume, should_stop=should_stop)
+    trainer = Trainer(task, model, dataset, optim=optim, train=train, **where)
+    return trainer.run(resume=resume, should_stop=should_stop)
 
 
 def check_objective(mask: MaskConfig, model: VideoMAEConfig) -> None:
@@ -80,17 +92,18 @@ class Pretraining(Task):
         *,
         model: VideoMAE | JointEncoder,
         mask: MaskConfig,
+        optim: OptimConfig,
+        train: TrainConfig,
+        report: Report = silent,
         more: AfterEpoch | None = None,
         measured: tuple[str, ...] = (),
         views: int = 1,
-        **loop: Unpack[Loop],
     ) -> None:
         self._views = views
         self.measured = measured
-        settings = {"mask": mask, "optim": loop["optim"], "train": loop["train"]}
-        self.meta = {name: to_dict(part) for name, part in settings.items()}
-        self._model, self._mask, self._epochs, self._more = model, mask, loop["train"].epochs, more
-        self._report = loop.get("report", silent) if World.current().rank == 0 else silent
+        self.meta = {"mask": to_dict(mask), "optim": to_dict(optim), "train": to_dict(train)}
+        self._model, self._mask, self._epochs, self._more = model, mask, train.epochs, more
+        self._report = report if World.current().rank == 0 else silent
         self._seen: tuple[Tensor, TokenMask] | None = None
         self._warned: set[str] = set()
 

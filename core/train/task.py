@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,21 @@ def silent(event: str, data: dict[str, Any]) -> None:
     """Report of the processes other than the first."""
 
 
-class Loop(TypedDict, total=False):
-    """What every training takes besides what it trains for: `Trainer`'s keywords."""
+class Where(TypedDict, total=False):
+    """Where a training happens and who hears of it: keywords of `Trainer` and of every training function."""
 
-    optim: Required[OptimConfig]
-    train: Required[TrainConfig]
-    run_dir: Path
+    run_dir: Required[Path]
     device: torch.device | str
     """Default: the CPU."""
     report: Report
+
+
+class Training(Where, total=False):
+    """All that a training takes besides what it trains for."""
+
+    optim: Required[OptimConfig]
+    train: Required[TrainConfig]
+    should_stop: Callable[[], bool] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,23 +139,25 @@ class LabelledTask(Task):
         model: Any,
         config: Any,
         val: Any,
+        optim: OptimConfig,
+        train: TrainConfig,
+        device: torch.device | str = "cpu",
         labels: list[str] | None = None,
-        **loop: Unpack[Loop],
     ) -> None:
         self.measured = self.validated if val is not None else ()
-        settings = {self.section: config, "optim": loop["optim"], "train": loop["train"]}
+        settings = {self.section: config, "optim": optim, "train": train}
         self.meta = {name: to_dict(part) for name, part in settings.items()}
         if labels:
             self.meta["labels"] = labels
         self._model, self._config, self._val = model, config, val
-        self._train, self._device = loop["train"], torch.device(loop.get("device", "cpu"))
+        self._train, self._device = train, torch.device(device)
 
     def after_epoch(self, epoch: int, history: list[dict[str, float]]) -> dict[str, float]:
         every = self._config.eval_every
         if self._val is None or not ((every and epoch % every == 0) or epoch == self._train.epochs):
             return {}
-        return {f"val/{name}": value for name, value in self.validate().items()}
+        return {f"val/{name}": value for name, value in self.validate(self._val).items()}
 
-    def validate(self) -> dict[str, float]:
-        """What the model reaches on the held-out list."""
+    def validate(self, val: Any) -> dict[str, float]:
+        """What the model reaches on the held-out list `val`."""
         raise NotImplementedError

@@ -105,6 +105,7 @@ def finetuning(
     )
 
 
+# Of fine-tuning, what several definitions share.
 K400_LARGE: dict[str, Any] = {"epochs": 35, "base_lr": 2e-3, "batch": 128}
 K400_HUGE: dict[str, Any] = {
     "epochs": 50, "base_lr": 1e-3, "batch": 512, "drop_path": 0.2, "dropout": 0.5, "min_lr": 1e-5,
@@ -112,7 +113,6 @@ K400_HUGE: dict[str, Any] = {
 }  # fmt: skip
 AT_320: dict[str, Any] = {"views": (4, 3), "frames": 32, "pixels": 320, "checkpoint_activations": True}
 SSV2: dict[str, Any] = {"epochs": 30, "base_lr": 5e-4, "batch": 384, "sampling": "uniform", "flip": False}
-"""Fine-tuning's values that several definitions share."""
 
 
 @recipe

@@ -195,7 +195,7 @@ def train(context: Context) -> TrainResult:
         classes=actions.evaluated,
         people=people_of(proposals_of(config, config.data.val_csv)),
         labels=actions.names,
-        **context.loop(),
+        **context.training(),
     )
 
 

@@ -150,7 +150,7 @@ def train(context: Context) -> TrainResult:
         config=config.finetune,
         dataset=data.train,
         val=data.val,
-        **context.loop(),
+        **context.training(),
         labels=labels,
         teacher=read_teacher(config, labels),
     )

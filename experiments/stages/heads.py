@@ -76,7 +76,7 @@ def train(context: Context, kind: Kind) -> TrainResult:
         config=config.finetune,
         dataset=data.train,
         val=data.val,
-        **context.loop(),
+        **context.training(),
         labels=class_names(config, outputs),
     )
 

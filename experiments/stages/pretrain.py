@@ -184,7 +184,7 @@ def train(context: Context) -> TrainResult:
         model=model,
         mask=config.mask,
         dataset=data.train,
-        **context.loop(),
+        **context.training(),
         after_epoch=after_epoch,
         measured=_measured(config),
     )

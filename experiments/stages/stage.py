@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmae.core.model.encoder import VideoModel
     from vmae.core.progress import Progress
-    from vmae.core.train.task import Report, TrainResult
+    from vmae.core.train.task import Report, Training, TrainResult
     from vmae.core.video.samples import Sample
     from vmae.experiments.data import Data
 
@@ -145,7 +145,7 @@ class Context:
 
         return None if has_whole_state(self.home.checkpoints) else self.model()
 
-    def loop(self) -> dict[str, Any]:
+    def training(self) -> Training:
         """What every training function takes besides what it trains for, of `config`."""
         return {
             "optim": self.config.optim,

@@ -32,15 +32,16 @@ def site_dims(visible: Tensor, masked_indices: Tensor) -> Dims:
 @torch.library.impl("vmae::decoder_tokens", ("cpu", "cuda"))
 def _tokens(*call: Any) -> Tensor:
     *given, dtype = call
+    visible, mask_token, pos, _, masked_indices = given
 
     def plain() -> Tensor:
         return assemble_decoder_tokens_reference(*given, dtype=dtype)
 
-    if not all(runs_kernel(x) for x in given[:3]) or dtype == torch.float64:
+    if not all(runs_kernel(x) for x in (visible, mask_token, pos)) or dtype == torch.float64:
         return plain()
 
     def name() -> str:
-        return call_name("assemble_decoder_tokens", given[0].dtype, site_dims(given[0], given[4]))
+        return call_name("assemble_decoder_tokens", visible.dtype, site_dims(visible, masked_indices))
 
     return or_plain(name, lambda: _launch(*call), plain)
 

@@ -104,7 +104,7 @@ class Form(NamedTuple):
 
 @torch.library.impl("vmae::gather_patches", ("cpu", "cuda"))
 def _gather(video: Tensor, indices: Tensor, *call: Any) -> Tensor:
-    form, (dtype, tiles) = Form(*call[:-2]), call[-2:]
+    form, (dtype, tiles) = Form(*call[:-2]), call[-2:]  # the schema has no defaults: all are given
 
     def plain() -> Tensor:
         return gather_patches_reference(video, indices, **form._asdict(), dtype=dtype)
@@ -160,6 +160,7 @@ def _gather_bwd(
 
 
 def _launch_bwd(dout: Tensor, indices: Tensor, video_shape: Sequence[int], form: Form) -> Tensor:
+    """The video's gradient, in float32."""
     from vmae.kernels.patch_gather import triton_kernels as kernels
 
     dvideo = torch.zeros(list(video_shape), dtype=torch.float32, device=dout.device)
