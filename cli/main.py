@@ -8,6 +8,7 @@ Ray, MLflow or Streamlit at module level.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import gc
 import os
@@ -94,6 +95,28 @@ def run(argv: list[str] | None = None) -> None:
 
     Without `argv` it is the command of its own process; verbs see that in the context's `obj`.
     """
+    try:
+        _run(argv)
+    except SystemExit as e:
+        if argv is None:
+            _end_at_once(e.code)
+        raise
+
+
+def _end_at_once(code: object) -> None:
+    """End the process here where a thread is at work in native code, such as a Ray that is still starting.
+
+    An interpreter that ends in good order pulls that code away under the thread, and now and then aborts.
+    """
+    background = sys.modules.get("vmae.experiments.background")
+    if background is not None and background.unfinished():
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _run(argv: list[str] | None) -> None:
     own_process = argv is None
     if own_process:
         make_safe()

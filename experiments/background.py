@@ -1,10 +1,22 @@
-"""Something that a thread does again and again while a body runs."""
+"""Threads beside a body: work that is done again and again, and work that nobody waits for."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+
+_left: list[threading.Thread] = []
+
+
+def leave(thread: threading.Thread) -> None:
+    """Note that nobody waits for this thread's work, which may be in native code when the process ends."""
+    _left.append(thread)
+
+
+def unfinished() -> bool:
+    """Whether a thread that was left is still at work."""
+    return any(thread.is_alive() for thread in _left)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from vmae.core.errors import InputError, VmaeError
 from vmae.core.sockets import MOST_BYTES, socket_folder
+from vmae.experiments.background import leave
 from vmae.experiments.cluster.address import probe_address
 from vmae.experiments.cluster.token import ask_for_token, known_token
 from vmae.experiments.signals import ignored, interrupts
@@ -164,7 +165,9 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         with ignored():
             self._end.set()
-            if not self._leave:
+            if self._leave:
+                leave(self._thread)
+            else:
                 self._thread.join()
 
     def wait(self) -> None:

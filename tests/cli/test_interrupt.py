@@ -124,3 +124,23 @@ def test_with_loader_processes_the_state_is_saved_and_the_end_is_soon(
     assert took < 10  # 1 s on a machine that does nothing else
     psutil.wait_procs(loaders, timeout=10)
     assert not any(p.is_running() for p in loaders)
+
+
+def test_a_refusal_ends_the_process_under_what_is_still_at_work_in_native_code() -> None:
+    """In good order the interpreter's end pulls that code away: a Ray half started aborted now and then."""
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from vmae.cli.main import run\n"
+        "from vmae.experiments import background\n"
+        "thread = threading.Thread(target=time.sleep, args=(60,), daemon=True)\n"
+        "thread.start()\n"
+        "background.leave(thread)\n"
+        "atexit.register(print, 'in good order')\n"
+        "sys.argv = ['vmae', 'nothing']\n"
+        "run()\n"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "got 'nothing'" in done.stderr
+    assert "in good order" not in done.stdout
